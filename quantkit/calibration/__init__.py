@@ -1,0 +1,1 @@
+"""Calibration: text into rows of tokens, rows into statistics, and what may be rescaled."""

@@ -1,0 +1,198 @@
+"""Safetensors checkpoints, one tensor at a time.
+
+A tensor is read with ``pread`` into memory of its own: mapped pages would count as resident
+memory and stay. The layout is that of https://github.com/huggingface/safetensors#format:
+eight bytes of header length, a JSON header, then the data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from quantkit.errors import InputError
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+class TensorSource(Protocol):
+    """Weights by their checkpoint key, whatever they are stored as."""
+
+    def keys(self) -> Iterable[str]: ...
+
+    def shape(self, key: str) -> tuple[int, ...]: ...
+
+    def read(self, key: str) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies: file, dtype, shape and byte range within the file."""
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises InputError naming the file (and line) when it isn't one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError("no such file", where=str(path)) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"isn't valid JSON ({error})", where=str(path)) from error
+    if not isinstance(value, dict):
+        raise InputError("holds no JSON object", where=str(path))
+    return value
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """Return the entries of one safetensors file, checked against the file's real size.
+
+    Raises InputError for a truncated or malformed file.
+    """
+    size = path.stat().st_size
+    again = "The file is damaged or incomplete: download or copy it again."
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise InputError("truncated: its header is incomplete", where=str(path), mend=again)
+        try:
+            header = json.loads(file.read(length))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise InputError("its header isn't JSON", where=str(path), mend=again) from error
+    entries = {}
+    for key, value in header.items():
+        if key == "__metadata__":
+            continue
+        start, end = value["data_offsets"]
+        if 8 + length + end > size:
+            raise InputError(
+                f"truncated: tensor {key} ends at byte {8 + length + end:,}, "
+                f"the file has {size:,} bytes",
+                where=str(path),
+                mend=again,
+            )
+        if value["dtype"] not in DTYPES:
+            raise InputError(f"tensor {key} has unknown dtype {value['dtype']}", where=str(path))
+        dtype = DTYPES[value["dtype"]]
+        shape = tuple(value["shape"])
+        if torch.Size(shape).numel() * dtype.itemsize != end - start:
+            raise InputError(
+                f"tensor {key}: shape {shape} and byte range disagree", where=str(path), mend=again
+            )
+        entries[key] = TensorEntry(path, dtype, shape, 8 + length + start, end - start)
+    return entries
+
+
+class Checkpoint:
+    """A Hugging Face model directory in safetensors, single file or sharded. Read-only.
+
+    ``config`` is config.json as it is. Implements ``TensorSource``.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Read config and headers. Raises InputError when the directory isn't usable."""
+        self.directory = directory
+        if not directory.is_dir():
+            raise InputError("no such directory", where=str(directory))
+        self.config = read_json(directory / "config.json")
+        self.files = _weight_files(directory)
+        self.entries: dict[str, TensorEntry] = {}
+        for file in self.files:
+            self.entries.update(read_header(file))
+
+    def keys(self) -> Iterable[str]:
+        return self.entries.keys()
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self.entries[key].shape
+
+    def dtype(self, key: str) -> torch.dtype:
+        return self.entries[key].dtype
+
+    def read(self, key: str) -> torch.Tensor:
+        """Return one tensor in memory of its own, in its stored dtype."""
+        entry = self.entries[key]
+        tensor = torch.empty(entry.shape, dtype=entry.dtype)
+        if entry.nbytes == 0:
+            return tensor
+        view = memoryview(tensor.flatten().view(torch.uint8).numpy()).cast("B")
+        descriptor = os.open(entry.file, os.O_RDONLY)
+        try:
+            done = 0
+            while done < entry.nbytes:
+                count = os.preadv(descriptor, [view[done:]], entry.start + done)
+                if count == 0:
+                    raise InputError(f"ended while reading {key}", where=str(entry.file))
+                done += count
+        finally:
+            os.close(descriptor)
+        return tensor
+
+    def nbytes(self) -> int:
+        """Bytes of all tensors as stored."""
+        return sum(entry.nbytes for entry in self.entries.values())
+
+    def parameters(self) -> int:
+        """Number of elements of all tensors."""
+        return sum(torch.Size(entry.shape).numel() for entry in self.entries.values())
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    index = directory / INDEX_FILE
+    if index.is_file():
+        mapping = read_json(index).get("weight_map", {})
+        files = [directory / name for name in sorted(set(mapping.values()))]
+        for file in files:
+            if not file.is_file():
+                raise InputError(
+                    f"names {file.name}, which is missing",
+                    where=str(index),
+                    mend="Copy the missing shard beside the others.",
+                )
+        return files
+    if (directory / SINGLE_FILE).is_file():
+        return [directory / SINGLE_FILE]
+    found = sorted(directory.glob("*.safetensors"))
+    if found:
+        return found
+    pickles = sorted(path.name for pattern in _PICKLES for path in directory.glob(pattern))
+    if pickles:
+        raise InputError(
+            f"has its weights only as pickle ({pickles[0]}), which can run code when loaded "
+            "and is never opened",
+            where=str(directory),
+            mend="Save it as safetensors: AutoModelForCausalLM.from_pretrained(...)"
+            ".save_pretrained(DIR), on a machine where you trust the file.",
+        )
+    raise InputError(
+        "holds no *.safetensors file", where=str(directory), mend="Is this a checkpoint directory?"
+    )

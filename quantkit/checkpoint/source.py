@@ -1,0 +1,52 @@
+"""What ``--model`` may name: a directory, the bundled demo, or a model id of the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from quantkit.errors import InputError
+from quantkit.resources import demo_model
+
+# Weights in safetensors and what lies beside them; pickles are never fetched.
+_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+def locate(model: str) -> Path:
+    """Return the local directory of ``model``.
+
+    ``demo`` is the bundled model, an existing path is taken as it is, and ``owner/name`` is
+    downloaded through huggingface_hub into its own cache (``owner/name@revision`` pins one).
+
+    Raises InputError when it is none of these or can't be downloaded.
+    """
+    path = Path(model)
+    if path.is_dir():
+        return path
+    if model == "demo":
+        return demo_model()
+    if path.is_file():
+        raise InputError(
+            "is a file; a checkpoint is a directory with config.json and *.safetensors",
+            where=model,
+            mend=f"Pass its directory: {path.parent}",
+        )
+    name, _, revision = model.partition("@")
+    looks_like_path = model.startswith((".", "/", "~")) or name.count("/") != 1
+    if looks_like_path:
+        raise InputError(
+            "no such directory",
+            where=model,
+            mend="Pass a checkpoint directory, a hub id (owner/name), or 'demo'.",
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=_WANTED))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"no such directory, and the hub can't deliver it ({type(error).__name__}: {reason})",
+            where=model,
+            mend="Check the name, the network, and HF_TOKEN for a gated model.",
+        ) from error

@@ -1,0 +1,43 @@
+"""What can go wrong, said so that the reader can mend it, and the exit code that says it to a script."""
+
+from __future__ import annotations
+
+import enum
+
+
+class ExitCode(enum.IntEnum):
+    """Exit codes of the command line (documented in ``quantkit --help``)."""
+
+    DONE = 0
+    GATE_FAILED = 1
+    BAD_INPUT = 2
+    MACHINE = 3
+    INCONCLUSIVE = 4
+    BUG = 70
+    INTERRUPTED = 130
+
+
+class QuantkitError(Exception):
+    """An expected failure: what is wrong, where, and how to mend it.
+
+    ``where`` names the file, key or tensor; ``mend`` is a sentence that tells what to do.
+    The command line prints both and exits with ``exit_code``; no traceback is shown.
+    """
+
+    exit_code = ExitCode.BAD_INPUT
+
+    def __init__(self, what: str, *, where: str | None = None, mend: str | None = None) -> None:
+        self.what = what
+        self.where = where
+        self.mend = mend
+        super().__init__(f"{where}: {what}" if where else what)
+
+
+class InputError(QuantkitError):
+    """A recipe, a checkpoint or an argument is not usable."""
+
+
+class MachineError(QuantkitError):
+    """The machine lacks something: an engine, disk space, memory, a device."""
+
+    exit_code = ExitCode.MACHINE

@@ -1,0 +1,1 @@
+"""How artifacts lie on disk: one format a file, each packs and unpacks.."""

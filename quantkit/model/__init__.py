@@ -1,0 +1,1 @@
+"""Any decoder of transformers, observed rather than described: shape, names, one block at a time."""

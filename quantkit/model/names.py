@@ -1,0 +1,96 @@
+"""Checkpoint keys ↔ module parameters, proven complete.
+
+transformers renames keys when it loads (a base-model prefix added or dropped, older spellings)
+and fuses some (experts). Its own rules are asked for the renames; a fusion, or a name left over
+on either side, is refused, because a tensor that is silently not loaded ruins everything after.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from quantkit.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from quantkit.checkpoint.reader import Checkpoint
+
+# Buffers that old versions saved and that are computed today.
+_COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|masked_bias|attn\.bias|attention\.bias)$")
+
+
+def match(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
+    """Map every parameter and persistent buffer of ``model`` to its checkpoint key.
+
+    Tied parameters map to the key of the tensor they share. Raises InputError when a key or a
+    parameter is left over, when shapes differ, or when transformers would fuse tensors.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, rename_source_key
+
+    where = str(checkpoint.directory)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    transforms = get_model_conversion_mapping(model)
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    renamings = [t for t in transforms if not isinstance(t, WeightConverter)]
+    ignored = [re.compile(p) for p in model._keys_to_ignore_on_load_unexpected or ()]
+    names: dict[str, str] = {}
+    left_over = []
+    for key in checkpoint.keys():
+        name, fusion = rename_source_key(
+            key, renamings, converters, model.base_model_prefix, dict(wanted)
+        )
+        if fusion is not None:
+            raise InputError(
+                f"transformers fuses {key} with other tensors when it loads ({model.config.model_type}); "
+                "fused weights, mixtures of experts among them, aren't supported yet",
+                where=where,
+            )
+        if name not in wanted:
+            if not _COMPUTED.search(key) and not any(p.search(key) for p in ignored):
+                left_over.append(key)
+            continue
+        if checkpoint.shape(key) != wanted[name]:
+            raise InputError(
+                f"tensor {key} has shape {checkpoint.shape(key)}; config.json asks for {wanted[name]}",
+                where=where,
+                mend="Do config.json and the weights belong together?",
+            )
+        names[name] = key
+    for target, source in model.all_tied_weights_keys.items():
+        if target in names or source in names:
+            names.setdefault(target, names.get(source, ""))
+            names.setdefault(source, names[target])
+    missing = [name for name in wanted if name not in names]
+    if missing or left_over:
+        problems = []
+        if missing:
+            problems.append(f"lacks {_some(missing)}")
+        if left_over:
+            problems.append(f"holds {_some(left_over)}, which the model doesn't have")
+        raise InputError(
+            f"{' and '.join(problems)} (model type {model.config.model_type})",
+            where=where,
+            mend="Is the download complete, and do config.json and the weights belong together?",
+        )
+    return names
+
+
+def refuse_experts(model: nn.Module, model_type: str, where: str) -> None:
+    """Raise InputError for a mixture of experts, by name."""
+    for name, module in model.named_modules():
+        if re.search(r"experts?$", name.rsplit(".", 1)[-1]) or "SparseMoe" in type(module).__name__:
+            raise InputError(
+                f"is a mixture of experts ({model_type}: {name} is {type(module).__name__}); "
+                "only dense decoders are supported so far",
+                where=where,
+            )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(sorted(names)[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

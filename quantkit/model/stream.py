@@ -1,0 +1,257 @@
+"""One block in memory at a time.
+
+The decoder layers' arguments (masks, rotary embeddings) are recorded once by stubs that stand in
+for the layers during one cheap forward; afterwards each real layer is loaded, run on the hidden
+states, and dropped. The head is run the same way: a forward in which the last stub gives back
+the hidden states that the real layers made, and the output embedding is applied in slices of the
+vocabulary, so that whatever the model does around them (final norm, scaling, soft caps) is done
+by its own code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantkit.checkpoint.reader import TensorSource
+from quantkit.errors import InputError
+from quantkit.model.skeleton import Skeleton
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one layer besides its hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass
+class Batch:
+    """Rows under way: their token ids, their hidden states and each layer's arguments."""
+
+    ids: Tensor  # (rows, tokens) int64
+    hidden: Tensor  # (rows, tokens, hidden_size)
+    calls: list[Call]
+
+
+class _Recorded(Exception):
+    """The last stub was reached; nothing after it is needed."""
+
+
+class Stream:
+    """A model whose weights come from ``source`` block by block.
+
+    Computes on ``device`` in the skeleton's dtype. Weights are read for a block when it is
+    entered and given back when it is left.
+    """
+
+    def __init__(self, skeleton: Skeleton, source: TensorSource, device: torch.device) -> None:
+        self.skeleton = skeleton
+        self.source = source
+        self.device = device
+        for buffer_owner in skeleton.model.modules():
+            for name, buffer in buffer_owner._buffers.items():
+                if buffer is not None and not buffer.is_meta:
+                    buffer_owner._buffers[name] = buffer.to(device)
+        self._returns_tuple = False
+
+    @torch.inference_mode()
+    def begin(self, rows: Tensor, batch_size: int) -> list[Batch]:
+        """Embed ``rows`` (rows, tokens) and record every layer's arguments."""
+        batches: list[Batch] = []
+        with self._loaded(self._outside(head=False)):
+            for ids in rows.to(self.device).split(batch_size):
+                hidden, calls = self._record(ids)
+                if batches and _same(calls, batches[0].calls):
+                    calls = batches[0].calls  # usually so: keep one copy of masks and rotations
+                batches.append(Batch(ids, hidden, calls))
+        return batches
+
+    @contextmanager
+    def block(self, index: int) -> Iterator[nn.Module]:
+        """Layer ``index`` with its weights in memory."""
+        prefix = self.skeleton.layer_name(index) + "."
+        names = [name for name in self.skeleton.names if name.startswith(prefix)]
+        with self._loaded(names):
+            yield self.skeleton.layers[index]
+
+    @torch.inference_mode()
+    def run(self, index: int, block: nn.Module, batch: Batch) -> Tensor:
+        """The hidden states (rows, tokens, hidden_size) that ``block`` makes of ``batch``."""
+        call = batch.calls[index]
+        return _tensor(block(batch.hidden, *call.args, **call.kwargs))
+
+    @torch.inference_mode()
+    def advance(self, index: int, block: nn.Module, batches: list[Batch]) -> None:
+        """Carry every batch through ``block``."""
+        for batch in batches:
+            batch.hidden = self.run(index, block, batch)
+
+    @contextmanager
+    def head(self) -> Iterator[Callable[[Batch, slice], Tensor]]:
+        """A function from (batch, slice of the vocabulary) to logits (rows, tokens, slice).
+
+        A slice is exact because what models do to logits afterwards is elementwise.
+        """
+        model = self.skeleton.model
+        output = model.get_output_embeddings()
+        if not isinstance(output, nn.Linear):
+            raise InputError(
+                f"{type(model).__name__} has no linear output embedding",
+                where=str(self.skeleton.directory),
+            )
+
+        @torch.inference_mode()
+        def logits(batch: Batch, part: slice) -> Tensor:
+            def project(hidden: Tensor) -> Tensor:
+                bias = None if output.bias is None else output.bias[part]
+                return nn.functional.linear(hidden, output.weight[part], bias)
+
+            def stub(index: int) -> Callable[..., Any]:
+                last = index == len(self.skeleton.layers) - 1
+                return lambda hidden, *args, **kwargs: self._wrap(batch.hidden if last else hidden)
+
+            with self._stubs(stub), _forward(output, project):
+                result: Tensor = model(input_ids=batch.ids, use_cache=False).logits
+                return result
+
+        with self._loaded(self._outside(head=True)):
+            yield logits
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the output embedding."""
+        return int(self.skeleton.model.get_output_embeddings().weight.shape[0])
+
+    def _record(self, ids: Tensor) -> tuple[Tensor, list[Call]]:
+        for attempt in (False, True):
+            # Some families' layers return a tuple, others a tensor. Handing the wrong kind on
+            # changes the shape that the next layer sees, so which it is can be observed.
+            self._returns_tuple = attempt
+            seen: list[Tensor] = []
+            calls: list[Call] = []
+            with self._stubs(self._recorder(seen, calls)):
+                try:
+                    self.skeleton.model(input_ids=ids, use_cache=False)
+                except _Recorded:
+                    pass
+                except (AttributeError, IndexError, TypeError, RuntimeError):
+                    if attempt:
+                        raise
+                    continue
+            if seen and all(hidden.shape == seen[0].shape for hidden in seen):
+                return seen[0], calls
+        raise InputError(
+            f"the layers of {type(self.skeleton.model).__name__} can't be run one by one",
+            where=str(self.skeleton.directory),
+        )
+
+    def _recorder(
+        self, seen: list[Tensor], calls: list[Call]
+    ) -> Callable[[int], Callable[..., Any]]:
+        count = len(self.skeleton.layers)
+
+        def stub(index: int) -> Callable[..., Any]:
+            def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+                seen.append(hidden_states)
+                calls.append(Call(args, kwargs))
+                if index == count - 1:
+                    raise _Recorded
+                return self._wrap(hidden_states)
+
+            return forward
+
+        return stub
+
+    def _wrap(self, hidden: Tensor) -> Tensor | tuple[Tensor]:
+        return (hidden,) if self._returns_tuple else hidden
+
+    @contextmanager
+    def _stubs(self, make: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
+        layers = self.skeleton.layers
+        try:
+            for index, layer in enumerate(layers):
+                layer.forward = make(index)
+            yield
+        finally:
+            for layer in layers:
+                layer.__dict__.pop("forward", None)
+
+    def _outside(self, *, head: bool) -> list[str]:
+        """Parameters outside the blocks; the output embedding only where it is wanted or tied."""
+        model = self.skeleton.model
+        inside = self.skeleton.prefix + "."
+        names = [name for name in self.skeleton.names if not name.startswith(inside)]
+        if head:
+            return names
+        output = model.get_output_embeddings()
+        unwanted = {id(p) for p in output.parameters()} if output is not None else set()
+        return [name for name in names if id(_value(model, name)) not in unwanted]
+
+    @contextmanager
+    def _loaded(self, names: list[str]) -> Iterator[None]:
+        """Put the named parameters' weights in place; meta again afterwards."""
+        model = self.skeleton.model
+        shared: dict[str, Tensor] = {}
+        kept = {}
+        try:
+            for name in names:
+                owner, leaf = _owner(model, name)
+                place = owner._parameters if leaf in owner._parameters else owner._buffers
+                kept[name] = (place, leaf, place[leaf])
+                key = self.skeleton.key(name)
+                if key not in shared:
+                    dtype = kept[name][2].dtype
+                    shared[key] = self.source.read(key).to(self.device, dtype)
+                value = shared[key]
+                if place is owner._parameters:
+                    value = nn.Parameter(value, requires_grad=False)
+                place[leaf] = value
+            yield
+        finally:
+            for place, leaf, original in kept.values():
+                place[leaf] = original
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, leaf = name.rpartition(".")
+    return model.get_submodule(path), leaf
+
+
+def _value(model: nn.Module, name: str) -> Tensor:
+    owner, leaf = _owner(model, name)
+    value: Tensor = getattr(owner, leaf)
+    return value
+
+
+@contextmanager
+def _forward(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
+    module.forward = function
+    try:
+        yield
+    finally:
+        module.__dict__.pop("forward", None)
+
+
+def _tensor(output: Any) -> Tensor:
+    result: Tensor = output[0] if isinstance(output, tuple) else output
+    return result
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Deep equality of recorded arguments."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, Call):
+        return _same(one.args, other.args) and _same(one.kwargs, other.kwargs)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(v, other[k]) for k, v in one.items())
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return one is other or bool(one == other)

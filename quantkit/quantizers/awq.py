@@ -1,0 +1,132 @@
+"""AWQ: rescale inputs so that the channels that matter round finely, then clip, then round.
+
+Lin et al., arXiv 2306.00978. A scale s on a linear's input features turns Q(W) x into
+Q(W·s) (x/s): columns with a large s keep more of their precision. The paper scales by mean |x|
+and searches on the block's output. Here both searches minimise the Gram loss tr(ΔW G ΔWᵀ) of the
+linears that read the input, which is their squared output error over the calibration tokens and
+needs no further forward; the activation's size is the root of the Gram's diagonal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantkit.quantizers import rtn
+from quantkit.quantizers.grid import (
+    Grid,
+    QuantizedTensor,
+    assemble,
+    encode,
+    fit,
+    gram_loss,
+    grouped,
+)
+
+_SMALLEST_CLIP = 0.5
+_CLIP_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Target:
+    """A linear that reads the input under search.
+
+    weight: (out, in) float32; rows: how much a unit of each output counts, (out,), where the
+    outputs have been rescaled already (they are the input of a later fold).
+    """
+
+    weight: Tensor
+    grid: Grid
+    rows: Tensor
+
+
+def search_scale(
+    targets: Sequence[Target],
+    gram: Tensor,
+    realise: Callable[[Tensor], Tensor],
+    steps: int,
+) -> Tensor | None:
+    """The input scale (in_features) with the lowest Gram loss, or None where 1 is as good.
+
+    targets: every quantized linear that reads the input; gram: XᵀX (in, in); realise: turns a wished scale into the one that the producer can really
+    undo (shared heads, norms rounded to their dtype); steps: exponents tried.
+    """
+    activation = gram.diagonal().clamp(min=1e-12).sqrt()
+    size = torch.cat([_relative_size(t.weight, t.grid) for t in targets]).mean(0)
+    size = size.clamp(min=1e-4)
+    best, best_loss = None, _rtn_loss(targets, gram, None)
+    for step in range(1, steps + 1):
+        ratio = step / steps
+        for wished in (activation**ratio, activation**ratio / size ** (1 - ratio)):
+            wished = wished / (wished.max() * wished.min()).sqrt()
+            scale = realise(wished.clamp(1e-4, 1e4))
+            found = _rtn_loss(targets, gram, scale)
+            if found < best_loss:
+                best, best_loss = scale, found
+    return best
+
+
+def _relative_size(weight: Tensor, grid: Grid) -> Tensor:
+    """|w| as a share of the largest of its group: how much of the range each weight uses."""
+    groups = grouped(weight.abs(), grid)
+    return (groups / groups.amax(2, keepdim=True).clamp(min=1e-12)).flatten(1)
+
+
+def loss(target: Target, quantized: Tensor, gram: Tensor, scale: Tensor | None = None) -> float:
+    """Output error of ``quantized``, the value of the target's (scaled) weight."""
+    value = quantized if scale is None else quantized / scale
+    return (gram_loss(value - target.weight, gram) * target.rows**2).sum().item()
+
+
+def _rtn_loss(targets: Sequence[Target], gram: Tensor, scale: Tensor | None) -> float:
+    total = 0.0
+    for target in targets:
+        scaled = target.weight if scale is None else target.weight * scale
+        total += loss(target, rtn.quantize(scaled, target.grid).dequantize(), gram, scale)
+    return total
+
+
+def quantize(weight: Tensor, gram: Tensor, grid: Grid, *, clip: bool) -> QuantizedTensor:
+    """Quantize a (scaled) weight (out, in) under the Gram matrix of its (scaled) input.
+
+    With ``clip`` the range of each (row, group) shrinks as far as that lowers the output error
+    of the group by itself; a row keeps its full range where the whole row's error says otherwise.
+    """
+    nearest = rtn.quantize(weight, grid)
+    if not clip:
+        return nearest
+    groups = grouped(weight, grid)  # (out, groups, columns)
+    count, columns = groups.shape[1:]
+    # The Gram's diagonal blocks (groups, columns, columns): what a group's error costs alone.
+    blocks = gram.view(count, columns, count, columns).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    low, high = groups.amin(2), groups.amax(2)
+    best_scale, best_zero = fit(low, high, grid)
+    best_error = torch.full_like(best_scale, torch.inf)
+    for step in range(_CLIP_STEPS + 1):
+        shrink = 1 - (1 - _SMALLEST_CLIP) * step / _CLIP_STEPS
+        scale, zero = fit(low * shrink, high * shrink, grid)
+        codes = encode(groups, scale[..., None], zero[..., None], grid)
+        difference = ((codes - zero[..., None]) * scale[..., None] - groups).transpose(0, 1)
+        error = (torch.bmm(difference, blocks) * difference).sum(2).t()  # (out, groups)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_scale = torch.where(better, scale, best_scale)
+        best_zero = torch.where(better, zero, best_zero)
+    clipped = assemble(
+        encode(groups, best_scale[..., None], best_zero[..., None], grid).flatten(1),
+        best_scale,
+        best_zero,
+        grid,
+    )
+    wins = gram_loss(clipped.dequantize() - weight, gram) < gram_loss(
+        nearest.dequantize() - weight, gram
+    )
+    return QuantizedTensor(
+        grid,
+        torch.where(wins[:, None], clipped.codes, nearest.codes),
+        torch.where(wins[:, None], clipped.scales, nearest.scales),
+        torch.where(wins[:, None], clipped.zeros, nearest.zeros),
+    )

@@ -1,0 +1,261 @@
+"""One decoder block by any method: its linears and what was measured in, quantized tensors out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from quantkit.calibration.folds import Fold
+from quantkit.calibration.statistics import InputStatistics
+from quantkit.errors import InputError
+from quantkit.quantizers import awq, gptq, nf4, rtn
+from quantkit.quantizers.grid import Grid, Quantized, QuantizedTensor, gram_loss
+from quantkit.quantizers.nf4 import Nf4Scheme
+from quantkit.recipe import Awq, Gptq, Nf4, Rtn
+
+Scheme = Grid | Nf4Scheme
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """How one linear fared.
+
+    error: squared output error over squared output on the calibration tokens, where they were
+    measured, else squared weight error over squared weight; the rest as the method has it.
+    """
+
+    name: str
+    scheme: str
+    error: float
+    measured_on: str
+    kept_rtn: bool | None = None
+    damping: float | None = None
+    scaled: bool | None = None
+
+
+@dataclass
+class BlockResult:
+    """tensors: by linear's name within the block; changed: other parameters that were rescaled."""
+
+    tensors: dict[str, Quantized] = field(default_factory=dict)
+    changed: dict[str, Tensor] = field(default_factory=dict)
+    layers: list[LayerReport] = field(default_factory=list)
+
+
+def quantize_block(
+    method: Rtn | Gptq | Awq | Nf4,
+    block: nn.Module,
+    schemes: dict[str, Scheme],
+    inputs: Sequence[InputStatistics],
+    folds: Sequence[Fold],
+) -> BlockResult:
+    """Quantize the linears of ``block`` named in ``schemes``.
+
+    inputs: Gram matrices, for gptq and awq; folds: proven, for awq. ``block`` isn't changed.
+    Raises InputError for a weight that isn't finite and for a linear that calibration never ran.
+    """
+    weights = {name: block.get_submodule(name).weight.detach() for name in schemes}
+    for name, weight in weights.items():
+        if not bool(weight.isfinite().all()):
+            raise InputError(
+                "holds NaN or infinity",
+                where=f"{name}.weight",
+                mend="The checkpoint is damaged, or training diverged: repair it before quantizing.",
+            )
+    if isinstance(method, Gptq | Awq):
+        run = {name for group in inputs for name in group.consumers}
+        if idle := [name for name in schemes if name not in run]:
+            raise InputError(
+                f"calibration never ran {', '.join(idle)}, so nothing is known of its inputs",
+                mend="Skip it in the recipe (overrides: match, skip: true), or use method rtn.",
+            )
+    if isinstance(method, Awq):
+        return _awq(method, block, weights, schemes, inputs, folds)
+    if isinstance(method, Gptq):
+        return _gptq(method, weights, schemes, inputs)
+    return _direct(weights, schemes)
+
+
+def _direct(weights: dict[str, Tensor], schemes: dict[str, Scheme]) -> BlockResult:
+    result = BlockResult()
+    for name, weight in weights.items():
+        scheme = schemes[name]
+        tensor: Quantized = (
+            nf4.quantize(weight, scheme)
+            if isinstance(scheme, Nf4Scheme)
+            else rtn.quantize(weight, scheme)
+        )
+        difference = tensor.dequantize() - weight.float()
+        error = (difference.square().sum() / weight.float().square().sum()).item()
+        result.tensors[name] = tensor
+        result.layers.append(LayerReport(name, str(scheme), error, "weights"))
+    return result
+
+
+def _gptq(
+    method: Gptq,
+    weights: dict[str, Tensor],
+    schemes: dict[str, Scheme],
+    inputs: Sequence[InputStatistics],
+) -> BlockResult:
+    settings = gptq.Settings(
+        method.damp_percent, method.activation_order, method.clip_search, method.block_size
+    )
+    result = BlockResult()
+    for group in inputs:
+        names = [name for name in group.consumers if name in weights]
+        if not names:
+            continue
+        factor = gptq.factorize(group.moment, settings)
+        for name in names:
+            weight, grid = weights[name].float(), _grid(schemes[name])
+            outcome = gptq.quantize(weight, group.moment, factor, grid, settings)
+            result.tensors[name] = outcome.tensor
+            result.layers.append(
+                LayerReport(
+                    name,
+                    str(grid),
+                    outcome.loss / _energy(weight, group.moment),
+                    "calibration",
+                    kept_rtn=outcome.kept_rtn,
+                    damping=outcome.damping,
+                )
+            )
+    return result
+
+
+def _awq(
+    method: Awq,
+    block: nn.Module,
+    weights: dict[str, Tensor],
+    schemes: dict[str, Scheme],
+    inputs: Sequence[InputStatistics],
+    folds: Sequence[Fold],
+) -> BlockResult:
+    modules = dict(block.named_modules())
+    values = {name: weight.float() for name, weight in weights.items()}
+    rows = {name: torch.ones(len(weight), device=weight.device) for name, weight in values.items()}
+    by_consumer = {consumer: fold for fold in folds for consumer in fold.consumers}
+    result = BlockResult()
+    # From the last input to the first: a producer's rows are then rescaled before its own input
+    # is searched, so that every linear is quantized as it will be stored.
+    for group in reversed(inputs):
+        names = [name for name in group.consumers if name in weights]
+        if not names:
+            continue
+        targets = {
+            name: awq.Target(values[name], _grid(schemes[name]), rows[name]) for name in names
+        }
+        plain, plain_loss = _round(targets, group.moment, None, method)
+        fold = by_consumer.get(names[0])
+        scale = None
+        if fold is not None:
+            realise = _Realised(fold, modules, set(weights))
+            scale = awq.search_scale(
+                list(targets.values()), group.moment, realise, method.scale_steps
+            )
+        best, losses = plain, plain_loss
+        if fold is not None and scale is not None:
+            scaled, scaled_loss = _round(targets, group.moment, scale, method)
+            if sum(scaled_loss.values()) < sum(plain_loss.values()):
+                best, losses = scaled, scaled_loss
+                _fold_back(fold, scale, modules, values, rows, result.changed)
+            else:
+                scale = None
+        for name in names:
+            result.tensors[name] = best[name]
+            energy = _energy(targets[name].weight * rows[name][:, None], group.moment)
+            result.layers.append(
+                LayerReport(
+                    name,
+                    str(schemes[name]),
+                    losses[name] / energy,
+                    "calibration",
+                    scaled=scale is not None,
+                )
+            )
+    result.layers.reverse()
+    return result
+
+
+def _round(
+    targets: dict[str, awq.Target], gram: Tensor, scale: Tensor | None, method: Awq
+) -> tuple[dict[str, QuantizedTensor], dict[str, float]]:
+    """Quantize the targets at one scale; their tensors and losses."""
+    scaled_gram = gram if scale is None else gram / scale[:, None] / scale
+    tensors, losses = {}, {}
+    for name, target in targets.items():
+        weight = target.weight if scale is None else target.weight * scale
+        tensors[name] = awq.quantize(weight, scaled_gram, target.grid, clip=method.clip_search)
+        losses[name] = awq.loss(target, tensors[name].dequantize(), gram, scale)
+    return tensors, losses
+
+
+@dataclass(frozen=True)
+class _Realised:
+    """Turns a wished input scale into the one that the producer can really undo.
+
+    A norm without a bias is divided and rounded to its dtype; what the rounding left is the
+    scale in force. Where more than one stored tensor would be rounded (a bias, an unquantized
+    linear), scales are powers of two, which round nothing.
+    """
+
+    fold: Fold
+    modules: dict[str, nn.Module]
+    quantized: set[str]
+
+    def __call__(self, wished: Tensor) -> Tensor:
+        fold, producer = self.fold, self.modules[self.fold.producer]
+        scale = fold.reduce(wished)
+        weight = producer.weight.detach()
+        others_kept = any(name not in self.quantized for name in fold.consumers)
+        if getattr(producer, "bias", None) is not None or others_kept:
+            scale = torch.exp2(scale.log2().round())
+        elif fold.kind != "linear":
+            base = 1.0 if fold.kind == "norm_plus_one" else 0.0
+            stored = fold.divide(weight.float(), scale).to(weight.dtype).float()
+            scale = (base + weight.float()) / (base + stored)
+            scale = torch.where(scale.isfinite() & (scale > 0), scale, torch.ones_like(scale))
+        elif fold.producer not in self.quantized:
+            scale = torch.exp2(scale.log2().round())
+        return fold.expand(scale)
+
+
+def _fold_back(
+    fold: Fold,
+    scale: Tensor,
+    modules: dict[str, nn.Module],
+    values: dict[str, Tensor],
+    rows: dict[str, Tensor],
+    changed: dict[str, Tensor],
+) -> None:
+    """Divide the producer by ``scale`` and multiply the consumers that stay unquantized."""
+    made = fold.narrow(scale)
+    producer = modules[fold.producer]
+    if fold.producer in values:
+        values[fold.producer] = fold.divide(values[fold.producer], made)
+        rows[fold.producer] = rows[fold.producer] * made
+    else:
+        weight = producer.weight.detach()
+        changed[f"{fold.producer}.weight"] = fold.divide(weight.float(), made).to(weight.dtype)
+    if getattr(producer, "bias", None) is not None:
+        bias = producer.bias.detach()
+        changed[f"{fold.producer}.bias"] = (bias.float() / made).to(bias.dtype)
+    for name in fold.consumers:
+        if name not in values:
+            weight = changed.get(f"{name}.weight", modules[name].weight.detach())
+            changed[f"{name}.weight"] = (weight.float() * scale).to(weight.dtype)
+
+
+def _grid(scheme: Scheme) -> Grid:
+    if not isinstance(scheme, Grid):
+        raise TypeError(f"{scheme} is no affine grid")
+    return scheme
+
+
+def _energy(weight: Tensor, gram: Tensor) -> float:
+    """Squared output of a linear over the calibration tokens."""
+    return max(gram_loss(weight, gram).sum().item(), 1e-30)

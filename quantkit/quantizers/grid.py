@@ -1,0 +1,168 @@
+"""Affine integer grids: what a weight is rounded to, apart from how its code is chosen.
+
+A weight matrix W (out_features, in_features) is cut along in_features into groups of
+``group_size`` columns. Each (row, group) has a scale s and a zero point z, and its codes q
+are integers from 0 to 2^bits - 1:
+
+    w = (q - z) * s
+
+Symmetric grids have z = 2^(bits-1) everywhere and s = 2 * absmax / (2^bits - 1); asymmetric
+ones have s = (max - min) / (2^bits - 1) and z = round(-min / s), with min <= 0 <= max.
+Both conventions are those of the AWQ and GPTQ formats.
+
+Scales are rounded *before* codes are chosen, to values that fp16 and bf16 both hold exactly:
+engines re-round scales to the dtype they run in, and then still compute what was judged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from quantkit.errors import InputError
+
+
+class Quantized(Protocol):
+    """What every method returns: something that knows its shape and its value."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def dequantize(self) -> Tensor:
+        """The value in float32, shape (out_features, in_features)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Bits, columns per group (-1: the whole row) and symmetry of one tensor.
+
+    first_zero: the lowest zero point of an asymmetric grid; 1 where a format stores z - 1.
+    """
+
+    bits: int
+    group_size: int
+    symmetric: bool
+    first_zero: int = 0
+
+    @property
+    def levels(self) -> int:
+        return (1 << self.bits) - 1
+
+    @property
+    def middle(self) -> int:
+        return 1 << (self.bits - 1)
+
+    def columns(self, in_features: int) -> int:
+        """Columns per group for rows of ``in_features``. Raises InputError if they don't divide."""
+        columns = in_features if self.group_size == -1 else self.group_size
+        if in_features % columns:
+            raise InputError(
+                f"group size {columns} doesn't divide {in_features} input features",
+                mend="Choose a group size that divides every quantized layer's input, "
+                "or -1 for one group a row.",
+            )
+        return columns
+
+    def __str__(self) -> str:
+        group = "row" if self.group_size == -1 else f"g{self.group_size}"
+        return f"int{self.bits} {group} {'sym' if self.symmetric else 'asym'}"
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """Codes on a grid.
+
+    codes: uint8 (out_features, in_features); scales: float32 (out_features, groups), exact in
+    fp16 and bf16; zeros: uint8 (out_features, groups).
+    """
+
+    grid: Grid
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.codes.shape)
+
+    def dequantize(self) -> Tensor:
+        rows, columns = self.codes.shape
+        grouped = self.codes.view(rows, self.scales.shape[1], -1).float()
+        value = (grouped - self.zeros[..., None].float()) * self.scales[..., None]
+        return value.view(rows, columns)
+
+
+def exact_scale(scale: Tensor) -> Tensor:
+    """Round positive scales (float32) to values that fp16 and bf16 both represent exactly.
+
+    bf16 keeps 8 significant bits, which fp16 holds wherever its own exponent range does; below
+    2^-14 fp16 is a fixed grid of 2^-24, on which bf16's rounding of a multiple is a multiple
+    again. Zero and underflow become 2^-24, so that a division by the scale is always finite.
+    """
+    rounded = scale.to(torch.bfloat16).to(torch.float16).to(torch.bfloat16).float()
+    return rounded.clamp(min=2.0**-24, max=float(torch.tensor(65504.0).to(torch.bfloat16)) / 2)
+
+
+def fit(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Scales and zero points that cover [low, high] (any shape, float32), of the same shape."""
+    if grid.symmetric:
+        absmax = torch.maximum(low.abs(), high.abs())
+        return exact_scale(2 * absmax / grid.levels), torch.full_like(absmax, grid.middle)
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    if grid.first_zero:  # leave room for so many steps below zero
+        low = torch.minimum(low, -high * grid.first_zero / (grid.levels - grid.first_zero))
+    scale = exact_scale((high - low) / grid.levels)
+    return scale, (-low / scale).round_().clamp_(grid.first_zero, grid.levels)
+
+
+def encode(weight: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
+    """Nearest codes as float32; ``scale`` and ``zero`` broadcast against ``weight``."""
+    return (weight / scale).round_().add_(zero).clamp_(0, grid.levels)
+
+
+def grouped(weight: Tensor, grid: Grid) -> Tensor:
+    """View (out, in) as (out, groups, columns of a group)."""
+    return weight.unflatten(1, (-1, grid.columns(weight.shape[1])))
+
+
+def clip_search(
+    weight: Tensor, importance: Tensor, grid: Grid, *, steps: int = 20, smallest: float = 0.6
+) -> tuple[Tensor, Tensor]:
+    """Scales and zeros (out, groups) whose range minimises the weighted rounding error.
+
+    Shrinks the range of each (row, group) from its extremes down to ``smallest`` of them in
+    ``steps`` steps and keeps the one with the lowest sum of importance * (w - ŵ)^2.
+
+    weight: float32 (out, in); importance: float32 (in), non-negative, e.g. the diagonal of the
+    Gram matrix.
+    """
+    groups = grouped(weight, grid)  # (out, groups, columns)
+    weights = importance.view(groups.shape[1:])  # (groups, columns)
+    low, high = groups.amin(2), groups.amax(2)
+    best_scale, best_zero = fit(low, high, grid)
+    best_error = torch.full_like(best_scale, torch.inf)
+    for step in range(steps + 1):
+        shrink = 1 - (1 - smallest) * step / steps
+        scale, zero = fit(low * shrink, high * shrink, grid)
+        codes = encode(groups, scale[..., None], zero[..., None], grid)
+        error = ((codes - zero[..., None]) * scale[..., None] - groups).square_()
+        error = (error * weights).sum(2)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_scale = torch.where(better, scale, best_scale)
+        best_zero = torch.where(better, zero, best_zero)
+    return best_scale, best_zero
+
+
+def gram_loss(difference: Tensor, gram: Tensor) -> Tensor:
+    """Squared output error of each row: diag(D G Dᵀ) for D (out, in) and G = XᵀX (in, in)."""
+    return (difference @ gram).mul_(difference).sum(1)
+
+
+def assemble(codes: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> QuantizedTensor:
+    """Make a QuantizedTensor of float codes (out, in) and float scales and zeros (out, groups)."""
+    return QuantizedTensor(grid, codes.to(torch.uint8), scale, zero.to(torch.uint8))

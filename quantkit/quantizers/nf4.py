@@ -1,0 +1,64 @@
+"""NF4 by bitsandbytes' own kernels: the 4-bit NormalFloat of QLoRA (arXiv 2305.14314).
+
+Blocks of ``block_size`` consecutive weights (row-major) share one absolute maximum; each weight
+becomes the nearest of 16 fixed quantiles of the normal distribution. With double quantization
+the maxima are themselves stored in 8 bits, in blocks of 256.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantkit.errors import MachineError
+
+
+@dataclass(frozen=True)
+class Nf4Scheme:
+    """Weights a block, and whether the blocks' maxima are quantized too."""
+
+    block_size: int
+    double_quant: bool
+
+    def __str__(self) -> str:
+        return f"nf4 b{self.block_size}{' double' if self.double_quant else ''}"
+
+
+@dataclass(frozen=True)
+class Nf4Tensor:
+    """bitsandbytes' packed codes, uint8 (numel/2, 1), and its QuantState."""
+
+    packed: Tensor
+    state: Any
+    shape: tuple[int, ...]
+
+    def dequantize(self) -> Tensor:
+        # bitsandbytes computes in the dtype that the weight had; served models do too.
+        value: Tensor = _functional().dequantize_4bit(self.packed, self.state)
+        return value.float()
+
+
+def quantize(weight: Tensor, scheme: Nf4Scheme) -> Nf4Tensor:
+    """Quantize ``weight`` (out, in) of dtype float32, float16 or bfloat16."""
+    packed, state = _functional().quantize_4bit(
+        weight.contiguous(),
+        blocksize=scheme.block_size,
+        compress_statistics=scheme.double_quant,
+        quant_type="nf4",
+        quant_storage=torch.uint8,
+    )
+    return Nf4Tensor(packed, state, tuple(weight.shape))
+
+
+def _functional() -> Any:
+    try:
+        import bitsandbytes.functional as functional
+    except ImportError as error:
+        raise MachineError(
+            "NF4 needs bitsandbytes, which isn't installed",
+            mend="pip install 'quantkit[nf4]'",
+        ) from error
+    return functional
