@@ -1,4 +1,4 @@
-"""What can go wrong, said so that the reader can mend it, and the exit code that says it to a script."""
+"""What can go wrong, said so that the reader can mend it, with an exit code for scripts."""
 
 from __future__ import annotations
 
@@ -41,3 +41,20 @@ class MachineError(QuantkitError):
     """The machine lacks something: an engine, disk space, memory, a device."""
 
     exit_code = ExitCode.MACHINE
+
+
+def not_installed(package: str, extra: str) -> MachineError:
+    """The error for an optional library that isn't there."""
+    return MachineError(
+        f"needs the package {package}, which isn't installed",
+        mend=f"pip install 'quantkit[{extra}]'",
+    )
+
+
+def not_finite(tensor: str) -> InputError:
+    """The error for a tensor that holds NaN or infinity."""
+    return InputError(
+        "holds NaN or infinity",
+        where=tensor,
+        mend="The checkpoint is damaged, or its training diverged: repair it before quantizing.",
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -16,15 +16,9 @@ class Task(Protocol):
 class Progress(Protocol):
     """Where tasks are announced; ``console.py`` shows them as bars or as plain lines."""
 
-    def task(self, label: str, total: int) -> _TaskContext: ...
+    def task(self, label: str, total: int) -> AbstractContextManager[Task]: ...
 
     def note(self, text: str) -> None: ...
-
-
-class _TaskContext(Protocol):
-    def __enter__(self) -> Task: ...
-
-    def __exit__(self, *exc: object) -> bool | None: ...
 
 
 class _Nothing:

@@ -317,7 +317,13 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
     return f"{where}{message[0].lower()}{message[1:]}, not {given!r}"
 
 
-_METHODS: dict[str, type[_Strict]] = {"rtn": Rtn, "gptq": Gptq, "awq": Awq, "nf4": Nf4, "ggml": Ggml}
+_METHODS: dict[str, type[_Strict]] = {
+    "rtn": Rtn,
+    "gptq": Gptq,
+    "awq": Awq,
+    "nf4": Nf4,
+    "ggml": Ggml,
+}
 
 
 def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
@@ -329,14 +335,10 @@ def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
         if part in _METHODS:
             current = _METHODS[part]
             continue
-        field = next(
-            (f for n, f in current.model_fields.items() if (f.alias or n) == part), None
-        )
+        field = next((f for n, f in current.model_fields.items() if (f.alias or n) == part), None)
         if field is None:
             return []
-        current = next(
-            (a for a in _flatten(field.annotation) if issubclass(a, BaseModel)), current
-        )
+        current = next((a for a in _flatten(field.annotation) if issubclass(a, BaseModel)), current)
     return sorted(field.alias or name for name, field in current.model_fields.items())
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -122,33 +123,27 @@ class _Probe:
     def holds(self, folds: Sequence[Fold]) -> bool:
         """Whether the block's output stays what it was under random scales on ``folds``."""
         originals: dict[str, Tensor] = {}
-        modules = dict(self.block.named_modules())
 
         def change(module: str, leaf: str, function: Callable[[Tensor], Tensor]) -> None:
-            parameter = getattr(modules[module], leaf, None)
+            parameter = getattr(self.block.get_submodule(module), leaf, None)
             if parameter is not None:
                 originals.setdefault(f"{module}.{leaf}", parameter.data)
                 parameter.data = function(parameter.data)
 
         for fold in folds:
-            producer = modules[fold.producer]
-            width = producer.weight.shape[0]
+            width = self.block.get_parameter(f"{fold.producer}.weight").shape[0]
             powers = torch.randint(-2, 3, (width,), generator=self.generator)
             scale = torch.exp2(powers.float()).to(self.hidden.device)
-            for leaf in ("weight", "bias"):
-                # A bias after 1 + w is an ordinary summand.
-                kind = "norm" if leaf == "bias" and fold.kind == "norm_plus_one" else fold.kind
-                divider = Fold(fold.producer, kind, fold.consumers)
-                change(fold.producer, leaf, lambda t, d=divider, s=scale: d.divide(t, s))
+            wide = fold.expand(scale)
+            change(fold.producer, "weight", partial(fold.divide, scale=scale))
+            change(fold.producer, "bias", partial(torch.mul, other=1 / scale))
             for consumer in fold.consumers:
-                wide = fold.expand(scale)
-                change(consumer, "weight", lambda t, s=wide: t * s)
+                change(consumer, "weight", partial(torch.mul, other=wide))
         try:
             output = self._run()
         finally:
             for name, tensor in originals.items():
-                module, _, leaf = name.rpartition(".")
-                getattr(modules[module], leaf).data = tensor
+                self.block.get_parameter(name).data = tensor
         if any(fold.kind == "norm_plus_one" for fold in folds):
             limit = _TOLERANCE * self.reference.abs().max()
             return bool((output - self.reference).abs().max() <= limit)
@@ -175,9 +170,7 @@ def _candidates(probe: _Probe, consumers: tuple[str, ...], kv_heads: int | None)
             if made == width:
                 candidates.append(Fold(name, "linear", consumers))
             elif kv_heads and made < width and width % made == 0 and made % kv_heads == 0:
-                candidates.append(
-                    Fold(name, "linear", consumers, width // made, made // kv_heads)
-                )
+                candidates.append(Fold(name, "linear", consumers, width // made, made // kv_heads))
     return candidates
 
 

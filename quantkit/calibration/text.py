@@ -17,7 +17,7 @@ from quantkit.errors import InputError
 
 @dataclass(frozen=True)
 class Rows:
-    """ids: int64 (rows, sequence_length); digest: sha256 of the data set file; wanted: rows asked for."""
+    """ids: int64 (rows, sequence_length); digest: sha256 of the file; wanted: rows asked for."""
 
     ids: Tensor
     digest: str

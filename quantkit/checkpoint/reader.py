@@ -44,8 +44,6 @@ class TensorSource(Protocol):
 
     def keys(self) -> Iterable[str]: ...
 
-    def shape(self, key: str) -> tuple[int, ...]: ...
-
     def read(self, key: str) -> torch.Tensor: ...
 
 
@@ -144,7 +142,7 @@ class Checkpoint:
         tensor = torch.empty(entry.shape, dtype=entry.dtype)
         if entry.nbytes == 0:
             return tensor
-        view = memoryview(tensor.flatten().view(torch.uint8).numpy()).cast("B")
+        view = memoryview(tensor.flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
         descriptor = os.open(entry.file, os.O_RDONLY)
         try:
             done = 0

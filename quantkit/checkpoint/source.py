@@ -14,16 +14,17 @@ _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 def locate(model: str) -> Path:
     """Return the local directory of ``model``.
 
-    ``demo`` is the bundled model, an existing path is taken as it is, and ``owner/name`` is
-    downloaded through huggingface_hub into its own cache (``owner/name@revision`` pins one).
+    ``demo`` is the bundled model (``./demo`` is a directory of that name), an existing path is taken
+    as it is, and ``owner/name`` is downloaded through huggingface_hub into its own cache
+    (``owner/name@revision`` pins one).
 
     Raises InputError when it is none of these or can't be downloaded.
     """
+    if model == "demo":
+        return demo_model()
     path = Path(model)
     if path.is_dir():
         return path
-    if model == "demo":
-        return demo_model()
     if path.is_file():
         raise InputError(
             "is a file; a checkpoint is a directory with config.json and *.safetensors",
@@ -50,3 +51,10 @@ def locate(model: str) -> Path:
             where=model,
             mend="Check the name, the network, and HF_TOKEN for a gated model.",
         ) from error
+
+
+def model_name(model: str) -> str:
+    """What to call ``model``: the last part of its path or id, without a revision."""
+    if model != "demo" and Path(model).is_dir():
+        return Path(model).resolve().name
+    return model.rsplit("/", 1)[-1].partition("@")[0]

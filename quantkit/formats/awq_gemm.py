@@ -7,6 +7,7 @@ Always 4 bits, always with zero points (symmetric codes have zero point 8).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -66,6 +67,14 @@ def unpack(tensors: dict[str, Tensor], config: dict[str, Any], module: str) -> Q
         tensors["scales"].t().float().contiguous(),
         _unpack(tensors["qzeros"]).t().contiguous(),
     )
+
+
+def weight_shape(
+    shape: Callable[[str], tuple[int, ...]], read: Callable[[str], Tensor]
+) -> tuple[int, ...]:
+    """(out, in) of a packed linear, from the shape and value of its tensors by suffix."""
+    in_features, words_out = shape("qweight")
+    return words_out * 8, in_features
 
 
 def config(default: Grid, grids: dict[str, Grid], skipped: list[str]) -> dict[str, Any]:

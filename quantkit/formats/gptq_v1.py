@@ -9,6 +9,7 @@ so g_idx is k // group_size and ``desc_act`` is false.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -48,7 +49,9 @@ def nbytes(shape: tuple[int, int], grid: Grid) -> int:
     out_features, in_features = shape
     groups = in_features // grid.columns(in_features)
     codes = out_features * in_features * grid.bits // 8
-    return codes + groups * out_features * grid.bits // 8 + groups * out_features * 2 + in_features * 4
+    return (
+        codes + groups * out_features * grid.bits // 8 + groups * out_features * 2 + in_features * 4
+    )
 
 
 def pack(tensor: QuantizedTensor) -> dict[str, Tensor]:
@@ -78,6 +81,13 @@ def unpack(tensors: dict[str, Tensor], config: dict[str, Any], module: str) -> Q
     zeros = words.unpack(tensors["qzeros"].t().contiguous(), bits) + 1
     zeros &= grid.levels  # some writers let z = 0 wrap
     return QuantizedTensor(grid, codes, tensors["scales"].t().float().contiguous(), zeros)
+
+
+def weight_shape(
+    shape: Callable[[str], tuple[int, ...]], read: Callable[[str], Tensor]
+) -> tuple[int, ...]:
+    """(out, in) of a packed linear, from the shape and value of its tensors by suffix."""
+    return shape("qweight")[1], *shape("g_idx")
 
 
 def config(default: Grid, grids: dict[str, Grid], skipped: list[str]) -> dict[str, Any]:
@@ -113,5 +123,7 @@ def _grid_of(module: str, config: dict[str, Any]) -> Grid:
     grid = Grid(config["bits"], config["group_size"], config["sym"], FIRST_ZERO)
     for pattern, changes in (config.get("dynamic") or {}).items():
         if pattern.startswith("+:") and re.match(pattern[2:], module):
-            grid = replace(grid, **{k: v for k, v in changes.items() if k in ("bits", "group_size")})
+            grid = replace(
+                grid, **{k: v for k, v in changes.items() if k in ("bits", "group_size")}
+            )
     return grid

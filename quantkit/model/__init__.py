@@ -1,1 +1,1 @@
-"""Any decoder of transformers, observed rather than described: shape, names, one block at a time."""
+"""Any decoder of transformers, observed rather than described, one block at a time."""

@@ -8,7 +8,9 @@ on either side, is refused, because a tensor that is silently not loaded ruins e
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from torch import nn
 
@@ -17,13 +19,22 @@ from quantkit.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from quantkit.checkpoint.reader import Checkpoint
-
 # Buffers that old versions saved and that are computed today.
 _COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|masked_bias|attn\.bias|attention\.bias)$")
 
 
-def match(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
+class Described(Protocol):
+    """What is asked of a checkpoint, quantized or not: its keys and their shapes."""
+
+    @property
+    def directory(self) -> Path: ...
+
+    def keys(self) -> Iterable[str]: ...
+
+    def shape(self, key: str) -> tuple[int, ...]: ...
+
+
+def match(model: PreTrainedModel, checkpoint: Described) -> dict[str, str]:
     """Map every parameter and persistent buffer of ``model`` to its checkpoint key.
 
     Tied parameters map to the key of the tensor they share. Raises InputError when a key or a
@@ -40,14 +51,15 @@ def match(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
     ignored = [re.compile(p) for p in model._keys_to_ignore_on_load_unexpected or ()]
     names: dict[str, str] = {}
     left_over = []
-    for key in checkpoint.keys():
+    for key in sorted(checkpoint.keys()):
         name, fusion = rename_source_key(
             key, renamings, converters, model.base_model_prefix, dict(wanted)
         )
         if fusion is not None:
             raise InputError(
-                f"transformers fuses {key} with other tensors when it loads ({model.config.model_type}); "
-                "fused weights, mixtures of experts among them, aren't supported yet",
+                f"transformers fuses {key} with other tensors when it loads "
+                f"({model.config.model_type}); fused weights, mixtures of experts among them, "
+                "aren't supported yet",
                 where=where,
             )
         if name not in wanted:
@@ -56,7 +68,8 @@ def match(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
             continue
         if checkpoint.shape(key) != wanted[name]:
             raise InputError(
-                f"tensor {key} has shape {checkpoint.shape(key)}; config.json asks for {wanted[name]}",
+                f"tensor {key} has shape {checkpoint.shape(key)}; "
+                f"config.json asks for {wanted[name]}",
                 where=where,
                 mend="Do config.json and the weights belong together?",
             )

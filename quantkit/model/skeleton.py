@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import InputError
-from quantkit.model.names import match, refuse_experts
+from quantkit.model.names import Described, match, refuse_experts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,7 +27,7 @@ class Skeleton:
     ``model.layers``; names: parameter name → checkpoint key, proven complete.
     """
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, checkpoint: Described, dtype: torch.dtype | None = None) -> None:
         """Build for ``checkpoint``, computing in ``dtype`` (default: the checkpoint's own).
 
         Raises InputError for configs that transformers doesn't know, encoder-decoders, mixtures

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from quantkit.checkpoint.reader import TensorSource
 from quantkit.errors import InputError
 from quantkit.model.skeleton import Skeleton
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,12 @@ class Stream:
         with self._loaded(self._outside(head=True)):
             yield logits
 
+    @contextmanager
+    def whole(self) -> Iterator[PreTrainedModel]:
+        """The model with all its weights in memory, for engines that must hold it."""
+        with self._loaded(list(self.skeleton.names)):
+            yield self.skeleton.model
+
     @property
     def vocabulary(self) -> int:
         """Rows of the output embedding."""
@@ -196,37 +205,46 @@ class Stream:
 
     @contextmanager
     def _loaded(self, names: list[str]) -> Iterator[None]:
-        """Put the named parameters' weights in place; meta again afterwards."""
+        """The named parameters with their weights in place; as they were afterwards."""
         model = self.skeleton.model
-        shared: dict[str, Tensor] = {}
-        kept = {}
+        kept = [(*_place(model, name), _value(model, name)) for name in names]
         try:
-            for name in names:
-                owner, leaf = _owner(model, name)
-                place = owner._parameters if leaf in owner._parameters else owner._buffers
-                kept[name] = (place, leaf, place[leaf])
-                key = self.skeleton.key(name)
-                if key not in shared:
-                    dtype = kept[name][2].dtype
-                    shared[key] = self.source.read(key).to(self.device, dtype)
-                value = shared[key]
-                if place is owner._parameters:
-                    value = nn.Parameter(value, requires_grad=False)
-                place[leaf] = value
+            self.fill(names)
             yield
         finally:
-            for place, leaf, original in kept.values():
+            for place, leaf, original in kept:
                 place[leaf] = original
 
+    def fill(self, names: list[str]) -> None:
+        """Put the named parameters' weights in place for good. Tied ones share their memory."""
+        shared: dict[str, Tensor] = {}
+        for name in names:
+            place, leaf = _place(self.skeleton.model, name)
+            original = place[leaf]
+            key = self.skeleton.key(name)
+            if key not in shared:
+                value = self.source.read(key).to(self.device, original.dtype)
+                is_parameter = isinstance(original, nn.Parameter)
+                shared[key] = nn.Parameter(value, requires_grad=False) if is_parameter else value
+            place[leaf] = shared[key]
 
-def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+
+def slices(vocabulary: int, size: int = 16384) -> Iterator[slice]:
+    """The vocabulary in parts that fit in memory beside the hidden states."""
+    for start in range(0, vocabulary, size):
+        yield slice(start, min(start + size, vocabulary))
+
+
+def _place(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """The dictionary that holds a parameter or buffer, and its key there."""
     path, _, leaf = name.rpartition(".")
-    return model.get_submodule(path), leaf
+    owner = model.get_submodule(path)
+    return (owner._parameters if leaf in owner._parameters else owner._buffers), leaf
 
 
 def _value(model: nn.Module, name: str) -> Tensor:
-    owner, leaf = _owner(model, name)
-    value: Tensor = getattr(owner, leaf)
+    place, leaf = _place(model, name)
+    value: Tensor = place[leaf]
     return value
 
 

@@ -51,8 +51,9 @@ def search_scale(
 ) -> Tensor | None:
     """The input scale (in_features) with the lowest Gram loss, or None where 1 is as good.
 
-    targets: every quantized linear that reads the input; gram: XᵀX (in, in); realise: turns a wished scale into the one that the producer can really
-    undo (shared heads, norms rounded to their dtype); steps: exponents tried.
+    targets: every quantized linear that reads the input; gram: XᵀX (in, in); realise: turns a
+    wished scale into the one that the producer can really undo (shared heads, norms rounded to
+    their dtype); steps: exponents tried.
     """
     activation = gram.diagonal().clamp(min=1e-12).sqrt()
     size = torch.cat([_relative_size(t.weight, t.grid) for t in targets]).mean(0)

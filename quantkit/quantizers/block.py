@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from quantkit.calibration.folds import Fold
 from quantkit.calibration.statistics import InputStatistics
-from quantkit.errors import InputError
+from quantkit.errors import InputError, not_finite
 from quantkit.quantizers import awq, gptq, nf4, rtn
 from quantkit.quantizers.grid import Grid, Quantized, QuantizedTensor, gram_loss
 from quantkit.quantizers.nf4 import Nf4Scheme
@@ -23,14 +23,18 @@ Scheme = Grid | Nf4Scheme
 class LayerReport:
     """How one linear fared.
 
-    error: squared output error over squared output on the calibration tokens, where they were
-    measured, else squared weight error over squared weight; the rest as the method has it.
+    error: squared output error over squared output on the calibration tokens
+    (``measured_on: outputs``), or squared weight error over squared weight (``weights``);
+    weighted_error: the latter, weighted by the importance of each input feature; kept_rtn,
+    damping: of gptq, see there (damping is missing where nothing could be factorized); scaled:
+    whether awq rescaled its input.
     """
 
     name: str
     scheme: str
     error: float
     measured_on: str
+    weighted_error: float | None = None
     kept_rtn: bool | None = None
     damping: float | None = None
     scaled: bool | None = None
@@ -51,32 +55,33 @@ def quantize_block(
     schemes: dict[str, Scheme],
     inputs: Sequence[InputStatistics],
     folds: Sequence[Fold],
+    prefix: str = "",
 ) -> BlockResult:
-    """Quantize the linears of ``block`` named in ``schemes``.
+    """Quantize the linears of ``block`` named in ``schemes``; reports name them after ``prefix``.
 
     inputs: Gram matrices, for gptq and awq; folds: proven, for awq. ``block`` isn't changed.
     Raises InputError for a weight that isn't finite and for a linear that calibration never ran.
     """
-    weights = {name: block.get_submodule(name).weight.detach() for name in schemes}
+    weights = {name: block.get_parameter(f"{name}.weight").detach() for name in schemes}
     for name, weight in weights.items():
         if not bool(weight.isfinite().all()):
-            raise InputError(
-                "holds NaN or infinity",
-                where=f"{name}.weight",
-                mend="The checkpoint is damaged, or training diverged: repair it before quantizing.",
-            )
+            raise not_finite(f"{prefix}{name}.weight")
     if isinstance(method, Gptq | Awq):
         run = {name for group in inputs for name in group.consumers}
         if idle := [name for name in schemes if name not in run]:
             raise InputError(
-                f"calibration never ran {', '.join(idle)}, so nothing is known of its inputs",
+                "the calibration rows never ran through it, so nothing is known of its inputs",
+                where=", ".join(prefix + name for name in idle),
                 mend="Skip it in the recipe (overrides: match, skip: true), or use method rtn.",
             )
     if isinstance(method, Awq):
-        return _awq(method, block, weights, schemes, inputs, folds)
-    if isinstance(method, Gptq):
-        return _gptq(method, weights, schemes, inputs)
-    return _direct(weights, schemes)
+        result = _awq(method, block, weights, schemes, inputs, folds)
+    elif isinstance(method, Gptq):
+        result = _gptq(method, weights, schemes, inputs)
+    else:
+        result = _direct(weights, schemes)
+    result.layers = [replace(layer, name=prefix + layer.name) for layer in result.layers]
+    return result
 
 
 def _direct(weights: dict[str, Tensor], schemes: dict[str, Scheme]) -> BlockResult:
@@ -119,7 +124,7 @@ def _gptq(
                     name,
                     str(grid),
                     outcome.loss / _energy(weight, group.moment),
-                    "calibration",
+                    "outputs",
                     kept_rtn=outcome.kept_rtn,
                     damping=outcome.damping,
                 )
@@ -173,7 +178,7 @@ def _awq(
                     name,
                     str(schemes[name]),
                     losses[name] / energy,
-                    "calibration",
+                    "outputs",
                     scaled=scale is not None,
                 )
             )
@@ -210,7 +215,7 @@ class _Realised:
     def __call__(self, wished: Tensor) -> Tensor:
         fold, producer = self.fold, self.modules[self.fold.producer]
         scale = fold.reduce(wished)
-        weight = producer.weight.detach()
+        weight = _parameter(producer, "weight")
         others_kept = any(name not in self.quantized for name in fold.consumers)
         if getattr(producer, "bias", None) is not None or others_kept:
             scale = torch.exp2(scale.log2().round())
@@ -239,15 +244,19 @@ def _fold_back(
         values[fold.producer] = fold.divide(values[fold.producer], made)
         rows[fold.producer] = rows[fold.producer] * made
     else:
-        weight = producer.weight.detach()
+        weight = _parameter(producer, "weight")
         changed[f"{fold.producer}.weight"] = fold.divide(weight.float(), made).to(weight.dtype)
     if getattr(producer, "bias", None) is not None:
-        bias = producer.bias.detach()
+        bias = _parameter(producer, "bias")
         changed[f"{fold.producer}.bias"] = (bias.float() / made).to(bias.dtype)
     for name in fold.consumers:
         if name not in values:
-            weight = changed.get(f"{name}.weight", modules[name].weight.detach())
+            weight = changed.get(f"{name}.weight", _parameter(modules[name], "weight"))
             changed[f"{name}.weight"] = (weight.float() * scale).to(weight.dtype)
+
+
+def _parameter(module: nn.Module, name: str) -> Tensor:
+    return module.get_parameter(name).detach()
 
 
 def _grid(scheme: Scheme) -> Grid:

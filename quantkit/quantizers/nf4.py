@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantkit.errors import MachineError
+from quantkit.errors import not_installed
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,5 @@ def _functional() -> Any:
     try:
         import bitsandbytes.functional as functional
     except ImportError as error:
-        raise MachineError(
-            "NF4 needs bitsandbytes, which isn't installed",
-            mend="pip install 'quantkit[nf4]'",
-        ) from error
+        raise not_installed("bitsandbytes", "nf4") from error
     return functional

@@ -1,0 +1,166 @@
+"""compare: qualities and costs → one table, gates, a verdict for each row and over all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from quantkit.checkpoint.reader import Checkpoint, read_json
+from quantkit.errors import InputError
+from quantkit.manifest import read_manifest
+from quantkit.recipe import Gate, LoadedSuite
+from quantkit.results import (
+    METRICS,
+    Comparison,
+    Cost,
+    Costs,
+    GateOutcome,
+    Qualities,
+    Quality,
+    Variant,
+    Verdict,
+)
+
+
+def describe(path: Path, quality: Quality | None, cost: Cost | None) -> Variant:
+    """A row for what lies at ``path``: an artifact, or a plain checkpoint."""
+    manifest: dict[str, Any] = read_manifest(path) or {}
+    weights = [p for pattern in ("*.safetensors", "*.gguf") for p in path.glob(pattern)]
+    disk_bytes = sum(p.stat().st_size for p in weights)
+    recipe = manifest.get("recipe", {})
+    if manifest:
+        parameters = manifest["parameters"]
+        kind = manifest["format"]
+    else:
+        checkpoint = Checkpoint(path)
+        parameters, kind = checkpoint.parameters(), "safetensors"
+    return Variant(
+        name=recipe.get("name", path.name),
+        path=str(path),
+        recipe=f"{recipe['name']} {recipe['version']}" if recipe else None,
+        method=manifest.get("method"),
+        format=kind,
+        bits_per_weight=8 * disk_bytes / parameters,
+        disk_bytes=disk_bytes,
+        quality=quality,
+        cost=cost,
+    )
+
+
+def check_gates(gates: Sequence[Gate]) -> None:
+    """Raise InputError for a gate on a metric that doesn't exist."""
+    for gate in gates:
+        if gate.metric not in METRICS:
+            raise InputError(
+                f"no such metric: {gate.metric}",
+                where="gates",
+                mend=f"Metrics: {', '.join(METRICS)}.",
+            )
+
+
+def decide(variant: Variant, gates: Sequence[Gate]) -> Variant:
+    """Hold a variant's quality against the gates. A metric that wasn't measured fails."""
+    if not gates:
+        return variant
+    outcomes = []
+    for gate in gates:
+        value = variant.quality.metric(gate.metric) if variant.quality else None
+        passed = (
+            value is not None
+            and (gate.min is None or value >= gate.min)
+            and (gate.max is None or value <= gate.max)
+        )
+        outcomes.append(GateOutcome(gate.metric, value, gate.min, gate.max, passed))
+    verdict = Verdict.PASS if all(outcome.passed for outcome in outcomes) else Verdict.FAIL
+    return replace(variant, gates=tuple(outcomes), verdict=verdict)
+
+
+def compare(
+    baseline: Path,
+    artifacts: Sequence[Path],
+    loaded: LoadedSuite,
+    qualities: Qualities,
+    costs: Costs | None,
+) -> Comparison:
+    """Judge the artifacts by the suite's gates and say what differs between the rows."""
+    gates = loaded.suite.gates
+    check_gates(gates)
+    base = describe(baseline, qualities.baseline, costs.baseline if costs else None)
+    base = replace(base, name=_dtype_name(baseline))
+    floor = replace(base, name=f"{base.name} vs FP32", quality=qualities.noise_floor, cost=None)
+    references = [floor]
+    if costs is not None and costs.baseline_gguf is not None:
+        references.append(_as_gguf(base, costs.baseline_gguf))
+    variants = tuple(
+        decide(describe(path, quality, costs.artifacts[index] if costs else None), gates)
+        for index, (path, quality) in enumerate(zip(artifacts, qualities.artifacts, strict=True))
+    )
+    verdict = None
+    if gates:
+        failed = any(variant.verdict is Verdict.FAIL for variant in variants)
+        verdict = Verdict.FAIL if failed else Verdict.PASS
+    return Comparison(
+        suite=f"{loaded.suite.name} {loaded.suite.version}",
+        baseline=base,
+        references=tuple(references),
+        variants=variants,
+        differences=tuple(_differences(base, references, variants)),
+        way_back=f"serve the baseline again: {base.path} "
+        f"({base.disk_bytes / 1e6:.1f} MB, unchanged by any of this).",
+        verdict=verdict,
+    )
+
+
+def describe_costs(baseline: Path | None, artifacts: Sequence[Path], costs: Costs) -> list[Variant]:
+    """Rows of costs alone."""
+    rows = []
+    if baseline is not None:
+        base = replace(describe(baseline, None, costs.baseline), name=_dtype_name(baseline))
+        rows.append(base)
+        if costs.baseline_gguf is not None:
+            rows.append(_as_gguf(base, costs.baseline_gguf))
+    for path, cost in zip(artifacts, costs.artifacts, strict=True):
+        rows.append(describe(path, None, cost))
+    return rows
+
+
+def _as_gguf(base: Variant, cost: Cost) -> Variant:
+    """The baseline in llama.cpp: what GGUF artifacts' costs are to be held against."""
+    size = cost.weights_bytes or base.disk_bytes
+    weights = 8 * base.disk_bytes / base.bits_per_weight
+    return replace(
+        base,
+        name=f"{base.name} GGUF",
+        format="gguf",
+        quality=None,
+        cost=cost,
+        disk_bytes=size,
+        bits_per_weight=8 * size / weights,
+    )
+
+
+def _dtype_name(baseline: Path) -> str:
+    config = read_json(baseline / "config.json")
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    return {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}.get(dtype, dtype)
+
+
+def _differences(
+    base: Variant, references: Sequence[Variant], variants: Sequence[Variant]
+) -> list[str]:
+    """What else than the weights isn't the same on both sides."""
+    said = []
+    for variant in variants:
+        if base.cost is None or variant.cost is None or variant.cost.engine == base.cost.engine:
+            said.append(f"{variant.name}: the weights only ({variant.format}).")
+            continue
+        engine = variant.cost.engine
+        same = [row.name for row in references if row.cost and row.cost.engine == engine]
+        against = f"; for the weights alone compare with {same[0]}" if same else ""
+        said.append(
+            f"{variant.name}: the weights ({variant.format}); for cost the engine too ({engine}, "
+            f"not {base.cost.engine}), so its speed isn't the quantization's alone{against}."
+        )
+    return said

@@ -1,0 +1,91 @@
+"""``quantkit-int4``: transformers' model with its 4-bit linears on torch's own CPU kernel.
+
+AWQ and GPTQ codes go to ``aten::_weight_int4pack_mm_for_cpu`` as they are: its grid is
+w = (q - 8) * s + b, so b = (8 - z) * s. Nothing but the packed words, scales and offsets is held.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantkit.errors import MachineError
+from quantkit.formats.packed import PackedCheckpoint
+from quantkit.model.skeleton import Skeleton
+from quantkit.model.stream import Stream
+from quantkit.quantizers.grid import QuantizedTensor
+
+NAME = "quantkit-int4"
+_GROUP_SIZES = (32, 64, 128, 256)
+
+
+class Int4Linear(nn.Module):
+    """A linear on packed 4-bit codes.
+
+    weight: uint8 (out, in/2) in the kernel's own order; scales_and_offsets: (groups, out, 2) in
+    the dtype of the activations.
+    """
+
+    def __init__(self, tensor: QuantizedTensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.out_features, self.in_features = tensor.codes.shape
+        self.group_size = tensor.grid.columns(self.in_features)
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(tensor.codes.to(torch.int32), 2)
+        offsets = (8 - tensor.zeros.float()) * tensor.scales
+        both = torch.stack([tensor.scales.t(), offsets.t()], dim=-1).contiguous().to(dtype)
+        self.register_buffer("weight", packed)
+        self.register_buffer("scales_and_offsets", both)
+        self.register_buffer("bias", None if bias is None else bias.to(dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.in_features)
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            rows, self.weight, self.group_size, self.scales_and_offsets
+        )
+        if self.bias is not None:
+            y = y + self.bias
+        return y.view(*x.shape[:-1], self.out_features)
+
+
+def fits(tensor: QuantizedTensor) -> bool:
+    """Whether the kernel takes this tensor."""
+    return (
+        tensor.grid.bits == 4
+        and tensor.shape[0] % 16 == 0
+        and tensor.grid.columns(tensor.shape[1]) in _GROUP_SIZES
+    )
+
+
+def load(source: PackedCheckpoint) -> tuple[Any, str]:
+    """The model in memory, and the engine's name, which says so where linears had to stay dense.
+
+    Raises MachineError where torch has no such kernel, or none of the linears fits it.
+    """
+    if not hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu"):
+        raise MachineError("this build of torch has no 4-bit CPU kernel", where=NAME)
+    skeleton = Skeleton(source)
+    model = skeleton.model
+    parameters = {key: name for name, key in skeleton.names.items()}
+    placed = set()
+    for key in source.quantized():
+        tensor = source.read_quantized(key)
+        if not isinstance(tensor, QuantizedTensor) or not fits(tensor):
+            continue
+        weight = parameters[key]
+        bias = weight.removesuffix("weight") + "bias"
+        value = source.read(skeleton.key(bias)) if bias in skeleton.names else None
+        path, _, leaf = weight.removesuffix(".weight").rpartition(".")
+        setattr(model.get_submodule(path), leaf, Int4Linear(tensor, value, model.dtype))
+        placed |= {weight, bias}
+    if not placed:
+        raise MachineError(
+            "none of the linears fits the 4-bit kernel (4 bits, groups of "
+            f"{', '.join(map(str, _GROUP_SIZES))}, outputs divisible by 16)",
+            where=NAME,
+        )
+    rest = [name for name in skeleton.names if name not in placed]
+    Stream(skeleton, source, torch.device("cpu")).fill(rest)
+    dense = sum(name in rest for name in (parameters[key] for key in source.quantized()))
+    return model, f"{NAME} ({dense} linears dense)" if dense else NAME

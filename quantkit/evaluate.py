@@ -1,0 +1,181 @@
+"""evaluate: artifact × suite → quality, against the baseline on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantkit.calibration.text import load_tokenizer, pack
+from quantkit.checkpoint.reader import Checkpoint, TensorSource
+from quantkit.engines import hf
+from quantkit.errors import InputError
+from quantkit.formats.packed import open_artifact
+from quantkit.model.device import resolve_device
+from quantkit.model.skeleton import Skeleton
+from quantkit.model.stream import Stream
+from quantkit.progress import Progress
+from quantkit.quality import regression
+from quantkit.quality.likelihood import Divergence, Finished, compare, finish
+from quantkit.quality.regression import Case
+from quantkit.recipe import LoadedSuite
+from quantkit.results import Qualities, Quality
+
+
+def evaluate(
+    artifacts: Sequence[Path],
+    baseline: Path,
+    loaded: LoadedSuite,
+    *,
+    device: str,
+    progress: Progress,
+) -> Qualities:
+    """Judge artifacts by the suite; the baseline is run once for all of them.
+
+    Weights are unpacked from what lies on disk, and both sides compute in float32. The noise
+    floor is the baseline computing in its own dtype, judged as if it were an artifact: what lies
+    below its figures is rounding, not quantization.
+    """
+    bench = _Bench.prepare(baseline, loaded, device)
+    sources = [(path.name, open_artifact(path)) for path in artifacts]
+    for (_, source), path in zip(sources, artifacts, strict=True):
+        bench.check_keys(source, path)
+    reference = bench.run(bench.checkpoint, torch.float32, "baseline", progress)
+    own = bench.dtype
+    floor = bench.judge(bench.checkpoint, own, f"baseline in {_name(own)}", reference, progress)
+    judged = [
+        bench.judge(source, torch.float32, name, reference, progress) for name, source in sources
+    ]
+    return Qualities(bench.judge_itself(reference), floor, tuple(judged))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A model after the rows and the cases: final hidden states, and answers."""
+
+    finished: Finished
+    answers: list[str] | None
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What every model under judgement shares: rows, cases, tokenizer, and where it computes."""
+
+    checkpoint: Checkpoint
+    tokenizer: Any
+    rows: Tensor
+    cases: list[Case] | None
+    end: list[int]
+    device: torch.device
+    dtype: torch.dtype
+    layers: int
+    keys: frozenset[str]
+
+    @classmethod
+    def prepare(cls, baseline: Path, loaded: LoadedSuite, device: str) -> _Bench:
+        suite, checkpoint = loaded.suite, Checkpoint(baseline)
+        if "quantization_config" in checkpoint.config:
+            raise InputError(
+                "is quantized, so it can't be the baseline",
+                where=str(baseline),
+                mend="Pass the BF16 checkpoint that the artifact was made of.",
+            )
+        skeleton = Skeleton(checkpoint)
+        tokenizer = load_tokenizer(baseline)
+        rows = pack(
+            loaded.resolve(suite.likelihood.dataset),
+            tokenizer,
+            sequence_length=suite.likelihood.sequence_length,
+            rows=suite.likelihood.rows,
+            seed=None,  # held-out text keeps its order
+        )
+        cases = None
+        if suite.regression is not None:
+            cases = regression.load_cases(loaded.resolve(suite.regression.cases))
+            hf.check_memory(
+                checkpoint.parameters(), torch.float32, "answering the regression cases"
+            )
+        return cls(
+            checkpoint,
+            tokenizer,
+            rows.ids,
+            cases,
+            hf.end_tokens(baseline, tokenizer),
+            resolve_device(device),
+            skeleton.model.dtype,
+            len(skeleton.layers),
+            frozenset(skeleton.names.values()),
+        )
+
+    def check_keys(self, source: TensorSource, path: Path) -> None:
+        """Raise InputError when an artifact lacks a tensor of the baseline."""
+        if missing := self.keys - set(source.keys()):
+            raise InputError(
+                f"lacks {min(missing)} and {len(missing) - 1} more tensors of the baseline",
+                where=str(path),
+                mend="Is it made of this baseline?",
+            )
+
+    def run(self, source: TensorSource, dtype: torch.dtype, label: str, progress: Progress) -> _Run:
+        """Carry the rows through the blocks and answer the cases."""
+        stream = Stream(Skeleton(self.checkpoint, dtype), source, self.device)
+        answers = None
+        steps = self.layers + (1 if self.cases else 0)
+        with progress.task(f"judge {label}", steps) as task:
+            finished = finish(stream, self.rows, partial(task.advance, doing="likelihood"))
+            if self.cases is not None:
+                with stream.whole() as model:
+                    generate = partial(hf.generate, model, end=self.end)
+                    answers = regression.answer(self.cases, self.tokenizer, generate)
+                task.advance(doing="regression cases")
+        return _Run(finished, answers)
+
+    def judge(
+        self,
+        source: TensorSource,
+        dtype: torch.dtype,
+        label: str,
+        reference: _Run,
+        progress: Progress,
+    ) -> Quality:
+        run = self.run(source, dtype, label, progress)
+        divergence = compare(reference.finished, run.finished)
+        return self._quality(divergence, run, reference, dtype)
+
+    def judge_itself(self, reference: _Run) -> Quality:
+        """The baseline's own figures: no ratio, no divergence."""
+        divergence = compare(reference.finished, reference.finished)
+        quality = self._quality(divergence, reference, reference, torch.float32)
+        return Quality(
+            divergence.baseline_perplexity(),
+            None,
+            None,
+            quality.regression,
+            quality.dtype,
+            quality.rows,
+            quality.sequence_length,
+        )
+
+    def _quality(
+        self, divergence: Divergence, run: _Run, reference: _Run, dtype: torch.dtype
+    ) -> Quality:
+        result = None
+        if self.cases is not None and run.answers is not None and reference.answers is not None:
+            result = regression.judge(self.cases, run.answers, reference.answers)
+        return Quality(
+            divergence.perplexity(),
+            divergence.kl_divergence(),
+            divergence.top1_agreement(),
+            result,
+            _name(dtype),
+            *self.rows.shape,
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

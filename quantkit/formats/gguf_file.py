@@ -1,0 +1,336 @@
+"""GGUF files: planned, written and read one tensor at a time.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3, alignment 32. The
+bytes are laid out by gguf-py, llama.cpp's own writer; dimensions are reversed there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quantkit.checkpoint.reader import Checkpoint, TensorSource
+from quantkit.errors import InputError
+from quantkit.formats import gguf_llama as llama
+from quantkit.formats import gguf_tokenizer
+from quantkit.formats.gguf_mixes import TypeOverride, choose_types, find_mix
+from quantkit.progress import Task
+from quantkit.quantizers.ggml import GgmlTensor, load_gguf, quantize, row_bytes
+
+_UNUSED_SUFFIX = ".rotary_emb.inv_freq"  # a buffer that old checkpoints carry; computed instead
+_TOKEN_EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+_COMPARED_AT_ONCE = 1 << 20  # elements
+
+
+@dataclass(frozen=True)
+class GgufTensorPlan:
+    """One tensor of the file to be.
+
+    ``key``: the checkpoint's key, None for a tensor computed from the config. ``shape``: as in
+    torch. ``wanted``: the mix's type where ``type`` is a fallback for rows it can't hold.
+    ``heads``: rows are permuted within so many heads (0: not at all).
+    """
+
+    name: str
+    key: str | None
+    shape: tuple[int, ...]
+    type: str
+    wanted: str
+    nbytes: int
+    heads: int = 0
+
+    @property
+    def fallback(self) -> bool:
+        return self.type != self.wanted
+
+
+@dataclass(frozen=True)
+class GgufPlan:
+    """Everything about a file but the weights themselves."""
+
+    mix: str
+    tensors: tuple[GgufTensorPlan, ...]
+    metadata: llama.Metadata
+    constants: dict[str, Tensor]  # tensors computed from the config, by GGUF name
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.nbytes / sum(math.prod(tensor.shape) for tensor in self.tensors)
+
+
+@dataclass(frozen=True)
+class WrittenTensor:
+    """What quantizing did to one tensor.
+
+    ``error``: ‖W-Ŵ‖²/‖W‖². ``weighted_error``: the same with every input feature's squares
+    multiplied by its importance; None without importance.
+    """
+
+    name: str
+    key: str | None
+    type: str
+    error: float
+    weighted_error: float | None
+
+
+def plan_file(
+    source: Checkpoint, mix: str, overrides: Iterable[TypeOverride] = (), *, name: str | None = None
+) -> GgufPlan:
+    """Decide on every tensor and on the metadata; no weights are read.
+
+    ``name``: ``general.name`` (default: the directory's). An output matrix beside tied embeddings
+    is the exception that is read: it must be equal, and is then left out.
+
+    Raises InputError for a model, a tokenizer, a mix or an override that can't be written, and
+    when the checkpoint's keys and shapes are not just those that its config asks for.
+    """
+    recipe = find_mix(mix)
+    where = str(source.directory)
+    metadata = {
+        "general.type": "model",
+        "general.name": name or source.directory.resolve().name,
+        "general.file_type": recipe.file_type,
+        "general.quantization_version": int(load_gguf().GGML_QUANT_VERSION),
+        **llama.metadata(source.config),
+        **gguf_tokenizer.metadata(source.directory, int(source.config["vocab_size"])),
+    }
+    keys = _used_keys(source)
+    layout = llama.layout(source.config, tied=_OUTPUT not in keys)
+    names = {str(llama.gguf_name(key)): key for key in keys}
+    shapes = {gguf: source.shape(key) for gguf, key in names.items()}
+    freqs = llama.rope_freqs(source.config)
+    constants = {} if freqs is None else {llama.ROPE_FREQS: freqs}
+    shapes |= {gguf: tuple(tensor.shape) for gguf, tensor in constants.items()}
+    try:
+        choices = choose_types(shapes, recipe, layout, overrides)
+    except InputError as error:
+        raise InputError(error.what, where=error.where or where, mend=error.mend) from error
+    tensors = tuple(
+        GgufTensorPlan(
+            name=gguf,
+            key=names.get(gguf),
+            shape=shape,
+            type=choices[gguf].type,
+            wanted=choices[gguf].wanted,
+            nbytes=math.prod(shape[:-1]) * row_bytes(choices[gguf].type, shape[-1]),
+            heads=llama.permuted_heads(gguf, layout.heads, layout.kv_heads),
+        )
+        for gguf, shape in shapes.items()
+    )
+    return GgufPlan(mix, tensors, metadata, constants)
+
+
+def write_file(
+    path: Path,
+    plan: GgufPlan,
+    source: TensorSource,
+    importance: Callable[[str], Tensor | None] = lambda key: None,
+    *,
+    progress: Task | None = None,
+    threads: int | None = None,
+) -> list[WrittenTensor]:
+    """Write the planned file, holding one tensor at a time.
+
+    ``source`` gives the weights (a checkpoint, or one with an adapter folded in); ``importance``
+    gives a checkpoint key's importance, (in_features,), or None. ``progress`` advances by one
+    for every tensor of the plan.
+
+    Raises InputError naming the tensor for NaN, infinite values or a shape unlike the plan's.
+    """
+    gguf = load_gguf()
+    writer = gguf.GGUFWriter(path, llama.ARCHITECTURE)
+    _add_metadata(writer, plan.metadata, gguf.GGUFValueType)
+    for tensor in plan.tensors:
+        byte_shape = (*tensor.shape[:-1], row_bytes(tensor.type, tensor.shape[-1]))
+        kind = gguf.GGMLQuantizationType[tensor.type]
+        writer.add_tensor_info(tensor.name, byte_shape, np.dtype(np.uint8), tensor.nbytes, kind)
+    records = []
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in plan.tensors:  # in the order of the infos
+            weight = _planned_value(tensor, plan, source)
+            weights = importance(tensor.key) if tensor.key and len(tensor.shape) > 1 else None
+            try:
+                quantized = quantize(weight, tensor.type, weights, threads=threads)
+            except InputError as error:
+                raise InputError(
+                    error.what, where=tensor.key or tensor.name, mend=error.mend
+                ) from error
+            writer.write_tensor_data(quantized.blocks.numpy())
+            lost, weighted = _relative_errors(weight, quantized, weights)
+            records.append(WrittenTensor(tensor.name, tensor.key, tensor.type, lost, weighted))
+            if progress is not None:
+                progress.advance(doing=tensor.name)
+    finally:
+        writer.close()
+    return records
+
+
+def write_bf16(path: Path, source: Checkpoint) -> None:
+    """Write the checkpoint unquantized: llama.cpp's own baseline, and exact for BF16 weights."""
+    write_file(path, plan_file(source, "bf16"), source)
+
+
+class GgufWeights:
+    """The weights of a GGUF file under their checkpoint keys. Implements ``TensorSource``.
+
+    ``types``: checkpoint key → ggml type. Tensors are read, not mapped, and dequantized one at
+    a time, in float32, in the shape and order of rows that the checkpoint had.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the header. Raises InputError for a damaged file and for another architecture."""
+        gguf = load_gguf()
+        self.path = path
+        try:
+            reader = gguf.GGUFReader(path)
+        except FileNotFoundError:
+            raise InputError("no such file", where=str(path)) from None
+        except (ValueError, KeyError, IndexError) as error:
+            raise InputError(f"isn't a readable GGUF file ({error})", where=str(path)) from error
+        architecture = _field(reader, "general.architecture")
+        if architecture != llama.ARCHITECTURE:
+            raise InputError(
+                f"is of architecture {architecture!r}; only {llama.ARCHITECTURE!r} can be read",
+                where=str(path),
+            )
+        self._heads = int(_field(reader, "llama.attention.head_count"))
+        self._kv_heads = int(_field(reader, "llama.attention.head_count_kv") or self._heads)
+        self._tensors = {
+            key: (
+                tensor.name,
+                tuple(int(n) for n in reversed(tensor.shape)),
+                int(tensor.data_offset),
+                int(tensor.n_bytes),
+            )
+            for tensor in reader.tensors
+            if (key := llama.hf_key(tensor.name)) is not None
+        }
+        self.types: dict[str, str] = {
+            key: tensor.tensor_type.name
+            for tensor in reader.tensors
+            if (key := llama.hf_key(tensor.name)) is not None
+        }
+
+    def keys(self) -> Iterable[str]:
+        return self._tensors.keys()
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._tensors[key][1]
+
+    def read(self, key: str) -> Tensor:
+        """Return one tensor in float32."""
+        name, shape, offset, nbytes = self._tensors[key]
+        blocks = torch.empty(nbytes, dtype=torch.uint8)
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            if file.readinto(blocks.numpy().data) != nbytes:
+                raise InputError(f"ended while reading {name}", where=str(self.path))
+        rows = blocks.view(math.prod(shape[:-1]), -1)
+        value = GgmlTensor(self.types[key], rows, shape).dequantize()
+        return llama.unpermute(value, llama.permuted_heads(name, self._heads, self._kv_heads))
+
+
+def _used_keys(source: Checkpoint) -> list[str]:
+    """The checkpoint's keys in the file's order, proven to be all there is and all it needs."""
+    where = str(source.directory)
+    present = [key for key in source.entries if not key.endswith(_UNUSED_SUFFIX)]
+    shapes = llama.shapes(source.config, present)
+    missing = [key for key in shapes if key not in present]
+    leftover = sorted(set(present) - set(shapes))
+    if missing:
+        raise InputError(f"lacks {_some(missing)}", where=where)
+    if leftover:
+        raise InputError(
+            f"has tensors that GGUF's llama architecture has no place for: {_some(leftover)}",
+            where=where,
+        )
+    for key, shape in shapes.items():
+        if source.shape(key) != shape:
+            raise InputError(
+                f"{key} is {source.shape(key)}; config.json asks for {shape}", where=where
+            )
+    tied = bool(source.config.get("tie_word_embeddings", False))
+    if tied and _OUTPUT in shapes:
+        if not torch.equal(source.read(_TOKEN_EMBEDDING), source.read(_OUTPUT)):
+            raise InputError(
+                f"ties its embeddings, yet {_OUTPUT} differs from {_TOKEN_EMBEDDING}",
+                where=where,
+                mend='Set "tie_word_embeddings": false in config.json if both were trained.',
+            )
+        del shapes[_OUTPUT]
+    if not tied and _OUTPUT not in shapes:
+        raise InputError(f"lacks {_OUTPUT}, and its embeddings aren't tied", where=where)
+    return list(shapes)
+
+
+def _planned_value(planned: GgufTensorPlan, plan: GgufPlan, source: TensorSource) -> Tensor:
+    if planned.key is None:
+        return plan.constants[planned.name]
+    weight = source.read(planned.key)
+    if tuple(weight.shape) != planned.shape:
+        raise InputError(
+            f"is {tuple(weight.shape)} where {planned.shape} was planned", where=planned.key
+        )
+    return llama.permute(weight, planned.heads)
+
+
+def _relative_errors(
+    weight: Tensor, quantized: GgmlTensor, importance: Tensor | None
+) -> tuple[float, float | None]:
+    """‖W-Ŵ‖²/‖W‖², plain and weighted, summed by column over fixed chunks in index order."""
+    columns = weight.shape[-1]
+    rows = weight.reshape(-1, columns)
+    lost = np.zeros(columns)
+    whole = np.zeros(columns)
+    step = max(1, _COMPARED_AT_ONCE // columns)
+    for first in range(0, len(rows), step):
+        chunk = rows[first : first + step].float()
+        blocks = quantized.blocks[first : first + step]
+        value = GgmlTensor(quantized.type, blocks, tuple(chunk.shape)).dequantize()
+        lost += np.square((chunk - value).numpy()).sum(axis=0, dtype=np.float64)
+        whole += np.square(chunk.numpy()).sum(axis=0, dtype=np.float64)
+    plain = _ratio(lost.sum(), whole.sum())
+    if importance is None:
+        return plain, None
+    weights = importance.numpy().astype(np.float64)
+    return plain, _ratio((lost * weights).sum(), (whole * weights).sum())
+
+
+def _ratio(part: float, whole: float) -> float:
+    return float(part / whole) if whole else 0.0
+
+
+def _add_metadata(writer: Any, metadata: llama.Metadata, types: Any) -> None:
+    """Add every key with the GGUF type that its Python type stands for."""
+    scalars = {bool: types.BOOL, int: types.UINT32, float: types.FLOAT32, str: types.STRING}
+    for key, value in metadata.items():
+        if isinstance(value, list):
+            writer.add_array(key, value)
+        else:
+            writer.add_key_value(key, value, scalars[type(value)])
+
+
+def _field(reader: Any, key: str) -> Any:
+    """The value of a metadata key, or None."""
+    field = reader.get_field(key)
+    return None if field is None else field.contents()
+
+
+def _some(keys: list[str]) -> str:
+    shown = ", ".join(keys[:5])
+    return shown if len(keys) <= 5 else f"{shown} and {len(keys) - 5} more"

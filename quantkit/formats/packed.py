@@ -1,0 +1,125 @@
+"""Quantized checkpoints in safetensors, written and read as the weights they stand for.
+
+The formats' own files know one linear's tensors; here is what they share: which keys belong
+together, and a linear going by the key that its weight had before it was quantized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from quantkit.checkpoint.reader import Checkpoint, TensorSource
+from quantkit.errors import InputError
+from quantkit.formats import awq_gemm, bnb, gptq_v1
+from quantkit.quantizers.grid import Quantized
+
+_FORMATS: dict[str, ModuleType] = {
+    "awq": awq_gemm,
+    "gptq": gptq_v1,
+    "bitsandbytes": bnb,
+}
+
+
+def pack(format_name: str, key: str, tensor: Quantized) -> dict[str, Tensor]:
+    """The tensors that stand for the weight ``key`` in a format, by their keys."""
+    module = key.removesuffix(".weight")
+    parts = _FORMATS[format_name].pack(tensor)
+    return {f"{module}.{suffix}": part for suffix, part in parts.items()}
+
+
+def packed_keys(format_name: str, key: str) -> list[str]:
+    """Every key that ``pack`` may give."""
+    module = key.removesuffix(".weight")
+    return [f"{module}.{suffix}" for suffix in _FORMATS[format_name].SUFFIXES]
+
+
+class PackedCheckpoint:
+    """A checkpoint whose config.json names one of the formats. A ``TensorSource``.
+
+    ``read`` gives quantized weights dequantized to float32; ``read_quantized`` gives their codes.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Raises InputError when the format is unknown."""
+        self.checkpoint = checkpoint
+        self.directory = checkpoint.directory
+        self._quantization: dict[str, Any] = checkpoint.config["quantization_config"]
+        self.format = str(self._quantization.get("quant_method"))
+        if self.format not in _FORMATS:
+            raise InputError(
+                f"is quantized as {self.format}, which can't be read; "
+                f"formats that can: {', '.join(_FORMATS)}, gguf",
+                where=str(self.directory),
+            )
+        self._codec = _FORMATS[self.format]
+        self._modules = {
+            key.removesuffix("." + self._marker): key
+            for key in self.checkpoint.entries
+            if key.endswith("." + self._marker)
+        }
+
+    @property
+    def _marker(self) -> str:
+        """The suffix that only a quantized linear has."""
+        return bnb.STATE if self._codec is bnb else "qweight"
+
+    @cached_property
+    def _parts(self) -> set[str]:
+        suffixes = self._codec.SUFFIXES
+        return {f"{module}.{suffix}" for module in self._modules for suffix in suffixes}
+
+    def keys(self) -> Iterable[str]:
+        yield from (f"{module}.weight" for module in self._modules)
+        yield from (key for key in self.checkpoint.entries if key not in self._parts)
+
+    def quantized(self) -> Iterable[str]:
+        return [f"{module}.weight" for module in self._modules]
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        module = key.removesuffix(".weight")
+        if module not in self._modules:
+            return self.checkpoint.shape(key)
+        result: tuple[int, ...] = self._codec.weight_shape(
+            lambda suffix: self.checkpoint.shape(f"{module}.{suffix}"),
+            lambda suffix: self.checkpoint.read(f"{module}.{suffix}"),
+        )
+        return result
+
+    def read(self, key: str) -> Tensor:
+        if key.removesuffix(".weight") in self._modules:
+            return self.read_quantized(key).dequantize()
+        return self.checkpoint.read(key)
+
+    def read_quantized(self, key: str) -> Quantized:
+        module = key.removesuffix(".weight")
+        tensors = {
+            suffix: self.checkpoint.read(f"{module}.{suffix}")
+            for suffix in self._codec.SUFFIXES
+            if f"{module}.{suffix}" in self.checkpoint.entries
+        }
+        try:
+            result: Quantized = self._codec.unpack(tensors, self._quantization, module)
+        except KeyError as error:
+            raise InputError(
+                f"tensor {module}.{error.args[0]} is missing", where=str(self.directory)
+            ) from error
+        return result
+
+
+def open_artifact(directory: Path) -> TensorSource:
+    """The weights of an artifact, or of a plain checkpoint, by the original's keys."""
+    if any(directory.glob("*.gguf")):
+        from quantkit.formats.gguf_file import GgufWeights
+
+        (path,) = directory.glob("*.gguf")
+        return GgufWeights(path)
+    checkpoint = Checkpoint(directory)
+    if checkpoint.config.get("quantization_config"):
+        return PackedCheckpoint(checkpoint)
+    return checkpoint

@@ -1,0 +1,149 @@
+"""quantkit.json: what an artifact was made of and how it fared. run.json: when and where.
+
+The manifest holds nothing that changes from run to run, so that the same inputs give the same
+bytes; dates, timings and the machine are in run.json, outside every digest.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from quantkit import __version__
+from quantkit.calibration.text import Rows
+from quantkit.checkpoint.reader import read_json
+from quantkit.checkpoint.writer import MANIFEST, sha256, write_json
+from quantkit.plan import Plan
+from quantkit.quantizers.block import LayerReport
+from quantkit.recipe import Loaded
+
+RUN = "run.json"
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "tokenizers",
+    "bitsandbytes",
+    "gguf",
+    "xllamacpp",
+)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where an artifact comes from; ``model`` is what was named on the command line."""
+
+    loaded: Loaded
+    model: str
+    source: Path
+    calibration: Rows | None
+    device: str
+
+
+def write_manifest(
+    directory: Path,
+    provenance: Provenance,
+    plan: Plan,
+    layers: Sequence[LayerReport],
+    started: float,
+) -> dict[str, Any]:
+    """Write quantkit.json and run.json into the finished ``directory``; returns the manifest."""
+    recipe = provenance.loaded.recipe
+    files = sorted(path for path in directory.iterdir() if path.is_file())
+    weight_bytes = sum(p.stat().st_size for p in files if p.suffix in (".safetensors", ".gguf"))
+    weights = sum(tensor.weights for tensor in plan.tensors)
+    manifest = {
+        "schema": 1,
+        "quantkit": __version__,
+        "recipe": {
+            "name": recipe.name,
+            "version": recipe.version,
+            "digest": recipe.digest,
+            "content": recipe.model_dump(mode="json", by_alias=True),
+        },
+        "source": {
+            "files": {
+                path.name: sha256(path)
+                for path in sorted(provenance.source.iterdir())
+                if path.suffix == ".safetensors" or path.name == "config.json"
+            },
+        },
+        "calibration": _calibration(provenance),
+        "method": plan.method,
+        "format": plan.format,
+        "parameters": weights,
+        "weights_bytes": weight_bytes,
+        "bits_per_weight": {
+            "file": 8 * weight_bytes / weights,
+            "quantized": plan.quantized_bits_per_weight,
+        },
+        "layers": [
+            {key: value for key, value in asdict(layer).items() if value is not None}
+            for layer in layers
+        ],
+        "summary": _summary(layers),
+        "libraries": library_versions(),
+        "files": {
+            path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
+        },
+    }
+    write_json(directory / MANIFEST, manifest)
+    write_json(
+        directory / RUN,
+        {
+            "model": provenance.model,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": round(time.monotonic() - started, 2),
+            "device": provenance.device,
+            "machine": {"platform": platform.platform(), "python": platform.python_version()},
+        },
+    )
+    return manifest
+
+
+def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """The manifest of an artifact; None for a directory that has none (a plain checkpoint)."""
+    path = directory / MANIFEST
+    return read_json(path) if path.is_file() else None
+
+
+def library_versions() -> dict[str, str]:
+    """Installed versions of the libraries that have a say in the result."""
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _calibration(provenance: Provenance) -> dict[str, Any] | None:
+    settings = provenance.loaded.recipe.calibration
+    rows = provenance.calibration
+    if settings is None or rows is None:
+        return None
+    return {
+        "dataset_sha256": rows.digest,
+        "rows": rows.count,
+        "rows_wanted": rows.wanted,
+        "sequence_length": settings.sequence_length,
+        "seed": settings.seed,
+    }
+
+
+def _summary(layers: Sequence[LayerReport]) -> dict[str, Any]:
+    """What happened to the layers, counted."""
+    summary: dict[str, Any] = {"layers": len(layers)}
+    if any(layer.kept_rtn is not None for layer in layers):
+        summary["kept_rtn"] = sum(bool(layer.kept_rtn) for layer in layers)
+        summary["not_factorized"] = [layer.name for layer in layers if layer.damping is None]
+    if any(layer.scaled is not None for layer in layers):
+        summary["scaled"] = sum(bool(layer.scaled) for layer in layers)
+        summary["not_scaled"] = [layer.name for layer in layers if not layer.scaled]
+    return summary

@@ -1,0 +1,1 @@
+"""Judging: likelihood against the baseline, and regression cases."""

@@ -1,0 +1,174 @@
+"""The comparison as text cells, the same for every medium: figures down, models across."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from quantkit.results import Comparison, Variant, Verdict
+
+Cell = Callable[[Variant], str | None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure over all models. ``better`` is an arrow, or empty where neither is."""
+
+    label: str
+    better: str
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows that belong together."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """headers: one a model; sections: their rows have as many cells."""
+
+    headers: tuple[str, ...]
+    sections: tuple[Section, ...]
+
+
+def table(models: Sequence[Variant]) -> Grid:
+    """Lay out models side by side. Rows in which nothing was measured are left out."""
+    sections = []
+    for title, figures in _SECTIONS.items():
+        rows = []
+        for label, better, cell in figures:
+            cells = tuple(cell(model) for model in models)
+            if any(cells):
+                rows.append(Row(label, better, tuple(text or "–" for text in cells)))
+        if rows:
+            sections.append(Section(title, tuple(rows)))
+    return Grid(tuple(model.name for model in models), tuple(sections))
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What to know when reading the table: differences, figures that are missing, failed gates."""
+    lines = [f"Differs: {text}" for text in comparison.differences]
+    for model in comparison.models:
+        for figure, reason in (model.cost.missing if model.cost else {}).items():
+            lines.append(f"Missing: {model.name}, {figure}: {reason}")
+    for variant in comparison.variants:
+        for gate in variant.gates:
+            if not gate.passed:
+                bound = f"at most {gate.max}" if gate.max is not None else f"at least {gate.min}"
+                value = "not measured" if gate.value is None else f"{gate.value:.6g}"
+                lines.append(f"Failed: {variant.name}, {gate.metric} is {value}, allowed {bound}")
+        regression = variant.quality.regression if variant.quality else None
+        for case in regression.cases if regression else ():
+            if case.baseline_passed and not case.passed:
+                mark = " (critical)" if case.critical else ""
+                lines.append(
+                    f"Broken: {variant.name}, {case.id}{mark}: "
+                    f"{case.baseline_answer.strip()!r} became {case.answer.strip()!r}"
+                )
+    lines.append(f"Way back: {comparison.way_back}")
+    return lines
+
+
+def _cost(figure: str, text: Callable[[Any], str]) -> Cell:
+    """A cell of one figure of the cost, where there is one."""
+
+    def cell(model: Variant) -> str | None:
+        value = getattr(model.cost, figure, None)
+        return None if value is None else text(value)
+
+    return cell
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f}"
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:,.2f}"
+
+
+def _perplexity(model: Variant) -> str | None:
+    if model.quality is None:
+        return None
+    return f"{model.quality.perplexity.value:.3f} ± {model.quality.perplexity.stderr:.3f}"
+
+
+def _ratio(model: Variant) -> str | None:
+    ratio = model.quality.perplexity.ratio if model.quality else None
+    return None if ratio is None else f"{ratio:.4f}"
+
+
+def _kl(model: Variant) -> str | None:
+    kl = model.quality.kl_divergence if model.quality else None
+    return None if kl is None else f"{kl.mean:.5f} ± {(kl.high - kl.low) / 2:.5f}"
+
+
+def _p99(model: Variant) -> str | None:
+    kl = model.quality.kl_divergence if model.quality else None
+    return None if kl is None else f"{kl.p99:.4f}"
+
+
+def _agreement(model: Variant) -> str | None:
+    value = model.quality.top1_agreement if model.quality else None
+    return None if value is None else f"{100 * value:.2f}%"
+
+
+def _cases(model: Variant) -> str | None:
+    regression = model.quality.regression if model.quality else None
+    return None if regression is None else f"{regression.passed}/{regression.total}"
+
+
+def _moved(model: Variant) -> str | None:
+    regression = model.quality.regression if model.quality else None
+    if regression is None or model.quality is None or model.quality.kl_divergence is None:
+        return None
+    return f"{regression.broken} / {regression.fixed}"
+
+
+def _verdict(model: Variant) -> str | None:
+    return None if model.verdict is None else Verdict(model.verdict).value
+
+
+def _recipe(model: Variant) -> str | None:
+    return model.recipe.rsplit(" ", 1)[1] if model.recipe else None
+
+
+_SECTIONS: dict[str, list[tuple[str, str, Cell]]] = {
+    "Artifact": [
+        ("recipe version", "", _recipe),
+        ("method", "", lambda m: m.method),
+        ("format", "", lambda m: m.format),
+        ("bits per weight", "↓", lambda m: f"{m.bits_per_weight:.3f}"),
+        ("size on disk, MB", "↓", lambda m: _megabytes(m.disk_bytes)),
+    ],
+    "Quality": [
+        ("perplexity ± stderr", "↓", _perplexity),
+        ("perplexity ratio", "↓", _ratio),
+        ("KL divergence ± 95%", "↓", _kl),
+        ("KL p99", "↓", _p99),
+        ("top-1 agreement", "↑", _agreement),
+        ("cases passed", "↑", _cases),
+        ("broken / fixed", "↓", _moved),
+    ],
+    "Cost": [
+        ("engine", "", _cost("engine", str)),
+        ("weights held, MB", "↓", _cost("weights_bytes", _megabytes)),
+        ("process, loaded, MB", "↓", _cost("resident_bytes", _megabytes)),
+        ("process, peak, MB", "↓", _cost("peak_bytes", _megabytes)),
+        ("prefill, tokens/s", "↑", _cost("prefill_tokens_per_second", _rate)),
+        ("decode ×1, tokens/s", "↑", _cost("decode_tokens_per_second", _rate)),
+        ("decode ×8, tokens/s", "↑", _cost("decode_tokens_per_second_batch8", _rate)),
+        ("first token, ms", "↓", _cost("ttft_ms", _milliseconds)),
+        ("each token, ms", "↓", _cost("tpot_ms", _milliseconds)),
+    ],
+    "Verdict": [("gates", "", _verdict)],
+}

@@ -1,0 +1,28 @@
+"""The comparison as Markdown."""
+
+from __future__ import annotations
+
+from quantkit.reports.cells import notes, table
+from quantkit.results import Comparison
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """A heading, the table with figures down and models across, and the notes."""
+    grid = table(comparison.models)
+    lines = ["# Comparison", ""]
+    if comparison.suite:
+        lines += [f"Suite {comparison.suite}: **{comparison.verdict or 'no gates'}**", ""]
+    lines.append("| | " + " | ".join(grid.headers) + " |")
+    lines.append("|---|" + "---:|" * len(grid.headers))
+    for section in grid.sections:
+        lines.append(f"| **{section.title}** |" + " |" * len(grid.headers))
+        for row in section.rows:
+            label = f"{row.label} {row.better}".strip()
+            lines.append(f"| {label} | " + " | ".join(_escaped(cell) for cell in row.cells) + " |")
+    lines.append("")
+    lines += [f"- {_escaped(note)}" for note in notes(comparison)]
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", "⏎")

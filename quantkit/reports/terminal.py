@@ -1,0 +1,74 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from quantkit.plan import Plan
+from quantkit.reports.cells import table as cells
+from quantkit.results import Comparison, Variant
+
+_COLOURS = {"PASS": "green", "FAIL": "bold red", "INCONCLUSIVE": "yellow"}
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """The comparison: figures down, models across."""
+    verdict = f" · {comparison.verdict}" if comparison.verdict else ""
+    suite = f" · suite {comparison.suite}" if comparison.suite else ""
+    return models_table(comparison.models, f"Comparison{suite}{verdict}")
+
+
+def models_table(models: Sequence[Variant], title: str) -> Table:
+    """What is known of each model, side by side."""
+    grid = cells(models)
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table.add_column("")
+    for header in grid.headers:
+        table.add_column(escape(header), justify="right", overflow="fold")
+    for section in grid.sections:
+        for row in section.rows:
+            label = f"{row.label} {row.better}".strip()
+            table.add_row(label, *(_coloured(cell) for cell in row.cells))
+        table.add_section()
+    return table
+
+
+def plan_table(plan: Plan, name: str) -> Table:
+    """What an artifact will hold, layers taken together."""
+    total = f"{plan.nbytes / 1e6:,.1f} MB, {plan.bits_per_weight:.3f} bits a weight"
+    if plan.quantized_bits_per_weight is not None:
+        total += f" ({plan.quantized_bits_per_weight:.3f} in the quantized part)"
+    table = Table(box=box.SIMPLE_HEAD, title=f"{name}: {total}", title_justify="left")
+    table.add_column("tensors")
+    table.add_column("scheme")
+    for header in ("count", "weights", "MB", "bits/weight"):
+        table.add_column(header, justify="right")
+    for row in plan.rows():
+        table.add_row(
+            escape(row.name),
+            escape(row.scheme),
+            str(row.count),
+            f"{row.weights:,}",
+            f"{row.nbytes / 1e6:,.2f}",
+            f"{row.bits_per_weight:.3f}",
+        )
+    return table
+
+
+def listing(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A plain list with headers."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for header in headers:
+        table.add_column(header)
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
+def _coloured(cell: str) -> str:
+    colour = _COLOURS.get(cell)
+    return f"[{colour}]{cell}[/]" if colour else escape(cell)

@@ -1,0 +1,133 @@
+"""Tiny checkpoints with tokenizers, wide enough for K-quants."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import build
+
+GPT2 = "gpt-2"
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEXT = [
+    "The quick brown fox jumps over the lazy dog, and the dog doesn't mind it at all.",
+    "In 1998 there were 12345 foxes;  by 2026 nobody'd counted them again...",
+    "def add(a, b):\n    return a + b\n\n\n\tprint(add(1, 22))",
+    "Köln, naïve café, 北京, 🦙 and \t tabs",
+]
+VOCABULARY = 512
+
+
+def checkpoint(
+    directory: Path,
+    *,
+    model_type: str = "llama",
+    dtype: torch.dtype = torch.bfloat16,
+    split: str | None = GPT2,
+    bos: bool = False,
+    **changes: object,
+) -> Path:
+    """Save a random model with a tokenizer trained on ``TEXT``.
+
+    ``split``: "gpt-2", a regex, or None for SentencePiece's kind of BPE.
+    """
+    shape: dict[str, object] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.08,  # logits far enough apart for greedy ids to be compared
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
+    build(model_type, directory, dtype=dtype, **{**shape, **changes})
+    _fill_biases(directory / "model.safetensors")
+    _tokenizer(directory, split, bos)
+    return directory
+
+
+def _fill_biases(path: Path) -> None:
+    """Biases start as zeros, which would hide mistakes in them."""
+    generator = torch.Generator().manual_seed(1)
+    tensors = load_file(path)
+    for key, tensor in tensors.items():
+        if key.endswith(".bias"):
+            noise = torch.randn(tensor.shape, generator=generator) / 2
+            tensors[key] = noise.to(tensor.dtype)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _tokenizer(directory: Path, split: str | None, bos: bool) -> None:
+    from tokenizers import (
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
+
+    special = ["<s>", "</s>", "<unk>"]
+    if split is None:
+        tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+        tokenizer.decoder = decoders.Sequence(
+            [
+                decoders.Replace("▁", " "),
+                decoders.ByteFallback(),
+                decoders.Fuse(),
+                decoders.Strip(" ", 1, 0),
+            ]
+        )
+        # Words are kept apart while training only, as SentencePiece does.
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+        alphabet = []
+        special += [f"<0x{byte:02X}>" for byte in range(256)]
+    else:
+        tokenizer = Tokenizer(models.BPE())
+        if split == GPT2:
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        else:
+            steps = [
+                pre_tokenizers.Split(Regex(split), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+            tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - 40,
+        special_tokens=special,
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXT * 4, trainer)
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
+        )
+    data = json.loads(tokenizer.to_str())
+    if split is None:
+        data["pre_tokenizer"] = None
+        data["added_tokens"] = data["added_tokens"][:3]
+    (directory / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "chat_template": "{% for m in messages %}{{ m['content'] }}{% endfor %}",
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
