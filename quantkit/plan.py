@@ -176,6 +176,7 @@ def plan_linears(method: Linears, skeleton: Skeleton, checkpoint: Checkpoint) ->
             f"the layers of {type(skeleton.model).__name__} have no torch.nn.Linear to quantize",
             where=str(skeleton.directory),
         )
+    _every_pattern_matches(method, linears)
     default = _default_scheme(method)
     schemes: dict[str, Scheme] = {}
     for name in linears:
@@ -189,7 +190,6 @@ def plan_linears(method: Linears, skeleton: Skeleton, checkpoint: Checkpoint) ->
                 mend=f"Add it to the recipe: ignore: [{name}]",
             )
         schemes[name] = scheme
-    _every_pattern_matches(method, linears)
     if not schemes:
         raise InputError("leaves nothing to quantize", where="quantize.ignore")
     _check(method, schemes, linears, default)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -77,8 +76,9 @@ def new_directory(out: Path) -> Iterator[Path]:
         if old.exists():
             shutil.rmtree(old)
     except OSError as error:
-        if error.errno in _FULL:
-            what = f"no space left to write ({os.strerror(error.errno or 0)})"
+        # numpy reports a write that stopped short without an errno.
+        if error.errno in _FULL or error.errno is None:
+            what = f"no space left to write ({error.strerror or error})"
             mend = "Free some space (or raise the file size limit) and run it again."
         else:
             what = f"can't be written ({error.strerror or error})"

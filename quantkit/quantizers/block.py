@@ -27,7 +27,7 @@ class LayerReport:
     (``measured_on: outputs``), or squared weight error over squared weight (``weights``);
     weighted_error: the latter, weighted by the importance of each input feature; kept_rtn,
     damping: of gptq, see there (damping is missing where nothing could be factorized); scaled:
-    whether awq rescaled its input.
+    whether awq rescaled its input; unscaled_error: what its error would be without.
     """
 
     name: str
@@ -38,6 +38,7 @@ class LayerReport:
     kept_rtn: bool | None = None
     damping: float | None = None
     scaled: bool | None = None
+    unscaled_error: float | None = None
 
 
 @dataclass
@@ -180,6 +181,7 @@ def _awq(
                     losses[name] / energy,
                     "outputs",
                     scaled=scale is not None,
+                    unscaled_error=plain_loss[name] / energy,
                 )
             )
     result.layers.reverse()

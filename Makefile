@@ -1,0 +1,56 @@
+# The same targets for people and for CI. `make` alone explains them.
+.PHONY: help setup test lint format check infer-quant build clean
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The first interpreter that the project supports.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
+	&& echo $$p && break; done)
+
+MODEL ?= demo
+SUITE ?= demo
+RECIPES ?= awq-w4-g128 gptq-w4-g128 nf4 gguf-q4-k-m
+OUT ?= reports/infer-quant
+ARTIFACTS = $(foreach recipe,$(RECIPES),$(OUT)/artifacts/$(basename $(notdir $(recipe))))
+
+help: ## Show this
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@echo
+	@echo 'make infer-quant MODEL=DIR RECIPES="awq-w4-g128 my.yaml" SUITE=my-suite.yaml OUT=DIR'
+
+setup: $(VENV)/.ready ## Make .venv with everything in it
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo 'Python 3.11, 3.12 or 3.13 is needed.' >&2; exit 3; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+test: setup ## Run the tests
+	$(BIN)/python -m pytest
+
+lint: setup ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## Mend style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: lint test ## Everything that a change must pass
+
+infer-quant: setup ## Quantize MODEL by RECIPES, judge by SUITE, end in one table under OUT
+	@set -e; for recipe in $(RECIPES); do \
+		name=$$(basename "$$recipe" .yaml); \
+		$(BIN)/quantkit quantize "$$recipe" --model "$(MODEL)" --out "$(OUT)/artifacts/$$name" --force; \
+	done
+	@$(BIN)/quantkit compare $(ARTIFACTS) --baseline "$(MODEL)" --suite "$(SUITE)" --out "$(OUT)"
+
+build: setup ## Build the wheel and the source distribution
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt build
+	$(BIN)/python -m build
+
+clean: ## Remove what the targets made
+	rm -rf $(VENV) reports dist build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,285 @@
+"""From recipe to artifact on the demo model: what is written loads, runs, and is judged fairly."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.writer import sha256
+from quantkit.cli import app
+from quantkit.engines import hf, int4
+from quantkit.evaluate import evaluate
+from quantkit.formats.packed import PackedCheckpoint, open_artifact
+from quantkit.measure import Load, measure
+from quantkit.model.skeleton import Skeleton
+from quantkit.model.stream import Stream
+from quantkit.progress import Silent
+from quantkit.quality.likelihood import compare, finish
+from quantkit.quality.regression import encode_prompt, load_cases
+from quantkit.quantize import prepare, quantize
+from quantkit.quantizers.grid import QuantizedTensor
+from quantkit.recipe import load_recipe, load_suite
+from quantkit.resources import demo_model
+
+SHIPPED = ["awq-w4-g128", "gptq-w4-g128", "nf4", "gguf-q4-k-m", "gguf-q8-0", "rtn-w4-g128"]
+TWO_BITS = ["quantize.bits=2", "quantize.format=gptq"]
+CPU = torch.device("cpu")
+
+
+def make(recipe: str, out: Path, settings: list[str] | None = None) -> dict:
+    job = prepare(load_recipe(recipe, settings), "demo")
+    return quantize(job, out, device="cpu", force=False, progress=Silent())
+
+
+@pytest.fixture(scope="session")
+def artifacts(tmp_path_factory) -> dict[str, Path]:
+    """The demo by every shipped recipe, and by 2-bit round-to-nearest."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    for recipe in SHIPPED:
+        make(recipe, folder / recipe)
+    make("rtn-w4-g128", folder / "rtn-w2", TWO_BITS)
+    return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="session")
+def judged(artifacts):
+    """Qualities of the baseline and of some artifacts under the demo suite."""
+    names = ["rtn-w4-g128", "gguf-q8-0", "rtn-w2"]
+    result = evaluate(
+        [artifacts[name] for name in names],
+        demo_model(),
+        load_suite("demo"),
+        device="cpu",
+        progress=Silent(),
+    )
+    return result.baseline, dict(zip(names, result.artifacts, strict=True))
+
+
+@pytest.mark.parametrize("name", [*SHIPPED, "rtn-w2"])
+def test_the_manifest_tells_the_truth(artifacts, name):
+    directory = artifacts[name]
+    manifest = json.loads((directory / "quantkit.json").read_text())
+    on_disk = {path.name for path in directory.iterdir()} - {"quantkit.json", "run.json"}
+    assert manifest["files"].keys() == on_disk
+    for file, facts in manifest["files"].items():
+        assert facts["sha256"] == sha256(directory / file)
+    derived = name == "rtn-w2"
+    loaded = load_recipe("rtn-w4-g128", TWO_BITS) if derived else load_recipe(name)
+    assert manifest["recipe"]["digest"] == loaded.recipe.digest
+    assert manifest["source"]["files"]["model.safetensors"] == sha256(
+        demo_model() / "model.safetensors"
+    )
+    dataset = loaded.calibration_dataset()
+    if dataset is not None:
+        assert manifest["calibration"]["dataset_sha256"] == sha256(dataset)
+    assert manifest["bits_per_weight"]["quantized"] < manifest["bits_per_weight"]["file"]
+    assert all(layer["error"] >= 0 for layer in manifest["layers"])
+    assert manifest["summary"]["layers"] == len(manifest["layers"])
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_sidecars_are_copied_byte_for_byte(artifacts, name):
+    for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (artifacts[name] / file).read_bytes() == (demo_model() / file).read_bytes()
+    template = "chat_template.jinja"
+    assert (artifacts[name] / template).read_bytes() == (demo_model() / template).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["awq-w4-g128", "gptq-w4-g128", "rtn-w4-g128"])
+def test_sizes_are_as_planned(artifacts, name):
+    plan = prepare(load_recipe(name), "demo").plan
+    checkpoint = Checkpoint(artifacts[name])
+    assert checkpoint.nbytes() == plan.nbytes
+
+
+def test_the_methods_report_what_they_did(artifacts):
+    awq, gptq = (
+        json.loads((artifacts[name] / "quantkit.json").read_text())
+        for name in ("awq-w4-g128", "gptq-w4-g128")
+    )
+    assert gptq["summary"]["kept_rtn"] >= 0 and gptq["summary"]["not_factorized"] == []
+    assert awq["summary"]["scaled"] + len(awq["summary"]["not_scaled"]) == 28
+    for layer in range(4):
+        scaled = [x for x in awq["layers"] if f"layers.{layer}." in x["name"] and x["scaled"]]
+        assert len(scaled) >= 5
+
+
+def test_the_same_inputs_give_the_same_bytes(artifacts, tmp_path):
+    for name in ("awq-w4-g128", "gguf-q4-k-m"):
+        again = make(name, tmp_path / name)
+        first = json.loads((artifacts[name] / "quantkit.json").read_text())
+        assert again["files"] == first["files"]
+        assert sha256(tmp_path / name / "quantkit.json") == sha256(
+            artifacts[name] / "quantkit.json"
+        )
+
+
+def test_gptq_is_below_rtn_in_kl_and_every_4_bit_artifact_is_close(artifacts):
+    """On the calibration text itself, so that it is the method that is tested."""
+    checkpoint = Checkpoint(demo_model())
+    rows = torch.randint(5, 500, (8, 64), generator=torch.Generator().manual_seed(0))
+    base = finish(Stream(Skeleton(checkpoint, torch.float32), checkpoint, CPU), rows)
+    for name in ("awq-w4-g128", "gptq-w4-g128", "nf4", "gguf-q4-k-m", "gguf-q8-0"):
+        skeleton = Skeleton(checkpoint, torch.float32)
+        side = finish(Stream(skeleton, open_artifact(artifacts[name]), CPU), rows)
+        assert compare(base, side).kl_divergence().mean < 0.1, name
+
+
+def test_the_baseline_knows_its_world(judged):
+    baseline, _ = judged
+    assert baseline.regression.total >= 60
+    assert baseline.regression.pass_rate >= 0.95
+
+
+def test_four_bits_pass_and_two_bits_visibly_fail(judged):
+    baseline, artifacts = judged
+    assert artifacts["rtn-w2"].regression.passed < 0.6 * baseline.regression.passed
+    assert artifacts["rtn-w2"].kl_divergence.mean > 20 * artifacts["rtn-w4-g128"].kl_divergence.mean
+    assert artifacts["gguf-q8-0"].kl_divergence.mean < artifacts["rtn-w4-g128"].kl_divergence.mean
+    for name in ("rtn-w4-g128", "gguf-q8-0"):
+        assert artifacts[name].regression.broken_critical == 0
+
+
+def test_a_failed_gate_is_exit_code_1(artifacts):
+    arguments = [
+        "eval",
+        str(artifacts["rtn-w2"]),
+        "--baseline",
+        "demo",
+        "--suite",
+        "demo",
+        "--json",
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    value = json.loads(result.stdout)
+    assert value["verdict"] == "FAIL" and value["variants"][0]["verdict"] == "FAIL"
+
+
+def test_nf4_loads_with_plain_transformers_and_answers(artifacts):
+    model = AutoModelForCausalLM.from_pretrained(artifacts["nf4"]).eval()
+    tokenizer = AutoTokenizer.from_pretrained(artifacts["nf4"])
+    suite = load_suite("demo")
+    cases = load_cases(suite.resolve(suite.suite.regression.cases))[:12]
+    prompts = [encode_prompt(case, tokenizer) for case in cases]
+    end = hf.end_tokens(artifacts["nf4"], tokenizer)
+    made = hf.generate(model, prompts, [case.max_new_tokens for case in cases], end)
+    answers = [tokenizer.decode(ids, skip_special_tokens=True) for ids in made]
+    passed = sum(case.check.holds(a) for case, a in zip(cases, answers, strict=True))
+    assert passed >= 10
+
+
+@pytest.mark.engine
+def test_the_gguf_in_llamacpp_gives_the_same_tokens(artifacts):
+    """Over all prompts of the suite, against transformers on the unpacked weights."""
+    from quantkit.engines.llamacpp import LlamaCpp
+
+    directory = artifacts["gguf-q4-k-m"]
+    (path,) = directory.glob("*.gguf")
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    suite = load_suite("demo")
+    cases = load_cases(suite.resolve(suite.suite.regression.cases))
+    prompts = [encode_prompt(case, tokenizer) for case in cases]
+    limits = [case.max_new_tokens for case in cases]
+    end = hf.end_tokens(directory, tokenizer)
+    stream = Stream(
+        Skeleton(Checkpoint(demo_model()), torch.float32), open_artifact(directory), CPU
+    )
+    with stream.whole() as model:
+        theirs = hf.generate(model, prompts, limits, end)
+    with LlamaCpp(path, threads=1) as engine:
+        ours = [engine.generate(p, n).ids for p, n in zip(prompts, limits, strict=True)]
+    same = sum(
+        [token for token in mine if token not in end] == other
+        for mine, other in zip(ours, theirs, strict=True)
+    )
+    assert same >= 0.9 * len(cases)
+
+
+@pytest.mark.parametrize("name", ["awq-w4-g128", "gptq-w4-g128"])
+def test_packed_linears_compute_what_was_judged(artifacts, name):
+    source = PackedCheckpoint(Checkpoint(artifacts[name]))
+    model, engine = int4.load(source)
+    assert engine == "quantkit-int4"
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, int4.Int4Linear)}
+    assert len(linears) == 28
+    for module_name, linear in linears.items():
+        tensor = source.read_quantized(f"{module_name}.weight")
+        assert isinstance(tensor, QuantizedTensor)
+        x = torch.randn(3, linear.in_features).to(torch.bfloat16)
+        expected = x.float() @ tensor.dequantize().t()
+        error = (linear(x).float() - expected).norm() / expected.norm()
+        assert error < 0.02, module_name
+
+
+def test_costs_are_measured_in_fresh_processes(artifacts):
+    load = Load(prompt_tokens=16, new_tokens=4, repeats=1, threads=1)
+    names = ["gptq-w4-g128", "gguf-q4-k-m"]
+    costs = measure([artifacts[name] for name in names], demo_model(), load, Silent())
+    assert [cost.engine for cost in costs.artifacts] == ["quantkit-int4", "llama.cpp"]
+    assert costs.baseline.engine == "transformers"
+    assert costs.baseline_gguf.engine == "llama.cpp"
+    for cost in (costs.baseline, costs.baseline_gguf, *costs.artifacts):
+        assert cost.missing == {}
+        assert cost.weights_bytes <= cost.resident_bytes <= cost.peak_bytes
+        for figure in ("prefill_tokens_per_second", "decode_tokens_per_second", "ttft_ms"):
+            assert getattr(cost, figure) > 0
+    assert costs.artifacts[0].weights_bytes < 0.5 * costs.baseline.weights_bytes
+    assert costs.artifacts[1].weights_bytes < 0.5 * costs.baseline_gguf.weights_bytes
+
+
+def test_an_engine_that_is_missing_leaves_its_figures_empty(artifacts, monkeypatch, tmp_path):
+    blocked = tmp_path / "xllamacpp.py"
+    blocked.write_text("raise ImportError('blocked')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    load = Load(prompt_tokens=4, new_tokens=2, repeats=1, threads=1)
+    costs = measure([artifacts["gguf-q8-0"]], None, load, Silent())
+    (cost,) = costs.artifacts
+    assert cost.decode_tokens_per_second is None
+    assert "xllamacpp" in cost.missing["all figures"]
+
+
+def test_sharded_checkpoints_are_the_same_model(tmp_path, artifacts):
+    model = AutoModelForCausalLM.from_pretrained(demo_model(), dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="1MB")
+    AutoTokenizer.from_pretrained(demo_model()).save_pretrained(tmp_path / "sharded")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 3
+    job = prepare(load_recipe("rtn-w4-g128"), str(tmp_path / "sharded"))
+    quantize(job, tmp_path / "out", device="cpu", force=False, progress=Silent())
+    one, other = Checkpoint(tmp_path / "out"), Checkpoint(artifacts["rtn-w4-g128"])
+    assert set(one.keys()) == set(other.keys())
+    assert all(torch.equal(one.read(key), other.read(key)) for key in one.keys())
+
+
+def test_overrides_are_obeyed_and_read_back(tmp_path):
+    settings = [
+        "quantize.format=gptq",
+        "quantize.overrides=[{match: '*.down_proj', bits: 8, group_size: 64},"
+        " {match: 'model.layers.0.mlp.*', skip: true}]",
+    ]
+    make("rtn-w4-g128", tmp_path / "out", settings)
+    source = open_artifact(tmp_path / "out")
+    assert isinstance(source, PackedCheckpoint)
+    grid = source.read_quantized("model.layers.1.mlp.down_proj.weight").grid
+    assert (grid.bits, grid.group_size) == (8, 64)
+    assert source.read_quantized("model.layers.1.self_attn.q_proj.weight").grid.bits == 4
+    kept = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(source.read(kept), Checkpoint(demo_model()).read(kept))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert r"-:^model\.layers\.0\.mlp\.up_proj$" in config["dynamic"]
+
+
+def test_answers_do_not_depend_on_what_shares_the_batch():
+    model = AutoModelForCausalLM.from_pretrained(demo_model(), dtype=torch.float32).eval()
+    prompts = [[5, 6, 7], [9, 8, 7, 6], [5, 6, 7], [20, 21, 22]]
+    run = partial(hf.generate, model, end=[])
+    together = run(prompts, [6] * 4)
+    alone = [run([prompt], [6])[0] for prompt in prompts]
+    assert together == alone and together[0] == together[2]
