@@ -159,7 +159,7 @@ def test_clipping_lowers_every_rows_loss():
 
 
 def test_linears_that_read_one_tensor_share_one_gram_matrix(tiny):
-    _, inputs, _, batch = first_block(tiny("llama"))
+    _, inputs, _, _ = first_block(tiny("llama"))
     assert [group.consumers for group in inputs] == [
         ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
         ["self_attn.o_proj"],

@@ -54,7 +54,10 @@ def test_help_is_quick():
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys, quantkit.cli; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    code = (
+        "import sys, quantkit.cli; "
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
