@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 import typer
 
 from quantkit import __version__
-from quantkit.errors import ExitCode, InputError, QuantkitError
+from quantkit.errors import ExitCode, InputError, MachineError, QuantkitError
 
 if TYPE_CHECKING:
     from quantkit.console import Console
@@ -72,6 +72,11 @@ def _reported(command: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             Console().note("interrupted; nothing half-written was left behind")
             raise typer.Exit(int(ExitCode.INTERRUPTED)) from None
+        except OSError as error:
+            what = error.strerror or str(error)
+            failure = MachineError(what, where=str(error.filename or "a file"))
+            Console(as_json=as_json).error(failure)
+            raise typer.Exit(int(failure.exit_code)) from None
         except (typer.Exit, typer.Abort):
             raise
         except Exception:
@@ -115,14 +120,13 @@ def quantize_command(
     from quantkit.reports.terminal import plan_table
 
     console = Console(as_json=as_json)
-    if out is None and not dry_run:
-        raise InputError("is needed", where="--out", mend="Name the directory to make.")
     loaded = load_recipe(recipe, settings)
     job = prepare(loaded, model)
     if dry_run:
         console.show(job.plan.to_json(), plan_table(job.plan, loaded.recipe.name))
         return
-    assert out is not None
+    if out is None:
+        raise InputError("is needed", where="--out", mend="Name the directory to make.")
     manifest = quantize(job, out, device=device, force=force, progress=console)
     bits = manifest["bits_per_weight"]
     part = f", {bits['quantized']:.3f} in the quantized part" if bits["quantized"] else ""
@@ -181,6 +185,7 @@ def bench_command(
     rows = describe_costs(source, artifacts, costs)
     values = [row.to_json() for row in rows]
     if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, values)
     console.show(values, models_table(rows, "Cost"))
 
@@ -286,6 +291,7 @@ def _finish(console: Console, comparison: Comparison, out: Path | None) -> None:
 
     value = comparison.to_json()
     if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, value)
     console.show(value, comparison_table(comparison))
     for note in notes(comparison):

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint.reader import Checkpoint, read_json
+from quantkit.checkpoint.reader import read_json
 from quantkit.errors import InputError
+from quantkit.formats.packed import open_artifact
 from quantkit.manifest import read_manifest
 from quantkit.recipe import Gate, LoadedSuite
 from quantkit.results import (
@@ -25,24 +26,18 @@ from quantkit.results import (
 
 
 def describe(path: Path, quality: Quality | None, cost: Cost | None) -> Variant:
-    """A row for what lies at ``path``: an artifact, or a plain checkpoint."""
+    """A row for what lies at ``path``: an artifact of ours or another's, or a plain checkpoint."""
     manifest: dict[str, Any] = read_manifest(path) or {}
-    weights = [p for pattern in ("*.safetensors", "*.gguf") for p in path.glob(pattern)]
-    disk_bytes = sum(p.stat().st_size for p in weights)
     recipe = manifest.get("recipe", {})
-    if manifest:
-        parameters = manifest["parameters"]
-        kind = manifest["format"]
-    else:
-        checkpoint = Checkpoint(path)
-        parameters, kind = checkpoint.parameters(), "safetensors"
+    source = open_artifact(path)
+    disk_bytes = sum(file.stat().st_size for file in source.files)
     return Variant(
         name=recipe.get("name", path.name),
         path=str(path),
         recipe=f"{recipe['name']} {recipe['version']}" if recipe else None,
         method=manifest.get("method"),
-        format=kind,
-        bits_per_weight=8 * disk_bytes / parameters,
+        format=source.format,
+        bits_per_weight=8 * disk_bytes / source.parameters(),
         disk_bytes=disk_bytes,
         quality=quality,
         cost=cost,
@@ -97,6 +92,8 @@ def compare(
         decide(describe(path, quality, costs.artifacts[index] if costs else None), gates)
         for index, (path, quality) in enumerate(zip(artifacts, qualities.artifacts, strict=True))
     )
+    if len({variant.name for variant in variants}) < len(variants):
+        variants = tuple(replace(v, name=Path(v.path).name) for v in variants)
     verdict = None
     if gates:
         failed = any(variant.verdict is Verdict.FAIL for variant in variants)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantkit.calibration.text import load_tokenizer, pack
+from quantkit.calibration.text import check_length, load_tokenizer, pack
 from quantkit.checkpoint.reader import Checkpoint, TensorSource
 from quantkit.engines import hf
 from quantkit.errors import InputError
@@ -79,7 +79,7 @@ class _Bench:
     @classmethod
     def prepare(cls, baseline: Path, loaded: LoadedSuite, device: str) -> _Bench:
         suite, checkpoint = loaded.suite, Checkpoint(baseline)
-        if "quantization_config" in checkpoint.config:
+        if checkpoint.config.get("quantization_config"):
             raise InputError(
                 "is quantized, so it can't be the baseline",
                 where=str(baseline),
@@ -87,6 +87,7 @@ class _Bench:
             )
         skeleton = Skeleton(checkpoint)
         tokenizer = load_tokenizer(baseline)
+        check_length(suite.likelihood.sequence_length, checkpoint.config, "likelihood")
         rows = pack(
             loaded.resolve(suite.likelihood.dataset),
             tokenizer,
@@ -94,6 +95,12 @@ class _Bench:
             rows=suite.likelihood.rows,
             seed=None,  # held-out text keeps its order
         )
+        if rows.count < 2:
+            raise InputError(
+                "fills one row only; intervals need at least two",
+                where=suite.likelihood.dataset,
+                mend="Give more text or a shorter sequence_length.",
+            )
         cases = None
         if suite.regression is not None:
             cases = regression.load_cases(loaded.resolve(suite.regression.cases))

@@ -14,6 +14,7 @@ from pathlib import Path
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.engines.probe import Spec
 from quantkit.errors import InputError, MachineError
+from quantkit.model.device import resolve_device
 from quantkit.progress import Progress
 from quantkit.results import Cost, Costs
 
@@ -35,7 +36,7 @@ def engine_for(path: Path) -> tuple[str, Path]:
     if files:
         return "llama.cpp", files[0]
     config = Checkpoint(path).config
-    quantization = config.get("quantization_config", {})
+    quantization = config.get("quantization_config") or {}
     if quantization.get("quant_method") in ("awq", "gptq"):
         return "quantkit-int4", path
     return "transformers", path
@@ -82,7 +83,7 @@ def _in_process(path: Path, engine: str, load: Load, name: str) -> Cost:
     spec = Spec(
         str(path),
         engine,
-        load.device if engine == "transformers" else "cpu",
+        str(resolve_device(load.device)) if engine == "transformers" else "cpu",
         threads,
         load.prompt_tokens,
         load.new_tokens,

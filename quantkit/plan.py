@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.errors import InputError
+from quantkit.errors import InputError, not_installed
 from quantkit.formats import awq_gemm, bnb, gptq_v1
 from quantkit.model.skeleton import Skeleton
+from quantkit.quantizers import nf4
 from quantkit.quantizers.block import Scheme
 from quantkit.quantizers.grid import Grid
 from quantkit.quantizers.nf4 import Nf4Scheme
@@ -144,8 +145,11 @@ class GgufFilePlan(Plan):
 def plan_gguf(method: Ggml, checkpoint: Checkpoint, name: str) -> GgufFilePlan:
     """Give every tensor its ggml type. ``name`` becomes ``general.name``. Raises InputError."""
     from quantkit.formats.gguf_file import plan_file
+    from quantkit.quantizers.ggml import available
 
     file = plan_file(checkpoint, method.mix, method.overrides, name=name)
+    if {tensor.type for tensor in file.tensors} - set(available()):
+        raise not_installed("xllamacpp", "gguf")
     tensors = tuple(
         PlannedTensor(
             tensor.name,
@@ -218,12 +222,12 @@ def plan_linears(method: Linears, skeleton: Skeleton, checkpoint: Checkpoint) ->
         skeleton,
         schemes,
         tuple(tensor.name for tensor in tensors if tensor.name not in inside_keys),
-        _quantization_config(method.format, default, schemes, skipped, skeleton),
+        _quantization_config(method, default, schemes, skipped, skeleton),
     )
 
 
 def _quantization_config(
-    format_name: str,
+    method: Linears,
     default: Scheme,
     schemes: dict[str, Scheme],
     skipped: list[str],
@@ -233,12 +237,15 @@ def _quantization_config(
     if isinstance(default, Nf4Scheme):
         result = bnb.config(default, str(skeleton.model.dtype).removeprefix("torch."), skipped)
     else:
-        result = _AFFINE_FORMATS[format_name].config(default, schemes, skipped)
+        result = _AFFINE_FORMATS[method.format].config(default, schemes, skipped)
+    if isinstance(method, Gptq) and method.format == "gptq":
+        result["damp_percent"] = method.damp_percent
     return result
 
 
 def _default_scheme(method: Linears) -> Scheme:
     if isinstance(method, Nf4):
+        nf4.library()
         return Nf4Scheme(method.block_size, method.double_quant)
     first_zero = 0 if method.symmetric else _AFFINE_FORMATS[method.format].FIRST_ZERO
     return Grid(method.bits, method.group_size, method.symmetric, first_zero)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from quantkit.calibration.passing import CalibrationPass
-from quantkit.calibration.text import Rows, load_tokenizer, pack
+from quantkit.calibration.text import Rows, check_length, load_tokenizer, no_such_dataset, pack
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import copy_sidecars, write_config
 from quantkit.checkpoint.source import locate, model_name
@@ -52,6 +52,11 @@ def prepare(loaded: Loaded, model: str) -> Job:
             where=str(checkpoint.directory),
             mend="Quantize the original BF16 checkpoint instead.",
         )
+    if settings := loaded.recipe.calibration:
+        check_length(settings.sequence_length, checkpoint.config, "calibration")
+    dataset = loaded.calibration_dataset()
+    if dataset is not None and not dataset.is_file():
+        raise no_such_dataset(dataset)
     method = loaded.recipe.quantize
     name = model_name(model)
     plan: Plan
@@ -90,13 +95,6 @@ def _calibration_rows(job: Job, progress: Progress) -> Rows | None:
     settings, dataset = job.loaded.recipe.calibration, job.loaded.calibration_dataset()
     if settings is None or dataset is None:
         return None
-    limit = job.checkpoint.config.get("max_position_embeddings")
-    if isinstance(limit, int) and settings.sequence_length > limit:
-        raise InputError(
-            f"sequence_length {settings.sequence_length} exceeds the model's {limit} positions",
-            where="calibration",
-            mend=f"--set calibration.sequence_length={limit}",
-        )
     rows = pack(
         dataset,
         load_tokenizer(job.checkpoint.directory),
@@ -135,7 +133,7 @@ def _write_linears(
         progress.task(f"quantize ({plan.method})", steps) as task,
     ):
         for key in plan.outside:
-            writer.add(key, _read_finite(job.checkpoint, key))
+            writer.add({key: _read_finite(job.checkpoint, key)})
         for index in range(count):
             doing = f"layer {index + 1} of {count}"
             with stream.block(index) as block:
@@ -163,12 +161,11 @@ def _write_block(
         within = name.removeprefix(prefix)
         quantized = result.tensors.get(within.removesuffix(".weight"))
         if quantized is not None and within.endswith(".weight"):
-            for part, tensor in packed.pack(plan.format, key, quantized).items():
-                writer.add(part, tensor)
+            writer.add(packed.pack(plan.format, key, quantized))
         elif within in result.changed:
-            writer.add(key, result.changed[within])
+            writer.add({key: result.changed[within]})
         else:
-            writer.add(key, _read_finite(checkpoint, key))
+            writer.add({key: _read_finite(checkpoint, key)})
 
 
 def _read_finite(checkpoint: Checkpoint, key: str) -> Tensor:

@@ -36,6 +36,13 @@ class Override(_Strict):
     group_size: GroupSize | None = None
     symmetric: bool | None = None
 
+    @model_validator(mode="after")
+    def _says_something(self) -> Override:
+        changes = any(value is not None for value in (self.bits, self.group_size, self.symmetric))
+        if self.skip == changes:
+            raise ValueError("an override needs skip: true, or bits, group_size or symmetric")
+        return self
+
 
 class TypeOverride(_Strict):
     """Another ggml type for the tensors whose GGUF name matches a glob; the last match wins."""
@@ -256,9 +263,24 @@ def _find(name_or_path: str, folder: Path, kind: str) -> Path:
     )
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key given twice is an error, not a silent choice of the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"isn't valid YAML: {error}", where=str(path)) from error
     if not isinstance(data, dict):
@@ -291,7 +313,9 @@ def _validate(model: type[_Document], data: dict[str, Any], path: Path) -> _Docu
     except ValidationError as error:
         problems = [_explain(model, problem) for problem in error.errors()]
         raise InputError(
-            "; ".join(problems), where=str(path), mend="See docs/recipes.md for every key."
+            "; ".join(problems),
+            where=str(path),
+            mend=f"docs/{model.__name__.lower()}s.md has every key.",
         ) from error
 
 

@@ -31,7 +31,7 @@ def write(directory: Path, **options: int) -> None:
     directory.mkdir(exist_ok=True)
     with TensorWriter(directory, TENSORS, **options) as writer:
         for name, tensor in TENSORS.items():
-            writer.add(name, tensor)
+            writer.add({name: tensor})
     (directory / "config.json").write_text("{}")
 
 
@@ -138,7 +138,10 @@ def test_too_little_disk_is_said_before_work(tmp_path):
 def test_places_that_cannot_be_written(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(MachineError, match="can't be written"), new_directory(blocked / "out"):
+    with (
+        pytest.raises(MachineError, match="can't be read or written"),
+        new_directory(blocked / "out"),
+    ):
         pass
 
 

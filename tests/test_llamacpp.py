@@ -178,5 +178,5 @@ def test_files_that_do_not_load(tmp_path: Path, capfd: pytest.CaptureFixture[str
 
 def test_without_xllamacpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
-    with pytest.raises(MachineError, match="not installed"):
+    with pytest.raises(MachineError, match="isn't installed"):
         LlamaCpp(tmp_path / "model.gguf")

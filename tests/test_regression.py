@@ -20,6 +20,7 @@ from quantkit.quality.regression import Case, Check, judge, load_cases
         ({"number": 0.5, "tolerance": 0.01}, "about 0.505", "about 0.52"),
         ({"number": -1234}, "that is -1,234.", "that is 1,234."),
         ({"number": 4}, "4", "none"),
+        ({"number": 3}, "5-3", "5 -3"),
         ({"contains": "a", "regex": "b"}, "ab", "a"),
     ],
 )

@@ -78,15 +78,31 @@ def pack(
     return Rows(table, hashlib.sha256(dataset.read_bytes()).hexdigest(), rows)
 
 
+def no_such_dataset(dataset: Path) -> InputError:
+    """The error for a data set that isn't there."""
+    return InputError(
+        "no such file",
+        where=str(dataset),
+        mend="Paths in a YAML file are relative to that file.",
+    )
+
+
+def check_length(length: int, config: dict[str, Any], section: str) -> None:
+    """Raise InputError for rows longer than the model has positions."""
+    limit = config.get("max_position_embeddings")
+    if isinstance(limit, int) and length > limit:
+        raise InputError(
+            f"sequence_length {length} exceeds the model's {limit} positions",
+            where=section,
+            mend=f"Set {section}.sequence_length to at most {limit}.",
+        )
+
+
 def _documents(dataset: Path, tokenizer: Any) -> list[str]:
     try:
         text = dataset.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(
-            "no such file",
-            where=str(dataset),
-            mend="Paths in a YAML file are relative to that file.",
-        ) from None
+        raise no_such_dataset(dataset) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"can't be read as UTF-8 text ({error})", where=str(dataset)) from error
     if not text.strip():
@@ -94,7 +110,7 @@ def _documents(dataset: Path, tokenizer: Any) -> list[str]:
     if dataset.suffix != ".jsonl":
         return [text]
     documents = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             documents.append(_document(line, f"{dataset}:{number}", tokenizer))
     return documents

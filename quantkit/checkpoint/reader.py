@@ -47,6 +47,20 @@ class TensorSource(Protocol):
     def read(self, key: str) -> torch.Tensor: ...
 
 
+class Weights(TensorSource, Protocol):
+    """All weights of a model on disk, in whatever format.
+
+    format: what they are stored as; files: what they are stored in.
+    """
+
+    format: str
+    files: list[Path]
+
+    def parameters(self) -> int:
+        """Number of weights they stand for."""
+        ...
+
+
 @dataclass(frozen=True)
 class TensorEntry:
     """Where one tensor lies: file, dtype, shape and byte range within the file."""
@@ -113,8 +127,10 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 class Checkpoint:
     """A Hugging Face model directory in safetensors, single file or sharded. Read-only.
 
-    ``config`` is config.json as it is. Implements ``TensorSource``.
+    ``config`` is config.json as it is. Implements ``Weights``.
     """
+
+    format = "safetensors"
 
     def __init__(self, directory: Path) -> None:
         """Read config and headers. Raises InputError when the directory isn't usable."""

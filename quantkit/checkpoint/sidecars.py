@@ -12,7 +12,6 @@ _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".ms
 # Rewritten by us, or about the original alone.
 _OWN = {
     "config.json",
-    "model.safetensors.index.json",
     "quantize_config.json",
     "run.json",
     "README.md",
@@ -28,6 +27,7 @@ def copy_sidecars(source: Path, target: Path) -> list[str]:
             path.is_file()
             and path.suffix not in _WEIGHTS
             and path.name not in _OWN
+            and not path.name.endswith(".index.json")
             and not path.name.startswith(".")
         ):
             shutil.copyfile(path, target / path.name)

@@ -14,8 +14,8 @@ _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 def locate(model: str) -> Path:
     """Return the local directory of ``model``.
 
-    ``demo`` is the bundled model (``./demo`` is a directory of that name), an existing path is taken
-    as it is, and ``owner/name`` is downloaded through huggingface_hub into its own cache
+    ``demo`` is the bundled model (``./demo`` is a directory of that name), an existing path is
+    taken as it is, and ``owner/name`` is downloaded through huggingface_hub into its own cache
     (``owner/name@revision`` pins one).
 
     Raises InputError when it is none of these or can't be downloaded.

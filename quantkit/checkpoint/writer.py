@@ -11,7 +11,7 @@ import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -70,6 +70,8 @@ def new_directory(out: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         old = out.with_name(out.name + ".old")
+        if old.exists():  # likewise
+            shutil.rmtree(old)
         if out.exists():
             out.rename(old)
         partial.rename(out)
@@ -81,9 +83,10 @@ def new_directory(out: Path) -> Iterator[Path]:
             what = f"no space left to write ({error.strerror or error})"
             mend = "Free some space (or raise the file size limit) and run it again."
         else:
-            what = f"can't be written ({error.strerror or error})"
-            mend = "Check the directory's owner and permissions."
-        raise MachineError(what, where=str(out), mend=mend) from error
+            what = f"can't be read or written ({error.strerror or error})"
+            mend = "Check its owner and permissions."
+        where = str(error.filename or out)
+        raise MachineError(what, where=where, mend=mend) from error
     finally:
         if partial.exists():
             shutil.rmtree(partial, ignore_errors=True)
@@ -93,9 +96,9 @@ class TensorWriter:
     """Appends tensors to safetensors shards in ``directory``.
 
     Use as a context manager: leaving it without an exception completes the last shard, gives
-    the shards their final names and writes the index where there is more than one. Nothing of
-    a tensor stays in memory after ``add``, except those too small and odd in size to lie before
-    others without breaking their alignment.
+    the shards their final names and writes the index where there is more than one. Nothing
+    stays in memory after ``add``, except tensors too small and odd in size to lie before others
+    without breaking their alignment: they end their shard.
     """
 
     def __init__(
@@ -107,7 +110,6 @@ class TensorWriter:
         self._room = -(-room // 8) * 8
         self._shard_bytes = shard_bytes
         self._shards: list[_Shard] = []
-        self._odd: list[tuple[str, Tensor]] = []
 
     def __enter__(self) -> TensorWriter:
         return self
@@ -123,27 +125,19 @@ class TensorWriter:
         elif self._shards:
             self._shards[-1].file.close()
 
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor (any device)."""
-        tensor = tensor.detach().cpu().contiguous()
-        if tensor.nbytes % 8:
-            self._odd.append((name, tensor))
-            return
-        self._append(name, tensor)
-
-    def _append(self, name: str, tensor: Tensor) -> None:
+    def add(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write tensors (any device) that belong together: they share a shard."""
+        nbytes = sum(tensor.nbytes for tensor in tensors.values())
         shard = self._shards[-1] if self._shards else None
-        if shard is None or (shard.size and shard.size + tensor.nbytes > self._shard_bytes):
+        if shard is None or (shard.size and shard.size + nbytes > self._shard_bytes):
             if shard is not None:
                 shard.finish()
             shard = _Shard(self._directory / f"shard-{len(self._shards)}", self._room)
             self._shards.append(shard)
-        shard.append(name, tensor)
+        for name, tensor in tensors.items():
+            shard.add(name, tensor.detach().cpu().contiguous())
 
     def _finish(self) -> None:
-        # The largest alignment first: what follows is then aligned to its own, smaller one.
-        for name, tensor in sorted(self._odd, key=lambda item: -item[1].itemsize):
-            self._append(name, tensor)
         if not self._shards:
             return
         self._shards[-1].finish()
@@ -171,10 +165,17 @@ class _Shard:
         self.room = room
         self.size = 0
         self.entries: dict[str, object] = {}
+        self._odd: list[tuple[str, Tensor]] = []
         self.file = path.open("wb")
         self.file.seek(8 + room)
 
-    def append(self, name: str, tensor: Tensor) -> None:
+    def add(self, name: str, tensor: Tensor) -> None:
+        if tensor.nbytes % 8:
+            self._odd.append((name, tensor))
+        else:
+            self._append(name, tensor)
+
+    def _append(self, name: str, tensor: Tensor) -> None:
 
         if tensor.nbytes:
             self.file.write(tensor.flatten().view(torch.uint8).numpy().data)
@@ -186,6 +187,9 @@ class _Shard:
         self.size += tensor.nbytes
 
     def finish(self) -> None:
+        # The largest alignment first: what follows is then aligned to its own, smaller one.
+        for name, tensor in sorted(self._odd, key=lambda item: -item[1].itemsize):
+            self._append(name, tensor)
         header = json.dumps(
             {"__metadata__": {"format": "pt"}, **self.entries}, separators=(",", ":")
         ).encode()

@@ -1,4 +1,4 @@
-"""The AWQ GEMM format, as AutoAWQ wrote it and vLLM, SGLang and transformers read it.
+"""The AWQ GEMM format, as AutoAWQ wrote it and vLLM and transformers read it.
 
 Per linear: ``qweight`` int32 (in, out/8), ``qzeros`` int32 (groups, out/8), ``scales`` fp16
 (groups, out). Eight output columns share a word; nibble i holds column [0,2,4,6,1,3,5,7][i].

@@ -186,16 +186,19 @@ def write_bf16(path: Path, source: Checkpoint) -> None:
 
 
 class GgufWeights:
-    """The weights of a GGUF file under their checkpoint keys. Implements ``TensorSource``.
+    """The weights of a GGUF file under their checkpoint keys. Implements ``Weights``.
 
     ``types``: checkpoint key → ggml type. Tensors are read, not mapped, and dequantized one at
     a time, in float32, in the shape and order of rows that the checkpoint had.
     """
 
+    format = "gguf"
+
     def __init__(self, path: Path) -> None:
         """Read the header. Raises InputError for a damaged file and for another architecture."""
         gguf = load_gguf()
         self.path = path
+        self.files = [path]
         try:
             reader = gguf.GGUFReader(path)
         except FileNotFoundError:
@@ -225,9 +228,18 @@ class GgufWeights:
             for tensor in reader.tensors
             if (key := llama.hf_key(tensor.name)) is not None
         }
+        if (
+            _OUTPUT not in self._tensors
+        ):  # llama.cpp then uses the embedding; checkpoints may name it
+            self._tensors[_OUTPUT] = self._tensors[_TOKEN_EMBEDDING]
+            self.types[_OUTPUT] = self.types[_TOKEN_EMBEDDING]
 
     def keys(self) -> Iterable[str]:
         return self._tensors.keys()
+
+    def parameters(self) -> int:
+        shapes = {name: shape for name, shape, *_ in self._tensors.values()}
+        return sum(map(math.prod, shapes.values()))
 
     def shape(self, key: str) -> tuple[int, ...]:
         return self._tensors[key][1]

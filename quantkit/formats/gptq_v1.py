@@ -1,4 +1,4 @@
-"""The GPTQ format, version 1, as AutoGPTQ wrote it and vLLM, SGLang and transformers read it.
+"""The GPTQ format, version 1, as AutoGPTQ wrote it and vLLM and transformers read it.
 
 Per linear: ``qweight`` int32 (in·bits/32, out), packed along in, the first row in the low bits;
 ``qzeros`` int32 (groups, out·bits/32), packed along out, holding zero point - 1; ``scales`` fp16
@@ -111,7 +111,6 @@ def config(default: Grid, grids: dict[str, Grid], skipped: list[str]) -> dict[st
         "lm_head": False,
         "checkpoint_format": "gptq",
         "true_sequential": False,
-        "damp_percent": 0.01,
     }
     if dynamic:
         result["modules_in_block_to_quantize"] = [list(grids)]

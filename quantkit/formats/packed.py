@@ -6,6 +6,7 @@ together, and a linear going by the key that its weight had before it was quanti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from quantkit.checkpoint.reader import Checkpoint, TensorSource
+from quantkit.checkpoint.reader import Checkpoint, Weights
 from quantkit.errors import InputError
 from quantkit.formats import awq_gemm, bnb, gptq_v1
 from quantkit.quantizers.grid import Quantized
@@ -40,7 +41,7 @@ def packed_keys(format_name: str, key: str) -> list[str]:
 
 
 class PackedCheckpoint:
-    """A checkpoint whose config.json names one of the formats. A ``TensorSource``.
+    """A checkpoint whose config.json names one of the formats. Implements ``Weights``.
 
     ``read`` gives quantized weights dequantized to float32; ``read_quantized`` gives their codes.
     """
@@ -49,6 +50,7 @@ class PackedCheckpoint:
         """Raises InputError when the format is unknown."""
         self.checkpoint = checkpoint
         self.directory = checkpoint.directory
+        self.files = checkpoint.files
         self._quantization: dict[str, Any] = checkpoint.config["quantization_config"]
         self.format = str(self._quantization.get("quant_method"))
         if self.format not in _FORMATS:
@@ -91,6 +93,9 @@ class PackedCheckpoint:
         )
         return result
 
+    def parameters(self) -> int:
+        return sum(math.prod(self.shape(key)) for key in self.keys())
+
     def read(self, key: str) -> Tensor:
         if key.removesuffix(".weight") in self._modules:
             return self.read_quantized(key).dequantize()
@@ -112,13 +117,14 @@ class PackedCheckpoint:
         return result
 
 
-def open_artifact(directory: Path) -> TensorSource:
+def open_artifact(directory: Path) -> Weights:
     """The weights of an artifact, or of a plain checkpoint, by the original's keys."""
-    if any(directory.glob("*.gguf")):
+    if files := sorted(directory.glob("*.gguf")):
         from quantkit.formats.gguf_file import GgufWeights
 
-        (path,) = directory.glob("*.gguf")
-        return GgufWeights(path)
+        if len(files) > 1:
+            raise InputError(f"holds {len(files)} .gguf files, not one", where=str(directory))
+        return GgufWeights(files[0])
     checkpoint = Checkpoint(directory)
     if checkpoint.config.get("quantization_config"):
         return PackedCheckpoint(checkpoint)

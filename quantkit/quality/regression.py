@@ -14,7 +14,8 @@ from quantkit.calibration.text import render_chat
 from quantkit.errors import InputError
 from quantkit.results import CaseOutcome, RegressionResult
 
-_NUMBER = re.compile(r"[-+]?\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][-+]?\d+)?")
+# A sign counts where no word or number ends before it: "5-3" is 5 and 3.
+_NUMBER = re.compile(r"(?:(?<![\w.)])[-+])?\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
 class Check(BaseModel):
@@ -24,7 +25,7 @@ class Check(BaseModel):
     number: its last number, give or take ``tolerance``.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     exact: str | None = None
     contains: str | None = None
@@ -82,7 +83,7 @@ class Case(BaseModel):
 def load_cases(path: Path) -> list[Case]:
     """Read a JSONL file of cases. Raises InputError with the line of the first bad one."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"can't be read ({error})", where=str(path)) from error
     cases: dict[str, Case] = {}

@@ -43,31 +43,58 @@ class Target:
     rows: Tensor
 
 
+@dataclass(frozen=True)
+class Rounded:
+    """Targets quantized at one input scale (None: 1): their tensors and their losses, in order."""
+
+    scale: Tensor | None
+    tensors: tuple[QuantizedTensor, ...]
+    losses: tuple[float, ...]
+
+
 def search_scale(
     targets: Sequence[Target],
     gram: Tensor,
-    realise: Callable[[Tensor], Tensor],
+    realise: Callable[[Tensor], Tensor] | None,
+    *,
     steps: int,
-) -> Tensor | None:
-    """The input scale (in_features) with the lowest Gram loss, or None where 1 is as good.
+    clip: bool,
+) -> tuple[Rounded, Rounded]:
+    """Quantize at the input scale (in_features) with the lowest Gram loss, and at scale 1.
 
     targets: every quantized linear that reads the input; gram: XᵀX (in, in); realise: turns a
     wished scale into the one that the producer can really undo (shared heads, norms rounded to
-    their dtype); steps: exponents tried.
+    their dtype), None where nothing can undo one; steps: exponents tried; clip: see ``quantize``.
     """
+    plain = best = _at(targets, gram, None, clip)
+    if realise is None:
+        return plain, plain
     activation = gram.diagonal().clamp(min=1e-12).sqrt()
     size = torch.cat([_relative_size(t.weight, t.grid) for t in targets]).mean(0)
     size = size.clamp(min=1e-4)
-    best, best_loss = None, _rtn_loss(targets, gram, None)
-    for step in range(1, steps + 1):
-        ratio = step / steps
-        for wished in (activation**ratio, activation**ratio / size ** (1 - ratio)):
-            wished = wished / (wished.max() * wished.min()).sqrt()
-            scale = realise(wished.clamp(1e-4, 1e4))
-            found = _rtn_loss(targets, gram, scale)
-            if found < best_loss:
-                best, best_loss = scale, found
-    return best
+    ratios = [step / steps for step in range(1, steps + 1)]
+    for family in (
+        [activation**ratio for ratio in ratios],
+        [activation**ratio / size ** (1 - ratio) for ratio in ratios],
+    ):
+        # Clipping is dear and moves the optimum towards smaller scales, so the family's best
+        # scale is found without it, and then it and milder forms of it are tried with it.
+        leader = min(family, key=lambda wished: _loss(targets, gram, realise(_centred(wished))))
+        for power in (1.0, 0.5, 0.25) if clip else (1.0,):
+            found = _at(targets, gram, realise(_centred(leader**power)), clip)
+            if sum(found.losses) < sum(best.losses):
+                best = found
+    return best, plain
+
+
+def _centred(scale: Tensor) -> Tensor:
+    """The scale with its extremes balanced around 1: only ratios between channels matter."""
+    return (scale / (scale.max() * scale.min()).sqrt()).clamp(1e-4, 1e4)
+
+
+def _loss(targets: Sequence[Target], gram: Tensor, scale: Tensor) -> float:
+    """Loss of plain rounding at one scale."""
+    return sum(_at(targets, gram, scale, clip=False).losses)
 
 
 def _relative_size(weight: Tensor, grid: Grid) -> Tensor:
@@ -76,18 +103,17 @@ def _relative_size(weight: Tensor, grid: Grid) -> Tensor:
     return (groups / groups.amax(2, keepdim=True).clamp(min=1e-12)).flatten(1)
 
 
-def loss(target: Target, quantized: Tensor, gram: Tensor, scale: Tensor | None = None) -> float:
-    """Output error of ``quantized``, the value of the target's (scaled) weight."""
-    value = quantized if scale is None else quantized / scale
-    return (gram_loss(value - target.weight, gram) * target.rows**2).sum().item()
-
-
-def _rtn_loss(targets: Sequence[Target], gram: Tensor, scale: Tensor | None) -> float:
-    total = 0.0
+def _at(targets: Sequence[Target], gram: Tensor, scale: Tensor | None, clip: bool) -> Rounded:
+    """Quantize the targets at one scale."""
+    scaled_gram = gram if scale is None else gram / scale[:, None] / scale
+    tensors, losses = [], []
     for target in targets:
-        scaled = target.weight if scale is None else target.weight * scale
-        total += loss(target, rtn.quantize(scaled, target.grid).dequantize(), gram, scale)
-    return total
+        weight = target.weight if scale is None else target.weight * scale
+        tensor = quantize(weight, scaled_gram, target.grid, clip=clip)
+        difference = tensor.dequantize().sub_(weight)
+        tensors.append(tensor)
+        losses.append((gram_loss(difference, scaled_gram) * target.rows**2).sum().item())
+    return Rounded(scale, tuple(tensors), tuple(losses))
 
 
 def quantize(weight: Tensor, gram: Tensor, grid: Grid, *, clip: bool) -> QuantizedTensor:

@@ -12,7 +12,7 @@ from quantkit.calibration.folds import Fold
 from quantkit.calibration.statistics import InputStatistics
 from quantkit.errors import InputError, not_finite
 from quantkit.quantizers import awq, gptq, nf4, rtn
-from quantkit.quantizers.grid import Grid, Quantized, QuantizedTensor, gram_loss
+from quantkit.quantizers.grid import Grid, Quantized, gram_loss
 from quantkit.quantizers.nf4 import Nf4Scheme
 from quantkit.recipe import Awq, Gptq, Nf4, Rtn
 
@@ -95,7 +95,8 @@ def _direct(weights: dict[str, Tensor], schemes: dict[str, Scheme]) -> BlockResu
             else rtn.quantize(weight, scheme)
         )
         difference = tensor.dequantize() - weight.float()
-        error = (difference.square().sum() / weight.float().square().sum()).item()
+        energy = weight.float().square().sum().clamp(min=1e-30)
+        error = (difference.square().sum() / energy).item()
         result.tensors[name] = tensor
         result.layers.append(LayerReport(name, str(scheme), error, "weights"))
     return result
@@ -152,62 +153,39 @@ def _awq(
         names = [name for name in group.consumers if name in weights]
         if not names:
             continue
-        targets = {
-            name: awq.Target(values[name], _grid(schemes[name]), rows[name]) for name in names
-        }
-        plain, plain_loss = _round(targets, group.moment, None, method)
+        targets = [awq.Target(values[name], _grid(schemes[name]), rows[name]) for name in names]
         fold = by_consumer.get(names[0])
-        scale = None
-        if fold is not None:
-            realise = _Realised(fold, modules, set(weights))
-            scale = awq.search_scale(
-                list(targets.values()), group.moment, realise, method.scale_steps
-            )
-        best, losses = plain, plain_loss
-        if fold is not None and scale is not None:
-            scaled, scaled_loss = _round(targets, group.moment, scale, method)
-            if sum(scaled_loss.values()) < sum(plain_loss.values()):
-                best, losses = scaled, scaled_loss
-                _fold_back(fold, scale, modules, values, rows, result.changed)
-            else:
-                scale = None
-        for name in names:
-            result.tensors[name] = best[name]
-            energy = _energy(targets[name].weight * rows[name][:, None], group.moment)
+        realise = None if fold is None else _Realised(fold, modules, set(weights))
+        best, plain = awq.search_scale(
+            targets, group.moment, realise, steps=method.scale_steps, clip=method.clip_search
+        )
+        if fold is not None and best.scale is not None:
+            _fold_back(fold, best.scale, modules, values, rows, result.changed)
+        for index, name in enumerate(names):
+            target = targets[index]
+            energy = _energy(target.weight * target.rows[:, None], group.moment)
+            result.tensors[name] = best.tensors[index]
             result.layers.append(
                 LayerReport(
                     name,
                     str(schemes[name]),
-                    losses[name] / energy,
+                    best.losses[index] / energy,
                     "outputs",
-                    scaled=scale is not None,
-                    unscaled_error=plain_loss[name] / energy,
+                    scaled=best.scale is not None,
+                    unscaled_error=plain.losses[index] / energy,
                 )
             )
     result.layers.reverse()
     return result
 
 
-def _round(
-    targets: dict[str, awq.Target], gram: Tensor, scale: Tensor | None, method: Awq
-) -> tuple[dict[str, QuantizedTensor], dict[str, float]]:
-    """Quantize the targets at one scale; their tensors and losses."""
-    scaled_gram = gram if scale is None else gram / scale[:, None] / scale
-    tensors, losses = {}, {}
-    for name, target in targets.items():
-        weight = target.weight if scale is None else target.weight * scale
-        tensors[name] = awq.quantize(weight, scaled_gram, target.grid, clip=method.clip_search)
-        losses[name] = awq.loss(target, tensors[name].dequantize(), gram, scale)
-    return tensors, losses
-
-
 @dataclass(frozen=True)
 class _Realised:
     """Turns a wished input scale into the one that the producer can really undo.
 
-    A norm without a bias is divided and rounded to its dtype; what the rounding left is the
-    scale in force. Where more than one stored tensor would be rounded (a bias, an unquantized
-    linear), scales are powers of two, which round nothing.
+    A norm is divided and rounded to its dtype; what the rounding left is the scale in force.
+    Where other stored tensors would be rounded too (a bias, an unquantized linear), scales are
+    powers of two, which round nothing there.
     """
 
     fold: Fold
@@ -217,17 +195,17 @@ class _Realised:
     def __call__(self, wished: Tensor) -> Tensor:
         fold, producer = self.fold, self.modules[self.fold.producer]
         scale = fold.reduce(wished)
-        weight = _parameter(producer, "weight")
-        others_kept = any(name not in self.quantized for name in fold.consumers)
-        if getattr(producer, "bias", None) is not None or others_kept:
+        kept = [name for name in fold.consumers if name not in self.quantized]
+        if fold.kind == "linear" and fold.producer not in self.quantized:
+            kept.append(fold.producer)
+        if kept or getattr(producer, "bias", None) is not None:
             scale = torch.exp2(scale.log2().round())
-        elif fold.kind != "linear":
+        if fold.kind != "linear":
+            weight = _parameter(producer, "weight")
             base = 1.0 if fold.kind == "norm_plus_one" else 0.0
             stored = fold.divide(weight.float(), scale).to(weight.dtype).float()
             scale = (base + weight.float()) / (base + stored)
             scale = torch.where(scale.isfinite() & (scale > 0), scale, torch.ones_like(scale))
-        elif fold.producer not in self.quantized:
-            scale = torch.exp2(scale.log2().round())
         return fold.expand(scale)
 
 

@@ -37,13 +37,13 @@ class Nf4Tensor:
 
     def dequantize(self) -> Tensor:
         # bitsandbytes computes in the dtype that the weight had; served models do too.
-        value: Tensor = _functional().dequantize_4bit(self.packed, self.state)
+        value: Tensor = library().dequantize_4bit(self.packed, self.state)
         return value.float()
 
 
 def quantize(weight: Tensor, scheme: Nf4Scheme) -> Nf4Tensor:
     """Quantize ``weight`` (out, in) of dtype float32, float16 or bfloat16."""
-    packed, state = _functional().quantize_4bit(
+    packed, state = library().quantize_4bit(
         weight.contiguous(),
         blocksize=scheme.block_size,
         compress_statistics=scheme.double_quant,
@@ -53,7 +53,8 @@ def quantize(weight: Tensor, scheme: Nf4Scheme) -> Nf4Tensor:
     return Nf4Tensor(packed, state, tuple(weight.shape))
 
 
-def _functional() -> Any:
+def library() -> Any:
+    """bitsandbytes' functions. Raises MachineError where it isn't installed."""
     try:
         import bitsandbytes.functional as functional
     except ImportError as error:

@@ -161,6 +161,7 @@ _SECTIONS: dict[str, list[tuple[str, str, Cell]]] = {
     ],
     "Cost": [
         ("engine", "", _cost("engine", str)),
+        ("device", "", _cost("device", str)),
         ("weights held, MB", "↓", _cost("weights_bytes", _megabytes)),
         ("process, loaded, MB", "↓", _cost("resident_bytes", _megabytes)),
         ("process, peak, MB", "↓", _cost("peak_bytes", _megabytes)),
