@@ -265,6 +265,20 @@ def test_overrides_are_obeyed_and_read_back(tmp_path):
     assert r"-:^model\.layers\.0\.mlp\.up_proj$" in config["dynamic"]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", ["awq-w4-g128", "gptq-w4-g128", "gguf-q4-k-m"])
+def test_a_gpu_makes_nearly_the_same_artifact(artifacts, tmp_path, name):
+    job = prepare(load_recipe(name), "demo")
+    quantize(job, tmp_path / name, device="cuda", force=False, progress=Silent())
+    mine, theirs = open_artifact(tmp_path / name), open_artifact(artifacts[name])
+    original = Checkpoint(demo_model())
+    for key in original.entries:
+        weight = original.read(key).float()
+        errors = [(side.read(key).float() - weight).norm() for side in (mine, theirs)]
+        assert abs(errors[0] - errors[1]) <= 0.1 * errors[1] + 1e-6, key
+
+
 def test_answers_do_not_depend_on_what_shares_the_batch():
     model = AutoModelForCausalLM.from_pretrained(demo_model(), dtype=torch.float32).eval()
     prompts = [[5, 6, 7], [9, 8, 7, 6], [5, 6, 7], [20, 21, 22]]

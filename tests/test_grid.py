@@ -7,7 +7,7 @@ import torch
 
 from quantkit.errors import InputError
 from quantkit.quantizers import rtn
-from quantkit.quantizers.grid import Grid, clip_search, encode, exact_scale, grouped
+from quantkit.quantizers.grid import Grid, encode, exact_scale, grouped, search_range
 
 GRIDS = [
     Grid(bits, group, symmetric)
@@ -65,14 +65,18 @@ def test_a_group_size_that_does_not_divide_is_refused():
         rtn.quantize(weight(), Grid(4, 64, True))
 
 
-def test_clip_search_lowers_the_weighted_error():
+def test_a_searched_range_costs_less():
     w, grid = weight(), Grid(3, 32, False)
     w[:, 5] *= 20  # an outlier that importance says not to care for
     importance = torch.ones(96)
     importance[5] = 0.0
+    groups = grouped(w, grid)
+    weights = importance.view(3, 32)
+    scale, zero = search_range(
+        groups, grid, lambda error: (error**2 * weights).sum(2), steps=20, smallest=0.6
+    )
+    codes = encode(groups, scale[..., None], zero[..., None], grid)
+    searched = ((codes - zero[..., None]) * scale[..., None]).flatten(1)
     nearest = rtn.quantize(w, grid).dequantize()
-    scale, zero = clip_search(w, importance, grid)
-    codes = encode(grouped(w, grid), scale[..., None], zero[..., None], grid)
-    clipped = ((codes - zero[..., None]) * scale[..., None]).flatten(1)
-    error = [((value - w).square() * importance).sum() for value in (clipped, nearest)]
+    error = [((value - w).square() * importance).sum() for value in (searched, nearest)]
     assert error[0] < 0.7 * error[1]

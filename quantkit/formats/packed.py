@@ -18,7 +18,7 @@ from torch import Tensor
 from quantkit.checkpoint.reader import Checkpoint, Weights
 from quantkit.errors import InputError
 from quantkit.formats import awq_gemm, bnb, gptq_v1
-from quantkit.quantizers.grid import Quantized
+from quantkit.quantizers.grid import Quantized, QuantizedTensor
 
 _FORMATS: dict[str, ModuleType] = {
     "awq": awq_gemm,
@@ -30,7 +30,9 @@ _FORMATS: dict[str, ModuleType] = {
 def pack(format_name: str, key: str, tensor: Quantized) -> dict[str, Tensor]:
     """The tensors that stand for the weight ``key`` in a format, by their keys."""
     module = key.removesuffix(".weight")
-    parts = _FORMATS[format_name].pack(tensor)
+    parts = _FORMATS[format_name].pack(
+        tensor.cpu() if isinstance(tensor, QuantizedTensor) else tensor
+    )
     return {f"{module}.{suffix}": part for suffix, part in parts.items()}
 
 

@@ -229,7 +229,7 @@ class Stream:
             place[leaf] = shared[key]
 
 
-def slices(vocabulary: int, size: int = 16384) -> Iterator[slice]:
+def slices(vocabulary: int, size: int = 4096) -> Iterator[slice]:
     """The vocabulary in parts that fit in memory beside the hidden states."""
     for start in range(0, vocabulary, size):
         yield slice(start, min(start + size, vocabulary))

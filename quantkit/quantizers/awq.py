@@ -21,9 +21,9 @@ from quantkit.quantizers.grid import (
     QuantizedTensor,
     assemble,
     encode,
-    fit,
     gram_loss,
     grouped,
+    search_range,
 )
 
 _SMALLEST_CLIP = 0.5
@@ -129,25 +129,14 @@ def quantize(weight: Tensor, gram: Tensor, grid: Grid, *, clip: bool) -> Quantiz
     count, columns = groups.shape[1:]
     # The Gram's diagonal blocks (groups, columns, columns): what a group's error costs alone.
     blocks = gram.view(count, columns, count, columns).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-    low, high = groups.amin(2), groups.amax(2)
-    best_scale, best_zero = fit(low, high, grid)
-    best_error = torch.full_like(best_scale, torch.inf)
-    for step in range(_CLIP_STEPS + 1):
-        shrink = 1 - (1 - _SMALLEST_CLIP) * step / _CLIP_STEPS
-        scale, zero = fit(low * shrink, high * shrink, grid)
-        codes = encode(groups, scale[..., None], zero[..., None], grid)
-        difference = ((codes - zero[..., None]) * scale[..., None] - groups).transpose(0, 1)
-        error = (torch.bmm(difference, blocks) * difference).sum(2).t()  # (out, groups)
-        better = error < best_error
-        best_error = torch.where(better, error, best_error)
-        best_scale = torch.where(better, scale, best_scale)
-        best_zero = torch.where(better, zero, best_zero)
-    clipped = assemble(
-        encode(groups, best_scale[..., None], best_zero[..., None], grid).flatten(1),
-        best_scale,
-        best_zero,
-        grid,
-    )
+
+    def cost(error: Tensor) -> Tensor:
+        by_group = error.transpose(0, 1)  # (groups, out, columns)
+        return (torch.bmm(by_group, blocks) * by_group).sum(2).t()
+
+    scale, zero = search_range(groups, grid, cost, steps=_CLIP_STEPS, smallest=_SMALLEST_CLIP)
+    codes = encode(groups, scale[..., None], zero[..., None], grid).flatten(1)
+    clipped = assemble(codes, scale, zero, grid)
     wins = gram_loss(clipped.dequantize() - weight, gram) < gram_loss(
         nearest.dequantize() - weight, gram
     )

@@ -22,14 +22,16 @@ from quantkit.quantizers.grid import (
     Grid,
     QuantizedTensor,
     assemble,
-    clip_search,
     encode,
     fit,
     gram_loss,
     grouped,
+    search_range,
 )
 
 _RETRIES = 4  # dampings tried, each ten times the one before
+_CLIP_STEPS = 20
+_SMALLEST_CLIP = 0.6  # share of a group's range
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,18 @@ def quantize(
     nearest_loss = gram_loss(nearest.dequantize() - weight, gram).sum().item()
     if factor is None:
         return Outcome(nearest, nearest_loss, nearest_loss, kept_rtn=True, damping=None)
-    groups = grouped(weight, grid)
-    scale, zero = (
-        clip_search(weight, gram.diagonal(), grid)
-        if settings.clip_search
-        else fit(groups.amin(2), groups.amax(2), grid)
-    )
+    groups = grouped(weight, grid)  # (out, groups, columns)
+    if settings.clip_search:
+        importance = gram.diagonal().view(groups.shape[1:])
+        scale, zero = search_range(
+            groups,
+            grid,
+            lambda error: (error.square_() * importance).sum(2),
+            steps=_CLIP_STEPS,
+            smallest=_SMALLEST_CLIP,
+        )
+    else:
+        scale, zero = fit(groups.amin(2), groups.amax(2), grid)
     codes = _feedback(weight, scale, zero, factor, grid, settings.block_size)
     result = assemble(codes, scale, zero, grid)
     loss = gram_loss(result.dequantize() - weight, gram).sum().item()

@@ -16,6 +16,7 @@ engines re-round scales to the dtype they run in, and then still compute what wa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -89,6 +90,9 @@ class QuantizedTensor:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.codes.shape)
 
+    def cpu(self) -> QuantizedTensor:
+        return QuantizedTensor(self.grid, self.codes.cpu(), self.scales.cpu(), self.zeros.cpu())
+
     def dequantize(self) -> Tensor:
         rows, columns = self.codes.shape
         grouped = self.codes.view(rows, self.scales.shape[1], -1).float()
@@ -129,30 +133,30 @@ def grouped(weight: Tensor, grid: Grid) -> Tensor:
     return weight.unflatten(1, (-1, grid.columns(weight.shape[1])))
 
 
-def clip_search(
-    weight: Tensor, importance: Tensor, grid: Grid, *, steps: int = 20, smallest: float = 0.6
+def search_range(
+    groups: Tensor,
+    grid: Grid,
+    cost: Callable[[Tensor], Tensor],
+    *,
+    steps: int,
+    smallest: float,
 ) -> tuple[Tensor, Tensor]:
-    """Scales and zeros (out, groups) whose range minimises the weighted rounding error.
+    """Scales and zeros (out, groups) of the range with the lowest cost.
 
-    Shrinks the range of each (row, group) from its extremes down to ``smallest`` of them in
-    ``steps`` steps and keeps the one with the lowest sum of importance * (w - ŵ)^2.
-
-    weight: float32 (out, in); importance: float32 (in), non-negative, e.g. the diagonal of the
-    Gram matrix.
+    Shrinks the range of each (row, group) of ``groups`` (out, groups, columns) from its extremes
+    down to ``smallest`` of them in ``steps`` steps. ``cost`` turns the rounding error, of the
+    same shape, into what it costs, (out, groups).
     """
-    groups = grouped(weight, grid)  # (out, groups, columns)
-    weights = importance.view(groups.shape[1:])  # (groups, columns)
     low, high = groups.amin(2), groups.amax(2)
     best_scale, best_zero = fit(low, high, grid)
-    best_error = torch.full_like(best_scale, torch.inf)
+    lowest = torch.full_like(best_scale, torch.inf)
     for step in range(steps + 1):
         shrink = 1 - (1 - smallest) * step / steps
         scale, zero = fit(low * shrink, high * shrink, grid)
         codes = encode(groups, scale[..., None], zero[..., None], grid)
-        error = ((codes - zero[..., None]) * scale[..., None] - groups).square_()
-        error = (error * weights).sum(2)
-        better = error < best_error
-        best_error = torch.where(better, error, best_error)
+        found = cost((codes - zero[..., None]).mul_(scale[..., None]).sub_(groups))
+        better = found < lowest
+        lowest = torch.where(better, found, lowest)
         best_scale = torch.where(better, scale, best_scale)
         best_zero = torch.where(better, zero, best_zero)
     return best_scale, best_zero
