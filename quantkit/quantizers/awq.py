@@ -24,6 +24,7 @@ from quantkit.quantizers.grid import (
     gram_loss,
     grouped,
     search_range,
+    total,
 )
 
 _SMALLEST_CLIP = 0.5
@@ -112,7 +113,7 @@ def _at(targets: Sequence[Target], gram: Tensor, scale: Tensor | None, clip: boo
         tensor = quantize(weight, scaled_gram, target.grid, clip=clip)
         difference = tensor.dequantize().sub_(weight)
         tensors.append(tensor)
-        losses.append((gram_loss(difference, scaled_gram) * target.rows**2).sum().item())
+        losses.append(total(gram_loss(difference, scaled_gram) * target.rows**2))
     return Rounded(scale, tuple(tensors), tuple(losses))
 
 

@@ -12,7 +12,7 @@ from quantkit.calibration.folds import Fold
 from quantkit.calibration.statistics import InputStatistics
 from quantkit.errors import InputError, not_finite
 from quantkit.quantizers import awq, gptq, nf4, rtn
-from quantkit.quantizers.grid import Grid, Quantized, gram_loss
+from quantkit.quantizers.grid import Grid, Quantized, gram_loss, total
 from quantkit.quantizers.nf4 import Nf4Scheme
 from quantkit.recipe import Awq, Gptq, Nf4, Rtn
 
@@ -95,8 +95,8 @@ def _direct(weights: dict[str, Tensor], schemes: dict[str, Scheme]) -> BlockResu
             else rtn.quantize(weight, scheme)
         )
         difference = tensor.dequantize() - weight.float()
-        energy = weight.float().square().sum().clamp(min=1e-30)
-        error = (difference.square().sum() / energy).item()
+        energy = max(total(weight.float().square().sum(1)), 1e-30)
+        error = total(difference.square().sum(1)) / energy
         result.tensors[name] = tensor
         result.layers.append(LayerReport(name, str(scheme), error, "weights"))
     return result
@@ -247,4 +247,4 @@ def _grid(scheme: Scheme) -> Grid:
 
 def _energy(weight: Tensor, gram: Tensor) -> float:
     """Squared output of a linear over the calibration tokens."""
-    return max(gram_loss(weight, gram).sum().item(), 1e-30)
+    return max(total(gram_loss(weight, gram)), 1e-30)

@@ -12,6 +12,8 @@ false``, g_idx = k // group_size).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +29,7 @@ from quantkit.quantizers.grid import (
     gram_loss,
     grouped,
     search_range,
+    total,
 )
 
 _RETRIES = 4  # dampings tried, each ten times the one before
@@ -79,16 +82,28 @@ def factorize(gram: Tensor, settings: Settings) -> Factor | None:
     )
     hessian = gram[order][:, order]
     mean = diagonal.mean().clamp(min=torch.finfo(gram.dtype).tiny)
-    for attempt in range(_RETRIES):
-        damping = settings.damping * 10**attempt
-        damped = hessian + torch.eye(len(order), device=gram.device) * (damping * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if failed:
-            continue
-        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-        if not failed and bool(upper.isfinite().all()):
-            return Factor(upper, order, damping)
+    with _one_thread():
+        for attempt in range(_RETRIES):
+            damping = settings.damping * 10**attempt
+            damped = hessian + torch.eye(len(order), device=gram.device) * (damping * mean)
+            lower, failed = torch.linalg.cholesky_ex(damped)
+            if failed:
+                continue
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not failed and bool(upper.isfinite().all()):
+                return Factor(upper, order, damping)
     return None
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """LAPACK's factorizations round differently for every number of threads; with one, never."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def quantize(
@@ -96,7 +111,7 @@ def quantize(
 ) -> Outcome:
     """Quantize ``weight`` (out, in) under ``gram`` = XᵀX (in, in), both float32."""
     nearest = rtn.quantize(weight, grid)
-    nearest_loss = gram_loss(nearest.dequantize() - weight, gram).sum().item()
+    nearest_loss = total(gram_loss(nearest.dequantize() - weight, gram))
     if factor is None:
         return Outcome(nearest, nearest_loss, nearest_loss, kept_rtn=True, damping=None)
     groups = grouped(weight, grid)  # (out, groups, columns)
@@ -113,7 +128,7 @@ def quantize(
         scale, zero = fit(groups.amin(2), groups.amax(2), grid)
     codes = _feedback(weight, scale, zero, factor, grid, settings.block_size)
     result = assemble(codes, scale, zero, grid)
-    loss = gram_loss(result.dequantize() - weight, gram).sum().item()
+    loss = total(gram_loss(result.dequantize() - weight, gram))
     if not loss <= nearest_loss:
         return Outcome(nearest, nearest_loss, nearest_loss, True, factor.damping)
     return Outcome(result, loss, nearest_loss, False, factor.damping)

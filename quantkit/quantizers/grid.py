@@ -16,6 +16,7 @@ engines re-round scales to the dtype they run in, and then still compute what wa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -165,6 +166,11 @@ def search_range(
 def gram_loss(difference: Tensor, gram: Tensor) -> Tensor:
     """Squared output error of each row: diag(D G Dᵀ) for D (out, in) and G = XᵀX (in, in)."""
     return (difference @ gram).mul_(difference).sum(1)
+
+
+def total(rows: Tensor) -> float:
+    """Sum of a value a row, the same for any number of threads."""
+    return math.fsum(rows.tolist())
 
 
 def assemble(codes: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> QuantizedTensor:
