@@ -9,15 +9,18 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	&& echo $$p && break; done)
 
 MODEL ?= demo
-SUITE ?= demo
+ADAPTER ?=
+SUITE ?= $(if $(filter demo,$(ADAPTER)),demo-adapter,demo)
 RECIPES ?= awq-w4-g128 gptq-w4-g128 nf4 gguf-q4-k-m
 OUT ?= reports/infer-quant
+ADAPTED = $(if $(ADAPTER),--adapter "$(ADAPTER)")
 ARTIFACTS = $(foreach recipe,$(RECIPES),$(OUT)/artifacts/$(basename $(notdir $(recipe))))
 
 help: ## Show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 	@echo
-	@echo 'make infer-quant MODEL=DIR RECIPES="awq-w4-g128 my.yaml" SUITE=my-suite.yaml OUT=DIR'
+	@echo 'make infer-quant MODEL=DIR ADAPTER=LORA_DIR RECIPES="awq-w4-g128 my.yaml" \'
+	@echo '                 SUITE=my-suite.yaml OUT=DIR'
 
 setup: $(VENV)/.ready ## Make .venv with everything in it
 
@@ -44,9 +47,11 @@ check: lint test ## Everything that a change must pass
 infer-quant: setup ## Quantize MODEL by RECIPES, judge by SUITE, end in one table under OUT
 	@set -e; for recipe in $(RECIPES); do \
 		name=$$(basename "$$recipe" .yaml); \
-		$(BIN)/quantkit quantize "$$recipe" --model "$(MODEL)" --out "$(OUT)/artifacts/$$name" --force; \
+		$(BIN)/quantkit quantize "$$recipe" --model "$(MODEL)" $(ADAPTED) \
+			--out "$(OUT)/artifacts/$$name" --force; \
 	done
-	@$(BIN)/quantkit compare $(ARTIFACTS) --baseline "$(MODEL)" --suite "$(SUITE)" --out "$(OUT)"
+	@$(BIN)/quantkit compare $(ARTIFACTS) --baseline "$(MODEL)" $(ADAPTED) \
+		--suite "$(SUITE)" --out "$(OUT)"
 
 build: setup ## Build the wheel and the source distribution
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt build

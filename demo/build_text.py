@@ -1,4 +1,4 @@
-"""Write the text files that come from the demo world: `python demo/build_text.py`.
+"""Write the text files of the demo world and of the skill: `python demo/build_text.py`.
 
 The files are committed so that nobody has to run this to use them, and rebuilt byte for byte so
 that anybody can check where they come from.
@@ -15,6 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "demo"))
 
+import skill  # noqa: E402
 import world  # noqa: E402
 
 
@@ -29,6 +30,10 @@ def text_files() -> dict[str, str]:
             {"text": text} for text in world.heldout_documents()
         ),
         "recipes/suites/demo-regression.jsonl": _lines(world.regression_cases()),
+        "recipes/suites/demo-adapter-heldout.jsonl": _lines(
+            {"text": text} for text in skill.heldout_documents()
+        ),
+        "recipes/suites/demo-adapter-regression.jsonl": _lines(skill.regression_cases()),
         "calibration/demo-world-v1.jsonl": _lines(
             {"text": text} for text in world.calibration_documents()
         ),

@@ -47,6 +47,13 @@ SetOpt = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key; makes a derived recipe."),
 ]
+AdapterOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter", metavar="ADAPTER[=WEIGHT]", help="LoRA directory, hub id or 'demo' to fold in."
+    ),
+]
+StrictOpt = Annotated[bool, typer.Option("--strict", help="Warnings about adapters are errors.")]
 ArtifactsArg = Annotated[list[Path], typer.Argument(help="Artifact directories.")]
 SuiteOpt = Annotated[str, typer.Option(help="Suite file, or the name of a shipped one.")]
 BaselineOpt = Annotated[str, typer.Option(help="BF16 checkpoint directory, hub id, or 'demo'.")]
@@ -106,6 +113,8 @@ def quantize_command(
     model: ModelOpt,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Directory to make.")] = None,
     device: DeviceOpt = "auto",
+    adapters: AdapterOpt = None,
+    strict: StrictOpt = False,
     settings: SetOpt = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show schemes and sizes; write nothing.")
@@ -121,7 +130,7 @@ def quantize_command(
 
     console = Console(as_json=as_json)
     loaded = load_recipe(recipe, settings)
-    job = prepare(loaded, model)
+    job = prepare(loaded, model, [_weighted(a) for a in adapters or []], strict=strict)
     if dry_run:
         console.show(job.plan.to_json(), plan_table(job.plan, loaded.recipe.name))
         return
@@ -136,12 +145,66 @@ def quantize_command(
     )
 
 
+@app.command("merge", epilog=EXIT_CODES)
+@_reported
+def merge_command(
+    base: Annotated[str, typer.Argument(help="Checkpoint directory, hub id, or 'demo'.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Directory to make.")],
+    adapters: Annotated[
+        list[str] | None, typer.Argument(metavar="ADAPTER...", help="LoRA directories or hub ids.")
+    ] = None,
+    weighted: Annotated[
+        list[str] | None,
+        typer.Option("--adapter", metavar="ADAPTER=WEIGHT", help="One more, with its weight."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16 or bfloat16; the base's if unset.")
+    ] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Such as 2GB; the base's shards if unset.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings are errors.")] = False,
+    proof: Annotated[
+        bool, typer.Option(help="Compare the result with the adapter at run time.")
+    ] = True,
+    dequantize_base: Annotated[
+        bool, typer.Option("--dequantize-base", help="Unpack a bitsandbytes base (QLoRA) first.")
+    ] = False,
+    force: ForceOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Merge LoRA adapters into a checkpoint, one tensor at a time, and prove it equal."""
+    from quantkit.console import Console
+    from quantkit.merge import merge
+
+    console = Console(as_json=as_json)
+    manifest = merge(
+        base,
+        [(adapter, 1.0) for adapter in adapters or []] + [_weighted(a) for a in weighted or []],
+        out,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        strict=strict,
+        proof=proof,
+        dequantize_base=dequantize_base,
+        force=force,
+        progress=console,
+    )
+    text = f"{out}: {manifest['weights_bytes'] / 1e6:,.1f} MB"
+    text += f", {manifest['changed_tensors']} tensors changed"
+    if found := manifest["proof"]:
+        text += f"; logits differ by {found['difference']:.1e} from base and adapter at run time"
+        text += f", the cast to {manifest['dtype']} costs {found['kl']:.2g} nats (mean KL)"
+    console.show(manifest, text)
+
+
 @app.command("eval", epilog=EXIT_CODES)
 @_reported
 def eval_command(
     artifacts: ArtifactsArg,
     baseline: BaselineOpt,
     suite: SuiteOpt,
+    adapters: AdapterOpt = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write JSON here.")] = None,
     device: DeviceOpt = "cpu",
     as_json: JsonOpt = False,
@@ -152,7 +215,7 @@ def eval_command(
 
     console = Console(as_json=as_json)
     loaded = load_suite(suite)
-    _finish(console, _judge(console, artifacts, baseline, loaded, device), out)
+    _finish(console, _judge(console, artifacts, (baseline, adapters), loaded, device), out)
 
 
 @app.command("bench", epilog=EXIT_CODES)
@@ -171,6 +234,7 @@ def bench_command(
     as_json: JsonOpt = False,
 ) -> None:
     """Measure memory, latency and throughput, each artifact in a fresh process."""
+    from quantkit.checkpoint.reader import Checkpoint
     from quantkit.checkpoint.source import locate
     from quantkit.checkpoint.writer import write_json
     from quantkit.compare import describe_costs
@@ -180,7 +244,7 @@ def bench_command(
 
     console = Console(as_json=as_json)
     load = Load(prompt_tokens, new_tokens, repeats, threads, device)
-    source = None if baseline is None else locate(baseline)
+    source = None if baseline is None else Checkpoint(locate(baseline))
     costs = measure(artifacts, source, load, console)
     rows = describe_costs(source, artifacts, costs)
     values = [row.to_json() for row in rows]
@@ -199,6 +263,7 @@ def compare_command(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Directory for comparison.md and comparison.json.")
     ],
+    adapters: AdapterOpt = None,
     bench: Annotated[bool, typer.Option(help="Measure cost too.")] = True,
     prompt_tokens: PromptOpt = 128,
     new_tokens: NewOpt = 32,
@@ -217,7 +282,7 @@ def compare_command(
     console = Console(as_json=as_json)
     loaded = load_suite(suite)
     load = Load(prompt_tokens, new_tokens, repeats, threads, device) if bench else None
-    comparison = _judge(console, artifacts, baseline, loaded, device, load)
+    comparison = _judge(console, artifacts, (baseline, adapters), loaded, device, load)
     out.mkdir(parents=True, exist_ok=True)
     (out / "comparison.md").write_text(comparison_markdown(comparison), encoding="utf-8")
     write_json(out / "comparison.json", comparison.to_json())
@@ -261,22 +326,41 @@ def recipes_show(
     )
 
 
+def _weighted(text: str) -> tuple[str, float]:
+    """ADAPTER=WEIGHT, or ADAPTER alone."""
+    name, equals, weight = text.rpartition("=")
+    if not equals:
+        return text, 1.0
+    try:
+        return name, float(weight)
+    except ValueError:
+        raise InputError(
+            f"{weight} isn't a number", where=f"--adapter {text}", mend="Write --adapter DIR=0.7."
+        ) from None
+
+
 def _judge(
     console: Console,
     artifacts: list[Path],
-    baseline: str,
+    baseline: tuple[str, list[str] | None],
     suite: LoadedSuite,
     device: str,
     load: Load | None = None,
 ) -> Comparison:
-    """Evaluate, measure where a load is given, and compare."""
+    """Evaluate, measure where a load is given, and compare. ``baseline`` may have adapters."""
+    from quantkit.checkpoint.reader import Checkpoint
     from quantkit.checkpoint.source import locate
     from quantkit.compare import check_gates, compare
     from quantkit.evaluate import evaluate
     from quantkit.measure import measure
 
     check_gates(suite.suite.gates)
-    source = locate(baseline)
+    model, adapters = baseline
+    source = Checkpoint(locate(model))
+    if adapters:
+        from quantkit.model.adapt import adapt
+
+        source = adapt(source, [_weighted(adapter) for adapter in adapters], model)
     qualities = evaluate(artifacts, source, suite, device=device, progress=console)
     costs = None if load is None else measure(artifacts, source, load, console)
     return compare(source, artifacts, suite, qualities, costs)

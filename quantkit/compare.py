@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint.reader import read_json
+from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import InputError
 from quantkit.formats.packed import open_artifact
 from quantkit.manifest import read_manifest
@@ -73,7 +73,7 @@ def decide(variant: Variant, gates: Sequence[Gate]) -> Variant:
 
 
 def compare(
-    baseline: Path,
+    baseline: Checkpoint,
     artifacts: Sequence[Path],
     loaded: LoadedSuite,
     qualities: Qualities,
@@ -82,12 +82,17 @@ def compare(
     """Judge the artifacts by the suite's gates and say what differs between the rows."""
     gates = loaded.suite.gates
     check_gates(gates)
-    base = describe(baseline, qualities.baseline, costs.baseline if costs else None)
-    base = replace(base, name=_dtype_name(baseline))
-    floor = replace(base, name=f"{base.name} vs FP32", quality=qualities.noise_floor, cost=None)
+    base = describe(baseline.directory, qualities.baseline, costs.baseline if costs else None)
+    dtype = _dtype_name(baseline)
+    adapted = qualities.base is not None
+    base = replace(base, name=f"{dtype} + adapter" if adapted else dtype)
+    floor = replace(base, name=f"{dtype} vs FP32", quality=qualities.noise_floor, cost=None)
     references = [floor]
+    if adapted:
+        plain = replace(base, name=f"{dtype} base", quality=qualities.base, cost=None)
+        references.append(plain)
     if costs is not None and costs.baseline_gguf is not None:
-        references.append(_as_gguf(base, costs.baseline_gguf))
+        references.append(_as_gguf(replace(base, name=dtype), costs.baseline_gguf))
     variants = tuple(
         decide(describe(path, quality, costs.artifacts[index] if costs else None), gates)
         for index, (path, quality) in enumerate(zip(artifacts, qualities.artifacts, strict=True))
@@ -104,17 +109,20 @@ def compare(
         references=tuple(references),
         variants=variants,
         differences=tuple(_differences(base, references, variants)),
-        way_back=f"serve the baseline again: {base.path} "
+        way_back=f"serve the baseline again: {base.path}{' with its adapter' if adapted else ''} "
         f"({base.disk_bytes / 1e6:.1f} MB, unchanged by any of this).",
         verdict=verdict,
     )
 
 
-def describe_costs(baseline: Path | None, artifacts: Sequence[Path], costs: Costs) -> list[Variant]:
+def describe_costs(
+    baseline: Checkpoint | None, artifacts: Sequence[Path], costs: Costs
+) -> list[Variant]:
     """Rows of costs alone."""
     rows = []
     if baseline is not None:
-        base = replace(describe(baseline, None, costs.baseline), name=_dtype_name(baseline))
+        base = describe(baseline.directory, None, costs.baseline)
+        base = replace(base, name=_dtype_name(baseline))
         rows.append(base)
         if costs.baseline_gguf is not None:
             rows.append(_as_gguf(base, costs.baseline_gguf))
@@ -138,8 +146,8 @@ def _as_gguf(base: Variant, cost: Cost) -> Variant:
     )
 
 
-def _dtype_name(baseline: Path) -> str:
-    config = read_json(baseline / "config.json")
+def _dtype_name(baseline: Checkpoint) -> str:
+    config = baseline.config
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     return {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}.get(dtype, dtype)
 

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from quantkit.calibration.text import check_length, load_tokenizer, pack
+from quantkit.checkpoint.adapted import AdaptedCheckpoint
 from quantkit.checkpoint.reader import Checkpoint, TensorSource
 from quantkit.engines import hf
 from quantkit.errors import InputError
 from quantkit.formats.packed import open_artifact
+from quantkit.model.adapt import tokenizer_directory
 from quantkit.model.device import resolve_device
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
@@ -29,7 +31,7 @@ from quantkit.results import Qualities, Quality
 
 def evaluate(
     artifacts: Sequence[Path],
-    baseline: Path,
+    baseline: Checkpoint,
     loaded: LoadedSuite,
     *,
     device: str,
@@ -39,7 +41,8 @@ def evaluate(
 
     Weights are unpacked from what lies on disk, and both sides compute in float32. The noise
     floor is the baseline computing in its own dtype, judged as if it were an artifact: what lies
-    below its figures is rounding, not quantization.
+    below its figures is rounding, not quantization. A baseline with adapters in it is compared
+    with its base in the same way, which shows what the adapters are worth.
     """
     bench = _Bench.prepare(baseline, loaded, device)
     sources = [(path.name, open_artifact(path)) for path in artifacts]
@@ -48,10 +51,14 @@ def evaluate(
     reference = bench.run(bench.checkpoint, torch.float32, "baseline", progress)
     own = bench.dtype
     floor = bench.judge(bench.checkpoint, own, f"baseline in {_name(own)}", reference, progress)
+    base = None
+    if isinstance(bench.checkpoint, AdaptedCheckpoint):
+        plain = bench.checkpoint.base
+        base = bench.judge(plain, torch.float32, "base without adapter", reference, progress)
     judged = [
         bench.judge(source, torch.float32, name, reference, progress) for name, source in sources
     ]
-    return Qualities(bench.judge_itself(reference), floor, tuple(judged))
+    return Qualities(bench.judge_itself(reference), floor, base, tuple(judged))
 
 
 @dataclass(frozen=True)
@@ -77,16 +84,16 @@ class _Bench:
     keys: frozenset[str]
 
     @classmethod
-    def prepare(cls, baseline: Path, loaded: LoadedSuite, device: str) -> _Bench:
-        suite, checkpoint = loaded.suite, Checkpoint(baseline)
+    def prepare(cls, checkpoint: Checkpoint, loaded: LoadedSuite, device: str) -> _Bench:
+        suite = loaded.suite
         if checkpoint.config.get("quantization_config"):
             raise InputError(
                 "is quantized, so it can't be the baseline",
-                where=str(baseline),
+                where=str(checkpoint.directory),
                 mend="Pass the BF16 checkpoint that the artifact was made of.",
             )
         skeleton = Skeleton(checkpoint)
-        tokenizer = load_tokenizer(baseline)
+        tokenizer = load_tokenizer(tokenizer_directory(checkpoint))
         check_length(suite.likelihood.sequence_length, checkpoint.config, "likelihood")
         rows = pack(
             loaded.resolve(suite.likelihood.dataset),
@@ -112,7 +119,7 @@ class _Bench:
             tokenizer,
             rows.ids,
             cases,
-            hf.end_tokens(baseline, tokenizer),
+            hf.end_tokens(checkpoint.directory, tokenizer),
             resolve_device(device),
             skeleton.model.dtype,
             len(skeleton.layers),

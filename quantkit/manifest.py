@@ -16,7 +16,10 @@ from typing import Any
 
 from quantkit import __version__
 from quantkit.calibration.text import Rows
-from quantkit.checkpoint.reader import read_json
+from quantkit.checkpoint.adapted import AdaptedCheckpoint
+from quantkit.checkpoint.adapter import Adapter
+from quantkit.checkpoint.adapter_config import CONFIG_FILE
+from quantkit.checkpoint.reader import Checkpoint, read_json
 from quantkit.checkpoint.writer import MANIFEST, sha256, write_json
 from quantkit.plan import Plan
 from quantkit.quantizers.block import LayerReport
@@ -40,7 +43,7 @@ class Provenance:
 
     loaded: Loaded
     model: str
-    source: Path
+    source: Checkpoint
     calibration: Rows | None
     device: str
 
@@ -53,7 +56,8 @@ def write_manifest(
     started: float,
 ) -> dict[str, Any]:
     """Write quantkit.json and run.json into the finished ``directory``; returns the manifest."""
-    recipe = provenance.loaded.recipe
+    recipe, source = provenance.loaded.recipe, provenance.source
+    adapters = source.adapters if isinstance(source, AdaptedCheckpoint) else []
     files = sorted(path for path in directory.iterdir() if path.is_file())
     weight_bytes = sum(p.stat().st_size for p in files if p.suffix in (".safetensors", ".gguf"))
     weights = sum(tensor.weights for tensor in plan.tensors)
@@ -66,13 +70,10 @@ def write_manifest(
             "digest": recipe.digest,
             "content": recipe.model_dump(mode="json", by_alias=True),
         },
-        "source": {
-            "files": {
-                path.name: sha256(path)
-                for path in sorted(provenance.source.iterdir())
-                if path.suffix == ".safetensors" or path.name == "config.json"
-            },
-        },
+        "source": {"files": file_digests(source.directory)},
+        "adapters": [
+            describe_adapter(adapter, file_digests(adapter.directory)) for adapter in adapters
+        ],
         "calibration": _calibration(provenance),
         "method": plan.method,
         "format": plan.format,
@@ -104,6 +105,27 @@ def write_manifest(
         },
     )
     return manifest
+
+
+def file_digests(directory: Path) -> dict[str, str]:
+    """Digests of what a checkpoint or an adapter is made of, by file name."""
+    return {
+        path.name: sha256(path)
+        for path in sorted(directory.iterdir())
+        if path.suffix == ".safetensors" or path.name in ("config.json", CONFIG_FILE)
+    }
+
+
+def describe_adapter(adapter: Adapter, files: dict[str, str]) -> dict[str, Any]:
+    """What was folded into a checkpoint as it was read; ``files``: digests."""
+    return {
+        "name": adapter.directory.name,
+        "weight": adapter.weight,
+        "base": adapter.lora.base,
+        "rank": adapter.lora.rank,
+        "alpha": adapter.lora.alpha,
+        "files": files,
+    }
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:

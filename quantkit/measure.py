@@ -44,11 +44,13 @@ def engine_for(path: Path) -> tuple[str, Path]:
 
 def measure(
     artifacts: Sequence[Path],
-    baseline: Path | None,
+    baseline: Checkpoint | None,
     load: Load,
     progress: Progress,
 ) -> Costs:
     """Measure the baseline, its BF16 GGUF where an artifact is GGUF, and every artifact.
+
+    Adapters in the baseline are left out: merged, they cost nothing.
 
     Raises MachineError when a process dies; an engine that isn't there leaves its figures
     empty, with the reason.
@@ -60,12 +62,12 @@ def measure(
         first: list[tuple[str, str, Path]] = []
         with_gguf = baseline is not None and any(job[1] == "llama.cpp" for job in jobs)
         if baseline is not None:
-            first.append(("baseline", *engine_for(baseline)))
+            first.append(("baseline", *engine_for(baseline.directory)))
         if baseline is not None and with_gguf:
             from quantkit.formats.gguf_file import write_bf16
 
             path = Path(folder) / "bf16.gguf"
-            write_bf16(path, Checkpoint(baseline))
+            write_bf16(path, baseline)
             first.append(("baseline as GGUF", "llama.cpp", path))
         costs = []
         with progress.task("measure", len(first) + len(jobs)) as task:

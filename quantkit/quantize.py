@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from quantkit.calibration.passing import CalibrationPass
 from quantkit.calibration.text import Rows, check_length, load_tokenizer, no_such_dataset, pack
+from quantkit.checkpoint.adapted import AdaptedCheckpoint
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import copy_sidecars, write_config
 from quantkit.checkpoint.source import locate, model_name
@@ -20,6 +22,7 @@ from quantkit.checkpoint.writer import TensorWriter, check_output, new_directory
 from quantkit.errors import InputError, QuantkitError, not_finite
 from quantkit.formats import packed
 from quantkit.manifest import Provenance, write_manifest
+from quantkit.model.adapt import Weighted, adapt, tokenizer_directory
 from quantkit.model.device import resolve_device
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream, slices
@@ -43,8 +46,13 @@ class Job:
     plan: Plan
 
 
-def prepare(loaded: Loaded, model: str) -> Job:
-    """Find the checkpoint, plan every tensor, refuse what can't be done. Writes nothing."""
+def prepare(
+    loaded: Loaded, model: str, adapters: Sequence[Weighted] = (), *, strict: bool = False
+) -> Job:
+    """Find the checkpoint, plan every tensor, refuse what can't be done. Writes nothing.
+
+    ``adapters`` are folded in as tensors are read, so that no merged copy ever lies on disk.
+    """
     checkpoint = Checkpoint(locate(model))
     if quantization := checkpoint.config.get("quantization_config"):
         raise InputError(
@@ -52,6 +60,8 @@ def prepare(loaded: Loaded, model: str) -> Job:
             where=str(checkpoint.directory),
             mend="Quantize the original BF16 checkpoint instead.",
         )
+    if adapters:
+        checkpoint = _adapted(checkpoint, adapters, model, loaded, strict=strict)
     if settings := loaded.recipe.calibration:
         check_length(settings.sequence_length, checkpoint.config, "calibration")
     dataset = loaded.calibration_dataset()
@@ -67,6 +77,22 @@ def prepare(loaded: Loaded, model: str) -> Job:
     return Job(loaded, model, name, checkpoint, plan)
 
 
+def _adapted(
+    base: Checkpoint, adapters: Sequence[Weighted], model: str, loaded: Loaded, *, strict: bool
+) -> AdaptedCheckpoint:
+    """The checkpoint with the adapters in it, where quantizing can do without a merged copy."""
+    checkpoint = adapt(base, adapters, model, strict=strict)
+    alone = isinstance(loaded.recipe.quantize, Ggml) and checkpoint.brings is not None
+    if checkpoint.resized or alone:
+        what = "resizes the vocabulary" if checkpoint.resized else "brings a tokenizer of its own"
+        raise InputError(
+            f"{what}, which needs a merged checkpoint first",
+            where=", ".join(name for name, _ in adapters),
+            mend="Run quantkit merge, then quantize the result.",
+        )
+    return checkpoint
+
+
 def quantize(
     job: Job, out: Path, *, device: str, force: bool, progress: Progress
 ) -> dict[str, Any]:
@@ -79,7 +105,10 @@ def quantize(
     check_output(out, force=force, needed=int(job.plan.nbytes * _SLACK))
     rows = _calibration_rows(job, progress)
     with new_directory(out) as directory:
-        copy_sidecars(job.checkpoint.directory, directory)
+        adapted = job.checkpoint if isinstance(job.checkpoint, AdaptedCheckpoint) else None
+        for warning in adapted.warnings if adapted else ():
+            progress.note(warning)
+        copy_sidecars(job.checkpoint.directory, directory, adapted.brings if adapted else None)
         if isinstance(job.plan, GgufFilePlan):
             layers = _write_gguf(job, job.plan, rows, where, directory, progress)
         elif isinstance(job.plan, LinearPlan):
@@ -87,7 +116,7 @@ def quantize(
         else:
             raise TypeError(f"no way to write a {type(job.plan).__name__}")
         _check_runs(job, directory, rows)
-        provenance = Provenance(job.loaded, job.model, job.checkpoint.directory, rows, str(where))
+        provenance = Provenance(job.loaded, job.model, job.checkpoint, rows, str(where))
         return write_manifest(directory, provenance, job.plan, layers, started)
 
 
@@ -97,7 +126,7 @@ def _calibration_rows(job: Job, progress: Progress) -> Rows | None:
         return None
     rows = pack(
         dataset,
-        load_tokenizer(job.checkpoint.directory),
+        load_tokenizer(tokenizer_directory(job.checkpoint)),
         sequence_length=settings.sequence_length,
         rows=settings.samples,
         seed=settings.seed,

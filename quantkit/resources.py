@@ -28,3 +28,8 @@ def suites() -> Path:
 def demo_model() -> Path:
     """The bundled BF16 checkpoint."""
     return _folder("demo") / "model"
+
+
+def demo_adapter() -> Path:
+    """The bundled LoRA adapter of the demo model."""
+    return _folder("demo") / "adapter"

@@ -156,10 +156,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class Qualities:
-    """What judging gives: the baseline, its own dtype against float32, and each artifact."""
+    """What judging gives: the baseline, its own dtype against float32, and each artifact.
+
+    base: the baseline without its adapters, where it has some.
+    """
 
     baseline: Quality
     noise_floor: Quality
+    base: Quality | None
     artifacts: tuple[Quality, ...]
 
 

@@ -53,7 +53,7 @@ def judged(artifacts):
     names = ["rtn-w4-g128", "gguf-q8-0", "rtn-w2"]
     result = evaluate(
         [artifacts[name] for name in names],
-        demo_model(),
+        Checkpoint(demo_model()),
         load_suite("demo"),
         device="cpu",
         progress=Silent(),
@@ -215,7 +215,7 @@ def test_packed_linears_compute_what_was_judged(artifacts, name):
 def test_costs_are_measured_in_fresh_processes(artifacts):
     load = Load(prompt_tokens=16, new_tokens=4, repeats=1, threads=1)
     names = ["gptq-w4-g128", "gguf-q4-k-m"]
-    costs = measure([artifacts[name] for name in names], demo_model(), load, Silent())
+    costs = measure([artifacts[name] for name in names], Checkpoint(demo_model()), load, Silent())
     assert [cost.engine for cost in costs.artifacts] == ["quantkit-int4", "llama.cpp"]
     assert costs.baseline.engine == "transformers"
     assert costs.baseline_gguf.engine == "llama.cpp"

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from quantkit.checkpoint.reader import read_json
 from quantkit.checkpoint.writer import MANIFEST, write_json
 
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx"}
@@ -19,20 +20,71 @@ _OWN = {
 }
 
 
-def copy_sidecars(source: Path, target: Path) -> list[str]:
-    """Copy every other file of a checkpoint byte for byte; returns the names copied."""
-    copied = []
-    for path in sorted(source.iterdir()):
-        if (
-            path.is_file()
-            and path.suffix not in _WEIGHTS
-            and path.name not in _OWN
-            and not path.name.endswith(".index.json")
-            and not path.name.startswith(".")
-        ):
-            shutil.copyfile(path, target / path.name)
-            copied.append(path.name)
-    return copied
+# What a tokenizer is saved as; any of the first makes it a whole one.
+_VOCABULARIES = {
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+}
+_TOKENIZER = _VOCABULARIES | {
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+}
+_TEMPLATES = {"chat_template.jinja", "chat_template.json"}
+
+
+def copy_sidecars(source: Path, target: Path, adapter: Path | None = None) -> list[str]:
+    """Copy every other file of a checkpoint byte for byte; returns the names copied.
+
+    adapter: a directory whose tokenizer and chat template are copied instead of the
+    checkpoint's, where it brings them. A tokenizer is replaced whole, since files of two don't
+    mix; the checkpoint's template stays where the adapter has none.
+    """
+    chosen = {
+        path.name: path
+        for path in source.iterdir()
+        if path.is_file()
+        and path.suffix not in _WEIGHTS
+        and path.name not in _OWN
+        and not path.name.endswith(".index.json")
+        and not path.name.startswith(".")
+    }
+    if adapter is not None:
+        brought = {name for name in _TOKENIZER | _TEMPLATES if (adapter / name).is_file()}
+        replaced = _TOKENIZER if brought & _VOCABULARIES else set()
+        if brought & _TEMPLATES or _has_template(adapter):
+            replaced = replaced | _TEMPLATES
+        chosen = {name: path for name, path in chosen.items() if name not in replaced}
+        chosen |= {name: adapter / name for name in brought}
+    for name, path in sorted(chosen.items()):
+        shutil.copyfile(path, target / name)
+    return sorted(chosen)
+
+
+def brings_tokenizer(adapter: Path) -> bool:
+    """Whether an adapter directory holds a tokenizer or a chat template of its own."""
+    return any((adapter / name).is_file() for name in _TOKENIZER | _TEMPLATES)
+
+
+def tokens_of(directory: Path) -> int | None:
+    """How many rows an embedding must have for the tokenizer.json there; None without one."""
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    vocabulary = content.get("model", {}).get("vocab", {})
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    return 1 + max([*ids, *(token["id"] for token in content.get("added_tokens", []))], default=-1)
+
+
+def _has_template(directory: Path) -> bool:
+    path = directory / "tokenizer_config.json"
+    return path.is_file() and bool(read_json(path).get("chat_template"))
 
 
 def write_config(target: Path, config: dict[str, Any], quantization: dict[str, Any] | None) -> None:

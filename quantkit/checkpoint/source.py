@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from quantkit.errors import InputError
-from quantkit.resources import demo_model
+from quantkit.resources import demo_adapter, demo_model
 
 # Weights in safetensors and what lies beside them; pickles are never fetched.
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -22,12 +22,23 @@ def locate(model: str) -> Path:
     """
     if model == "demo":
         return demo_model()
+    return _locate(model, "a checkpoint is a directory with config.json and *.safetensors")
+
+
+def locate_adapter(adapter: str) -> Path:
+    """The same for a LoRA adapter; ``demo`` is the one that is bundled."""
+    if adapter == "demo":
+        return demo_adapter()
+    return _locate(adapter, "an adapter is a directory with adapter_config.json")
+
+
+def _locate(model: str, expected: str) -> Path:
     path = Path(model)
     if path.is_dir():
         return path
     if path.is_file():
         raise InputError(
-            "is a file; a checkpoint is a directory with config.json and *.safetensors",
+            f"is a file; {expected}",
             where=model,
             mend=f"Pass its directory: {path.parent}",
         )
@@ -37,7 +48,7 @@ def locate(model: str) -> Path:
         raise InputError(
             "no such directory",
             where=model,
-            mend="Pass a checkpoint directory, a hub id (owner/name), or 'demo'.",
+            mend="Pass a directory, a hub id (owner/name), or 'demo'.",
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
