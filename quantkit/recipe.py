@@ -14,8 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from quantkit import resources
 from quantkit.errors import InputError
 
-SCHEMA = 1
-
 
 class _Strict(BaseModel):
     """Unknown keys are errors, and "4" is not 4: a typo must not fall back to a default."""

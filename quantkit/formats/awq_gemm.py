@@ -17,7 +17,6 @@ from quantkit.errors import InputError
 from quantkit.formats import bits as words
 from quantkit.quantizers.grid import Grid, QuantizedTensor
 
-NAME = "awq"
 SUFFIXES = ("qweight", "qzeros", "scales")
 FIRST_ZERO = 0
 _ORDER = [0, 2, 4, 6, 1, 3, 5, 7]

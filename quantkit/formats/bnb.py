@@ -17,7 +17,6 @@ from torch import Tensor
 from quantkit.errors import not_installed
 from quantkit.quantizers.nf4 import Nf4Scheme, Nf4Tensor
 
-NAME = "bitsandbytes"
 SUFFIXES = (
     "weight",
     "weight.absmax",

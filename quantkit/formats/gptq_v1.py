@@ -20,7 +20,6 @@ from quantkit.errors import InputError
 from quantkit.formats import bits as words
 from quantkit.quantizers.grid import Grid, QuantizedTensor
 
-NAME = "gptq"
 SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 FIRST_ZERO = 1
 _BITS = (2, 3, 4, 8)
