@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +27,7 @@ from quantkit.quantizers.block import LayerReport
 from quantkit.recipe import Loaded
 
 RUN = "run.json"
+_WEIGHT_FILES = (".safetensors", ".gguf")
 _LIBRARIES = (
     "torch",
     "transformers",
@@ -58,12 +60,9 @@ def write_manifest(
     """Write quantkit.json and run.json into the finished ``directory``; returns the manifest."""
     recipe, source = provenance.loaded.recipe, provenance.source
     adapters = source.adapters if isinstance(source, AdaptedCheckpoint) else []
-    files = sorted(path for path in directory.iterdir() if path.is_file())
-    weight_bytes = sum(p.stat().st_size for p in files if p.suffix in (".safetensors", ".gguf"))
+    weight_bytes = weights_bytes(directory)
     weights = sum(tensor.weights for tensor in plan.tensors)
     manifest = {
-        "schema": 1,
-        "quantkit": __version__,
         "recipe": {
             "name": recipe.name,
             "version": recipe.version,
@@ -88,23 +87,49 @@ def write_manifest(
             for layer in layers
         ],
         "summary": _summary(layers),
+    }
+    return seal(
+        directory, manifest, {"model": provenance.model, "device": provenance.device}, started
+    )
+
+
+def seal(
+    directory: Path, content: dict[str, Any], run: dict[str, Any], started: float
+) -> dict[str, Any]:
+    """Write quantkit.json and run.json into a finished directory; returns the manifest.
+
+    The manifest is ``content`` with the libraries' versions and the digest of every file; run.json
+    is ``run`` with when it was done, how long it took and where. ``started``: monotonic seconds.
+    """
+    files = sorted(path for path in directory.iterdir() if path.is_file())
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(sha256, files))
+    manifest = {
+        "schema": 1,
+        "quantkit": __version__,
+        **content,
         "libraries": library_versions(),
         "files": {
-            path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
+            path.name: {"bytes": path.stat().st_size, "sha256": digest}
+            for path, digest in zip(files, digests, strict=True)
         },
     }
     write_json(directory / MANIFEST, manifest)
     write_json(
         directory / RUN,
         {
-            "model": provenance.model,
+            **run,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(time.monotonic() - started, 2),
-            "device": provenance.device,
             "machine": {"platform": platform.platform(), "python": platform.python_version()},
         },
     )
     return manifest
+
+
+def weights_bytes(directory: Path) -> int:
+    """Size of the weight files in a directory."""
+    return sum(p.stat().st_size for p in directory.iterdir() if p.suffix in _WEIGHT_FILES)
 
 
 def file_digests(directory: Path) -> dict[str, str]:

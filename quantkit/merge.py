@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import platform
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -15,22 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantkit import __version__
 from quantkit.checkpoint.adapted import AdaptedCheckpoint
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import copy_sidecars, tokens_of, write_config
 from quantkit.checkpoint.source import locate
 from quantkit.checkpoint.writer import (
-    MANIFEST,
     TensorWriter,
     check_output,
     new_directory,
-    sha256,
-    write_json,
 )
 from quantkit.errors import InputError
 from quantkit.formats.packed import PackedCheckpoint
-from quantkit.manifest import RUN, describe_adapter, file_digests, library_versions
+from quantkit.manifest import describe_adapter, file_digests, seal, weights_bytes
 from quantkit.model.adapt import Weighted, adapt
 from quantkit.progress import Progress
 from quantkit.quality.proof import PASSES, Proof, prove
@@ -220,12 +215,7 @@ def _write_manifest(
 ) -> dict[str, Any]:
     """Write quantkit.json and run.json into the finished ``directory``; returns the manifest."""
     source, *others = (future.result() for future in digests)
-    files = sorted(path for path in directory.iterdir() if path.is_file())
-    with ThreadPoolExecutor() as pool:
-        written = zip(files, pool.map(sha256, files), strict=True)
-    manifest = {
-        "schema": 1,
-        "quantkit": __version__,
+    content = {
         "source": {"files": source},
         "adapters": [
             describe_adapter(adapter, found)
@@ -236,27 +226,16 @@ def _write_manifest(
         "dtype": adapted.config.get("dtype") or adapted.config.get("torch_dtype"),
         "dequantized_base": isinstance(adapted.base, _Unpacked),
         "parameters": adapted.parameters(),
-        "weights_bytes": sum(p.stat().st_size for p in files if p.suffix == ".safetensors"),
+        "weights_bytes": weights_bytes(directory),
         "changed_tensors": len(adapted.changed),
         "untied": adapted.untied,
         "vocabulary": {"rows": adapted.vocabulary, "resized": adapted.resized},
         "warnings": adapted.warnings,
         "proof": None if proof is None else dataclasses.asdict(proof),
-        "libraries": library_versions(),
-        "files": {
-            path.name: {"bytes": path.stat().st_size, "sha256": digest} for path, digest in written
-        },
     }
-    write_json(directory / MANIFEST, manifest)
-    write_json(
-        directory / RUN,
-        {
-            "model": base,
-            "adapters": [str(adapter.directory) for adapter in adapted.adapters],
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "seconds": round(time.monotonic() - started, 2),
-            "device": "cpu",
-            "machine": {"platform": platform.platform(), "python": platform.python_version()},
-        },
-    )
-    return manifest
+    run = {
+        "model": base,
+        "adapters": [str(adapter.directory) for adapter in adapted.adapters],
+        "device": "cpu",
+    }
+    return seal(directory, content, run, started)
