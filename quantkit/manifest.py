@@ -41,11 +41,15 @@ _LIBRARIES = (
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where an artifact comes from; ``model`` is what was named on the command line."""
+    """Where an artifact comes from.
+
+    model: what was named on the command line; files: digests of the source's files.
+    """
 
     loaded: Loaded
     model: str
     source: Checkpoint
+    files: dict[str, str]
     calibration: Rows | None
     device: str
 
@@ -69,7 +73,7 @@ def write_manifest(
             "digest": recipe.digest,
             "content": recipe.model_dump(mode="json", by_alias=True),
         },
-        "source": {"files": file_digests(source.directory)},
+        "source": {"files": provenance.files},
         "adapters": [
             describe_adapter(adapter, file_digests(adapter.directory)) for adapter in adapters
         ],
@@ -134,11 +138,13 @@ def weights_bytes(directory: Path) -> int:
 
 def file_digests(directory: Path) -> dict[str, str]:
     """Digests of what a checkpoint or an adapter is made of, by file name."""
-    return {
-        path.name: sha256(path)
+    paths = [
+        path
         for path in sorted(directory.iterdir())
         if path.suffix == ".safetensors" or path.name in ("config.json", CONFIG_FILE)
-    }
+    ]
+    with ThreadPoolExecutor() as pool:
+        return dict(zip([path.name for path in paths], pool.map(sha256, paths), strict=True))
 
 
 def describe_adapter(adapter: Adapter, files: dict[str, str]) -> dict[str, Any]:
@@ -187,8 +193,7 @@ def _calibration(provenance: Provenance) -> dict[str, Any] | None:
 def _summary(layers: Sequence[LayerReport]) -> dict[str, Any]:
     """What happened to the layers, counted."""
     summary: dict[str, Any] = {"layers": len(layers)}
-    if any(layer.kept_rtn is not None for layer in layers):
-        summary["kept_rtn"] = sum(bool(layer.kept_rtn) for layer in layers)
+    if any(layer.damping is not None for layer in layers):
         summary["not_factorized"] = [layer.name for layer in layers if layer.damping is None]
     if any(layer.scaled is not None for layer in layers):
         summary["scaled"] = sum(bool(layer.scaled) for layer in layers)

@@ -64,7 +64,7 @@ def measure(
         if baseline is not None:
             first.append(("baseline", *engine_for(baseline.directory)))
         if baseline is not None and with_gguf:
-            from quantkit.formats.gguf_file import write_bf16
+            from quantkit.formats.gguf_writer import write_bf16
 
             path = Path(folder) / "bf16.gguf"
             write_bf16(path, baseline)

@@ -65,6 +65,10 @@ class _Affine(_Strict):
         return self
 
 
+# What the calibration rows pass through between blocks: weights as they were, or as written.
+Propagate = Literal["original", "quantized"]
+
+
 class Rtn(_Affine):
     """Round to nearest."""
 
@@ -79,7 +83,7 @@ class Gptq(_Affine):
     activation_order: bool = Field(default=True, description="static: no permutation is stored")
     clip_search: bool = True
     block_size: Annotated[int, Field(ge=1)] = 128
-    propagate: Literal["original"] = "original"
+    propagate: Propagate = "original"
 
 
 class Awq(_Affine):
@@ -88,7 +92,7 @@ class Awq(_Affine):
     method: Literal["awq"]
     scale_steps: Annotated[int, Field(ge=1, le=100)] = 20
     clip_search: bool = True
-    propagate: Literal["original"] = "original"
+    propagate: Propagate = "original"
 
 
 class Nf4(_Strict):

@@ -34,7 +34,8 @@ CPU = torch.device("cpu")
 
 def make(recipe: str, out: Path, settings: list[str] | None = None) -> dict:
     job = prepare(load_recipe(recipe, settings), "demo")
-    return quantize(job, out, device="cpu", force=False, progress=Silent())
+    # Without the cache, or the second of two runs would not calibrate.
+    return quantize(job, out, device="cpu", force=False, progress=Silent(), cache=False)
 
 
 @pytest.fixture(scope="session")
@@ -103,7 +104,7 @@ def test_the_methods_report_what_they_did(artifacts):
         json.loads((artifacts[name] / "quantkit.json").read_text())
         for name in ("awq-w4-g128", "gptq-w4-g128")
     )
-    assert gptq["summary"]["kept_rtn"] >= 0 and gptq["summary"]["not_factorized"] == []
+    assert gptq["summary"]["not_factorized"] == []
     assert awq["summary"]["scaled"] + len(awq["summary"]["not_scaled"]) == 28
     for layer in range(4):
         scaled = [x for x in awq["layers"] if f"layers.{layer}." in x["name"] and x["scaled"]]

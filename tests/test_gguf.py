@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import InputError
 from quantkit.formats import gguf_llama, gguf_tokenizer
-from quantkit.formats.gguf_file import GgufWeights, plan_file, write_bf16, write_file
+from quantkit.formats.gguf_file import GgufWeights, plan_file
 from quantkit.formats.gguf_mixes import MIXES, Layout, choose_types
+from quantkit.formats.gguf_writer import write_bf16, write_file
 from tests.gguf_tiny import GPT2, QWEN2, TEXT, VOCABULARY, checkpoint
 
 gguf = pytest.importorskip("gguf")

@@ -70,12 +70,11 @@ def test_a_searched_range_costs_less():
     w[:, 5] *= 20  # an outlier that importance says not to care for
     importance = torch.ones(96)
     importance[5] = 0.0
-    groups = grouped(w, grid)
     weights = importance.view(3, 32)
     scale, zero = search_range(
-        groups, grid, lambda error: (error**2 * weights).sum(2), steps=20, smallest=0.6
+        w, grid, lambda error: (error**2 * weights).sum(2), steps=20, smallest=0.6
     )
-    codes = encode(groups, scale[..., None], zero[..., None], grid)
+    codes = encode(grouped(w, grid), scale[..., None], zero[..., None], grid)
     searched = ((codes - zero[..., None]) * scale[..., None]).flatten(1)
     nearest = rtn.quantize(w, grid).dequantize()
     error = [((value - w).square() * importance).sum() for value in (searched, nearest)]

@@ -12,7 +12,8 @@ import torch
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.engines.llamacpp import LlamaCpp
 from quantkit.errors import InputError, MachineError
-from quantkit.formats.gguf_file import plan_file, write_bf16, write_file
+from quantkit.formats.gguf_file import plan_file
+from quantkit.formats.gguf_writer import write_bf16, write_file
 from quantkit.resources import demo_model
 from tests.gguf_tiny import GPT2, QWEN2, TEXT, VOCABULARY, checkpoint
 

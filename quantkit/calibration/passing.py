@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from quantkit.calibration.activations import HiddenStates, Snapshot
+from quantkit.calibration.cache import Keeper, Kept
 from quantkit.calibration.folds import Fold, find_folds
-from quantkit.calibration.statistics import InputStatistics, Kind, collect
+from quantkit.calibration.statistics import InputStatistics, Kind, Meter
 from quantkit.calibration.text import Rows
 from quantkit.model.stream import Batch, Stream
 
@@ -15,32 +19,128 @@ _TOKENS_PER_BATCH = 4096
 _PROBE_TOKENS = 64
 
 
-class CalibrationPass:
-    """Carries rows from block to block (``propagate: original``: through unquantized weights).
+@dataclass(frozen=True)
+class Wanted:
+    """What a method needs to know of the inputs.
 
-    kind: what is measured; folds: whether it is also found out what may be rescaled.
+    kind: of moment; folds: whether it must be found out what may be rescaled; onward: whether the
+    rows go on through the block as it was (``propagate: original``) or as ``carry`` finds it.
     """
 
-    def __init__(self, stream: Stream, rows: Rows, kind: Kind, *, folds: bool) -> None:
-        batch_size = max(1, _TOKENS_PER_BATCH // rows.ids.shape[1])
+    kind: Kind
+    folds: bool = False
+    onward: bool = True
+
+
+class CalibrationPass:
+    """Carries rows from block to block.
+
+    hidden: where the rows wait between blocks; kept: statistics of an earlier pass, with which
+    nothing needs to be carried but a short probe for finding folds; keeper: takes those of this
+    one. steps: how often ``step`` will be called for each block.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        rows: Rows,
+        wanted: Wanted,
+        *,
+        hidden: HiddenStates | None = None,
+        kept: Kept | None = None,
+        keeper: Keeper | None = None,
+    ) -> None:
         self.stream = stream
-        self.kind = kind
-        self.batches = stream.begin(rows.ids, batch_size)
-        self.folds: list[Fold] = []
-        self.probe: list[Batch] = stream.begin(rows.ids[:1, :_PROBE_TOKENS], 1) if folds else []
+        self.wanted = wanted
+        self._kept, self._keeper = kept, keeper
+        self._folds: list[Fold] = []
+        self._batches: list[Batch] = []
+        self._hidden = hidden or HiddenStates()
+        self._hidden.start(self._embedded(rows))
+        self._probe = len(self._batches) - 1 if wanted.folds else len(self._batches)
+        self._snapshot: Snapshot | None = None
+        self.steps = self._probe + (0 if wanted.onward else len(self._batches))
+
+    def _embedded(self, rows: Rows) -> Iterator[Tensor]:
+        """The first hidden states; the probe's come last."""
+        parts = []
+        if self._kept is None:
+            parts.append((rows.ids, max(1, _TOKENS_PER_BATCH // rows.ids.shape[1])))
+        if self.wanted.folds:
+            parts.append((rows.ids[:1, :_PROBE_TOKENS], 1))
+        for ids, size in parts:
+            for batch in self.stream.beginning(ids, size):
+                hidden, batch.hidden = batch.hidden, batch.hidden.new_empty(0)
+                self._batches.append(batch)
+                yield hidden
 
     def through(
-        self, index: int, block: nn.Module, step: Callable[[], None]
+        self, index: int, block: nn.Module, step: Callable[[], None] = lambda: None
     ) -> tuple[list[InputStatistics], list[Fold]]:
-        """Carry the rows through ``block``, layer ``index``; ``step`` is called for each batch."""
-        skeleton = self.stream.skeleton
-        linears = skeleton.linears(index)
-        inputs = collect(self.stream, index, block, linears, self.batches, self.kind, step)
+        """The inputs of ``block``, layer ``index``, and what may be rescaled there.
+
+        ``step`` is called after each batch of rows.
+        """
+        if self._kept is not None:
+            inputs = self._kept.load(index, self.stream.device)
+        else:
+            inputs = self._measure(index, block, step)
+            if self._keeper is not None:
+                self._keeper.save(index, inputs)
+        if self.wanted.folds:
+            self._folds = self._find_folds(index, block, inputs)
+        if self.wanted.onward:
+            self._snapshot = self._hidden.turn()
+        return inputs, self._folds
+
+    def _measure(
+        self, index: int, block: nn.Module, step: Callable[[], None]
+    ) -> list[InputStatistics]:
+        meter = Meter(self.stream.skeleton.linears(index), self.wanted.kind)
+        with meter.watching() as forget:
+            for place in range(self._probe):
+                self._run(index, block, place, keep=self.wanted.onward)
+                forget()
+                step()
+        return meter.inputs
+
+    def _find_folds(
+        self, index: int, block: nn.Module, inputs: list[InputStatistics]
+    ) -> list[Fold]:
+        config = self.stream.skeleton.config.get_text_config()
+        kv_heads = getattr(config, "num_key_value_heads", None)
+        call, hidden = self._batches[self._probe].calls[index], self._hidden.read(self._probe)
         groups = [group.consumers for group in inputs]
-        kv_heads = getattr(skeleton.config.get_text_config(), "num_key_value_heads", None)
-        for probe in self.probe:
-            self.folds = find_folds(
-                block, groups, probe.calls[index], probe.hidden, kv_heads, self.folds
-            )
-        self.stream.advance(index, block, self.probe)
-        return inputs, self.folds
+        found = find_folds(block, groups, call, hidden, kv_heads, self._folds)
+        if self.wanted.onward:
+            self._run(index, block, self._probe, keep=True)
+        return found
+
+    def carry(self, index: int, block: nn.Module, step: Callable[[], None]) -> None:
+        """Let the rows go on through ``block`` as it is now (``propagate: quantized``)."""
+        for place in range(len(self._batches)):
+            self._run(index, block, place, keep=True)
+            step()
+        self._snapshot = self._hidden.turn()
+
+    def state(self) -> dict[str, Any]:
+        """What ``restore`` needs to go on after the block that was carried through last."""
+        snapshot = self._snapshot
+        return {
+            "hidden": None if snapshot is None else asdict(snapshot),
+            "folds": [asdict(fold) for fold in self._folds],
+        }
+
+    def restore(self, state: dict[str, Any]) -> bool:
+        """Go on from a state; False where the hidden states can't be had any more."""
+        self._folds = [
+            Fold(**{**fold, "consumers": tuple(fold["consumers"])}) for fold in state["folds"]
+        ]
+        if not self._batches:
+            return True
+        return state["hidden"] is not None and self._hidden.restore(Snapshot(**state["hidden"]))
+
+    def _run(self, index: int, block: nn.Module, place: int, *, keep: bool) -> None:
+        hidden = self.stream.run(index, block, self._batches[place], self._hidden.read(place))
+        if keep:
+            self._hidden.write(place, hidden)

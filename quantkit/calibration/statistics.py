@@ -1,4 +1,4 @@
-"""What is measured of a block's inputs while the calibration rows pass through it.
+"""What is measured of a block's linears while the calibration rows pass through it.
 
 All linears that read the same tensor share one measurement: q, k and v; gate and up.
 """
@@ -8,14 +8,90 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from quantkit.model.stream import Batch, Stream
-
 Kind = Literal["gram", "diagonal"]
+_PANEL = 256  # rows of a Gram matrix that are summed together
+_TOKENS = 1024  # taken in at once
+_LISTENED = 8  # one in so many tokens is listened to for the size of the outputs
+
+
+class Moment(Protocol):
+    """A second moment of an input, summed over tokens in float32."""
+
+    def add(self, rows: Tensor) -> None:
+        """Take in ``rows`` (tokens, width), of any float dtype."""
+        ...
+
+    def diagonal(self) -> Tensor:
+        """Sum of each feature's squares, (width,)."""
+        ...
+
+    def matrix(self) -> Tensor:
+        """XᵀX, (width, width). Raises TypeError where only the diagonal was summed."""
+        ...
+
+    def parts(self) -> list[Tensor]:
+        """The tensors that make it up, in a fixed order."""
+        ...
+
+
+class Gram:
+    """XᵀX, of which only what lies on and right of the diagonal is summed, in panels of rows."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self._panels = [
+            torch.zeros(min(_PANEL, width - first), width - first, device=device)
+            for first in range(0, width, _PANEL)
+        ]
+
+    def add(self, rows: Tensor) -> None:
+        for part in rows.split(_TOKENS):
+            values = part.float()
+            for panel in self._panels:
+                right = values[:, -panel.shape[1] :]
+                panel.addmm_(right[:, : len(panel)].t(), right)
+
+    def diagonal(self) -> Tensor:
+        return torch.cat([panel.diagonal() for panel in self._panels])
+
+    def matrix(self) -> Tensor:
+        width = self._panels[0].shape[1]
+        result = torch.empty(width, width, device=self._panels[0].device)
+        for first, panel in zip(range(0, width, _PANEL), self._panels, strict=True):
+            result[first : first + len(panel), first:] = panel
+            result[first:, first : first + len(panel)] = panel.t()
+        return result
+
+    def parts(self) -> list[Tensor]:
+        return self._panels
+
+
+class Diagonal:
+    """The diagonal of XᵀX alone: llama.cpp's importance."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self._sums = torch.zeros(width, device=device)
+
+    def add(self, rows: Tensor) -> None:
+        self._sums += rows.float().square_().sum(0)
+
+    def diagonal(self) -> Tensor:
+        return self._sums
+
+    def matrix(self) -> Tensor:
+        raise TypeError("only the diagonal was measured")
+
+    def parts(self) -> list[Tensor]:
+        return [self._sums]
+
+
+def new_moment(kind: Kind, width: int, device: torch.device) -> Moment:
+    """A moment of ``kind`` with nothing in it yet."""
+    return Gram(width, device) if kind == "gram" else Diagonal(width, device)
 
 
 @dataclass
@@ -23,101 +99,79 @@ class InputStatistics:
     """One tensor that linears of a block read.
 
     consumers: names of the linears within the block, in order of execution; width: features;
-    moment: float32, the Gram matrix XᵀX (width, width) or its diagonal (width), summed over
-    ``tokens`` tokens.
+    moment: summed over ``tokens`` tokens; energy: each consumer's squared output without its
+    bias, summed over features and tokens (by a sample of them), a float64 number on the device.
     """
 
     consumers: list[str]
     width: int
-    moment: Tensor
+    moment: Moment
     tokens: int = 0
+    energy: dict[str, Tensor] = field(default_factory=dict)
 
-    def diagonal(self) -> Tensor:
-        return self.moment.diagonal() if self.moment.ndim == 2 else self.moment
+    def importance(self) -> Tensor:
+        """Mean square of each input feature, (width,)."""
+        return self.moment.diagonal() / self.tokens
 
 
-def collect(
-    stream: Stream,
-    index: int,
-    block: nn.Module,
-    linears: dict[str, nn.Linear],
-    batches: list[Batch],
-    kind: Kind,
-    step: Callable[[], None] = lambda: None,
-) -> list[InputStatistics]:
-    """Carry every batch through ``block`` and measure the inputs of ``linears`` on the way.
+class Meter:
+    """Measures the inputs of ``linears`` in every forward of their block.
 
-    Returns the distinct inputs in order of execution. Linears that are never called are in none.
+    ``inputs`` are the distinct tensors read, in order of execution. Linears that are never
+    called are in none.
     """
-    groups: list[InputStatistics] = []
-    with _hooked(linears, kind, groups) as forget:
-        for batch in batches:
-            batch.hidden = stream.run(index, block, batch)
-            forget()
-            step()
-    return groups
 
+    def __init__(self, linears: dict[str, nn.Linear], kind: Kind) -> None:
+        self.inputs: list[InputStatistics] = []
+        self._kind = kind
+        self._linears = linears
+        self._owner: dict[str, InputStatistics] = {}
+        # Tensors read during the forward under way: holding them keeps their addresses unique.
+        self._seen: list[tuple[Tensor, InputStatistics]] = []
 
-@dataclass
-class _Seen:
-    """Tensors read during the forward under way. Holding them keeps their addresses unique."""
+    @contextmanager
+    def watching(self) -> Iterator[Callable[[], None]]:
+        """Measure inside the block; call what is given after each forward."""
+        handles = [
+            linear.register_forward_hook(self._hook(name)) for name, linear in self._linears.items()
+        ]
+        try:
+            yield self._seen.clear
+        finally:
+            for handle in handles:
+                handle.remove()
 
-    tensors: list[tuple[Tensor, InputStatistics]] = field(default_factory=list)
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+        def measure(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            tensor: Tensor = args[0]
+            group = self._owner.get(name)
+            if group is None:  # the first forward: find out who reads what
+                group = self._find(tensor)
+                group.consumers.append(name)
+                self._owner[name] = group
+            if group.consumers[0] == name:
+                rows = tensor.detach().reshape(-1, group.width)
+                group.moment.add(rows)
+                group.tokens += rows.shape[0]
+            bias = getattr(module, "bias", None)
+            values = output.reshape(-1, output.shape[-1])[::_LISTENED]
+            values = values if bias is None else values - bias
+            norms = torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32)
+            found = norms.double().square_().mean() * (output.numel() // output.shape[-1])
+            group.energy[name] = found + group.energy[name] if name in group.energy else found
 
-    def find(self, tensor: Tensor) -> InputStatistics | None:
-        for other, group in self.tensors:
+        return measure
+
+    def _find(self, tensor: Tensor) -> InputStatistics:
+        for other, group in self._seen:
             if (
                 other.data_ptr() == tensor.data_ptr()
                 and other.shape == tensor.shape
                 and other.stride() == tensor.stride()
             ):
                 return group
-        return None
-
-
-@contextmanager
-def _hooked(
-    linears: dict[str, nn.Linear], kind: Kind, groups: list[InputStatistics]
-) -> Iterator[Callable[[], None]]:
-    seen = _Seen()
-    owner: dict[str, InputStatistics] = {}
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def measure(module: nn.Module, args: tuple[Any, ...]) -> None:
-            tensor: Tensor = args[0]
-            group = owner.get(name)
-            if group is None:  # the first forward: find out who reads what
-                group = seen.find(tensor)
-                if group is None:
-                    group = _new_group(tensor, kind)
-                    groups.append(group)
-                    seen.tensors.append((tensor, group))
-                group.consumers.append(name)
-                owner[name] = group
-            if group.consumers[0] == name:
-                _add(group, tensor)
-
-        return measure
-
-    handles = [linear.register_forward_pre_hook(hook(name)) for name, linear in linears.items()]
-    try:
-        yield seen.tensors.clear
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _new_group(tensor: Tensor, kind: Kind) -> InputStatistics:
-    width = tensor.shape[-1]
-    shape = (width, width) if kind == "gram" else (width,)
-    moment = torch.zeros(shape, dtype=torch.float32, device=tensor.device)
-    return InputStatistics([], width, moment)
-
-
-def _add(group: InputStatistics, tensor: Tensor) -> None:
-    rows = tensor.detach().reshape(-1, group.width).float()
-    if group.moment.ndim == 2:
-        group.moment.addmm_(rows.t(), rows)
-    else:
-        group.moment.add_(rows.square().sum(0))
-    group.tokens += rows.shape[0]
+        width = tensor.shape[-1]
+        group = InputStatistics([], width, new_moment(self._kind, width, tensor.device))
+        self.inputs.append(group)
+        self._seen.append((tensor, group))
+        return group

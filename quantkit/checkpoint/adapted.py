@@ -64,6 +64,7 @@ class AdaptedCheckpoint(Checkpoint):
         self._model = _Model(model, names)
         self._sources: dict[str, str] = {}  # new key → key of the base's tensor
         self._changes: dict[str, Change] = {}
+        self._whole: tuple[str, Tensor] | None = None
         if len(self.adapters) > 1 or any(adapter.weight != 1 for adapter in self.adapters):
             self._check_combination()
         for adapter in self.adapters:
@@ -103,6 +104,15 @@ class AdaptedCheckpoint(Checkpoint):
                 mend="The adapter or the base is damaged, or --dtype is too narrow for it.",
             )
         return tensor
+
+    def read_rows(self, key: str, start: int, stop: int) -> Tensor:
+        """``read(key)[start:stop]``; a tensor that the adapters change is made whole, and kept
+        until another one is asked for."""
+        if key not in self._changes and key in self.base.entries:
+            return self.base.read_rows(key, start, stop).to(self.entries[key].dtype)
+        if self._whole is None or self._whole[0] != key:
+            self._whole = (key, self.read(key))
+        return self._whole[1][start:stop]
 
     def read_float32(self, key: str) -> Tensor:
         """The same before the cast."""

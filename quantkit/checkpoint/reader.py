@@ -46,6 +46,10 @@ class TensorSource(Protocol):
 
     def read(self, key: str) -> torch.Tensor: ...
 
+    def read_rows(self, key: str, start: int, stop: int) -> torch.Tensor:
+        """``read(key)[start:stop]``, without the rest where the storage allows it."""
+        ...
+
 
 class Weights(TensorSource, Protocol):
     """All weights of a model on disk, in whatever format.
@@ -155,21 +159,14 @@ class Checkpoint:
     def read(self, key: str) -> torch.Tensor:
         """Return one tensor in memory of its own, in its stored dtype."""
         entry = self.entries[key]
-        tensor = torch.empty(entry.shape, dtype=entry.dtype)
-        if entry.nbytes == 0:
-            return tensor
-        view = memoryview(tensor.flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
-        descriptor = os.open(entry.file, os.O_RDONLY)
-        try:
-            done = 0
-            while done < entry.nbytes:
-                count = os.preadv(descriptor, [view[done:]], entry.start + done)
-                if count == 0:
-                    raise InputError(f"ended while reading {key}", where=str(entry.file))
-                done += count
-        finally:
-            os.close(descriptor)
-        return tensor
+        return _pread(entry, key, entry.shape, entry.start)
+
+    def read_rows(self, key: str, start: int, stop: int) -> torch.Tensor:
+        """Return rows ``start`` to ``stop`` of one tensor, in its stored dtype."""
+        entry = self.entries[key]
+        shape = (max(0, min(stop, entry.shape[0]) - start), *entry.shape[1:])
+        row = entry.nbytes // entry.shape[0]
+        return _pread(entry, key, shape, entry.start + start * row)
 
     def nbytes(self) -> int:
         """Bytes of all tensors as stored."""
@@ -178,6 +175,24 @@ class Checkpoint:
     def parameters(self) -> int:
         """Number of elements of all tensors."""
         return sum(torch.Size(entry.shape).numel() for entry in self.entries.values())
+
+
+def _pread(entry: TensorEntry, key: str, shape: tuple[int, ...], offset: int) -> torch.Tensor:
+    tensor = torch.empty(shape, dtype=entry.dtype)
+    if tensor.nbytes == 0:
+        return tensor
+    view = memoryview(tensor.flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
+    descriptor = os.open(entry.file, os.O_RDONLY)
+    try:
+        done = 0
+        while done < tensor.nbytes:
+            count = os.preadv(descriptor, [view[done:]], offset + done)
+            if count == 0:
+                raise InputError(f"ended while reading {key}", where=str(entry.file))
+            done += count
+    finally:
+        os.close(descriptor)
+    return tensor
 
 
 def _weight_files(directory: Path) -> list[Path]:

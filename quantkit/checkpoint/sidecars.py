@@ -38,6 +38,19 @@ _TOKENIZER = _VOCABULARIES | {
 _TEMPLATES = {"chat_template.jinja", "chat_template.json"}
 
 
+def sidecars(source: Path) -> list[Path]:
+    """The files of a checkpoint that are neither weights nor rewritten by us."""
+    return [
+        path
+        for path in sorted(source.iterdir())
+        if path.is_file()
+        and path.suffix not in _WEIGHTS
+        and path.name not in _OWN
+        and not path.name.endswith(".index.json")
+        and not path.name.startswith(".")
+    ]
+
+
 def copy_sidecars(source: Path, target: Path, adapter: Path | None = None) -> list[str]:
     """Copy every other file of a checkpoint byte for byte; returns the names copied.
 
@@ -45,15 +58,7 @@ def copy_sidecars(source: Path, target: Path, adapter: Path | None = None) -> li
     checkpoint's, where it brings them. A tokenizer is replaced whole, since files of two don't
     mix; the checkpoint's template stays where the adapter has none.
     """
-    chosen = {
-        path.name: path
-        for path in source.iterdir()
-        if path.is_file()
-        and path.suffix not in _WEIGHTS
-        and path.name not in _OWN
-        and not path.name.endswith(".index.json")
-        and not path.name.startswith(".")
-    }
+    chosen = {path.name: path for path in sidecars(source)}
     if adapter is not None:
         brought = {name for name in _TOKENIZER | _TEMPLATES if (adapter / name).is_file()}
         replaced = _TOKENIZER if brought & _VOCABULARIES else set()

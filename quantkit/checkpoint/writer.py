@@ -12,19 +12,23 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 
 import torch
 from torch import Tensor
 
-from quantkit.checkpoint.reader import DTYPE_NAMES, INDEX_FILE, SINGLE_FILE
+from quantkit.checkpoint.reader import DTYPE_NAMES, DTYPES, INDEX_FILE, SINGLE_FILE
 from quantkit.errors import InputError, MachineError
 
 MANIFEST = "quantkit.json"
 _DEFAULT_SHARD = 5_000_000_000  # bytes, as the hub recommends
 _HEADER_PER_TENSOR = 160  # dtype, shape, offsets and punctuation; names come on top
+_SHARD, _TAIL = "shard-{}", ".tail"  # names while they are written
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -63,33 +67,72 @@ def new_directory(out: Path) -> Iterator[Path]:
     An artifact already there (``check_output`` has allowed it) is replaced at that moment.
     Raises MachineError when the disk is full or the place can't be written.
     """
-    partial = out.with_name(out.name + ".partial")
+    partial = partial_of(out)
     try:
         if partial.exists():  # left by a run that was killed
             shutil.rmtree(partial)
         partial.mkdir(parents=True)
         yield partial
-        old = out.with_name(out.name + ".old")
-        if old.exists():  # likewise
-            shutil.rmtree(old)
-        if out.exists():
-            out.rename(old)
-        partial.rename(out)
-        if old.exists():
-            shutil.rmtree(old)
+        replace_output(out)
     except OSError as error:
-        # numpy reports a write that stopped short without an errno.
-        if error.errno in _FULL or error.errno is None:
-            what = f"no space left to write ({error.strerror or error})"
-            mend = "Free some space (or raise the file size limit) and run it again."
-        else:
-            what = f"can't be read or written ({error.strerror or error})"
-            mend = "Check its owner and permissions."
-        where = str(error.filename or out)
-        raise MachineError(what, where=where, mend=mend) from error
+        raise as_machine_error(error, out) from error
     finally:
         if partial.exists():
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def partial_of(out: Path) -> Path:
+    """Where ``out`` is made."""
+    return out.with_name(out.name + ".partial")
+
+
+def replace_output(out: Path) -> None:
+    """Give what was made its name; what had it before goes."""
+    old = out.with_name(out.name + ".old")
+    if old.exists():  # left by a run that was killed
+        shutil.rmtree(old)
+    if out.exists():
+        out.rename(old)
+    partial_of(out).rename(out)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def as_machine_error(error: OSError, place: Path) -> MachineError:
+    """What the system says of a failed read or write, for people."""
+    # numpy reports a write that stopped short without an errno.
+    if error.errno in _FULL or error.errno is None:
+        what = f"no space left to write ({error.strerror or error})"
+        mend = "Free some space (or raise the file size limit) and run it again."
+    else:
+        what = f"can't be read or written ({error.strerror or error})"
+        mend = "Check its owner and permissions."
+    return MachineError(what, where=str(error.filename or place), mend=mend)
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where a tensor lies in an unfinished file, and the digest of its bytes."""
+
+    file: str
+    name: str
+    dtype: str
+    shape: list[int]
+    start: int
+    nbytes: int
+    sha256: str
+
+    def intact(self, path: Path) -> bool:
+        """Whether the file holds these bytes."""
+        if not path.is_file():
+            return False
+        digest, left = hashlib.sha256(), self.nbytes
+        with path.open("rb") as file:
+            file.seek(self.start)
+            while left and (data := file.read(min(left, 1 << 20))):
+                digest.update(data)
+                left -= len(data)
+        return not left and digest.hexdigest() == self.sha256
 
 
 class TensorWriter:
@@ -97,15 +140,21 @@ class TensorWriter:
 
     Use as a context manager: leaving it without an exception completes the last shard, gives
     the shards their final names and writes the index where there is more than one. Nothing
-    stays in memory after ``add``, except tensors too small and odd in size to lie before others
-    without breaking their alignment: they end their shard.
+    stays in memory after ``add``. Tensors too odd in size to lie before others without breaking
+    their alignment wait in a file of their own until their shard ends.
     """
 
     def __init__(
-        self, directory: Path, names: Iterable[str], shard_bytes: int = _DEFAULT_SHARD
+        self,
+        directory: Path,
+        names: Iterable[str],
+        shard_bytes: int = _DEFAULT_SHARD,
+        scratch: Path | None = None,
     ) -> None:
-        """``names``: at least those of all tensors that will be added, to size the header."""
+        """``names``: at least those of all tensors that will be added, to size the header.
+        ``scratch``: for what must outlive a kill without being part of the result."""
         self._directory = directory
+        self._scratch = scratch
         room = sum(len(name.encode()) + _HEADER_PER_TENSOR for name in names) + 64
         self._room = -(-room // 8) * 8
         self._shard_bytes = shard_bytes
@@ -123,24 +172,74 @@ class TensorWriter:
         if kind is None:
             self._finish()
         elif self._shards:
-            self._shards[-1].file.close()
+            self._shards[-1].close()
 
-    def add(self, tensors: Mapping[str, Tensor]) -> None:
-        """Write tensors (any device) that belong together: they share a shard."""
-        nbytes = sum(tensor.nbytes for tensor in tensors.values())
+    def add(self, tensors: Mapping[str, Tensor]) -> list[Written]:
+        """Write tensors (any device) that belong together: they share a shard.
+
+        Their bytes are the system's when this returns: a kill doesn't lose them.
+        """
+        shard = self._shard_for(sum(tensor.nbytes for tensor in tensors.values()))
+        return [
+            shard.add(name, tensor.dtype, tuple(tensor.shape), [tensor])
+            for name, tensor in tensors.items()
+        ]
+
+    def add_parts(
+        self, name: str, dtype: torch.dtype, shape: tuple[int, ...], parts: Iterable[Tensor]
+    ) -> Written:
+        """Write one tensor that is never whole in memory: its rows, in parts."""
+        nbytes = torch.Size(shape).numel() * dtype.itemsize
+        return self._shard_for(nbytes).add(name, dtype, shape, parts)
+
+    def _shard_for(self, nbytes: int) -> _Shard:
         shard = self._shards[-1] if self._shards else None
         if shard is None or (shard.size and shard.size + nbytes > self._shard_bytes):
             if shard is not None:
                 shard.finish()
-            shard = _Shard(self._directory / f"shard-{len(self._shards)}", self._room)
-            self._shards.append(shard)
-        for name, tensor in tensors.items():
-            shard.add(name, tensor.detach().cpu().contiguous())
+            shard = self._new_shard()
+        return shard
+
+    def resume(self, written: Iterable[Written]) -> bool:
+        """Go on after what an earlier run has written; False if that is damaged."""
+        written = list(written)
+        for number, path in enumerate(_finished_shards(self._directory)):
+            path.rename(self._directory / _SHARD.format(number))
+        with ThreadPoolExecutor() as pool:
+            whole = all(pool.map(lambda tensor: tensor.intact(self._place(tensor.file)), written))
+        if not whole:
+            return False
+        for tensor in written:
+            name = tensor.file.removesuffix(_TAIL)
+            if not self._shards or self._shards[-1].path.name != name:
+                if self._shards:
+                    self._shards[-1].finish()
+                self._new_shard()
+            self._shards[-1].take(tensor)
+        return True
+
+    def restart(self) -> None:
+        """Forget what was resumed."""
+        for shard in self._shards:
+            shard.close()
+        self._shards = []
+
+    def _place(self, file: str) -> Path:
+        waits = file.endswith(_TAIL) and self._scratch is not None
+        return (self._scratch if waits and self._scratch else self._directory) / file
+
+    def _new_shard(self) -> _Shard:
+        name = _SHARD.format(len(self._shards))
+        self._shards.append(_Shard(self._place(name), self._place(name + _TAIL), self._room))
+        return self._shards[-1]
 
     def _finish(self) -> None:
         if not self._shards:
             return
         self._shards[-1].finish()
+        if self._scratch is None:
+            for shard in self._shards:
+                shard.tail.unlink(missing_ok=True)
         count = len(self._shards)
         if count == 1:
             self._shards[0].path.rename(self._directory / SINGLE_FILE)
@@ -157,47 +256,95 @@ class TensorWriter:
         write_json(self._directory / INDEX_FILE, index)
 
 
-class _Shard:
-    """One safetensors file under way."""
+def _finished_shards(directory: Path) -> list[Path]:
+    """Shards that have their final names already, in order."""
+    single = directory / SINGLE_FILE
+    return [single] if single.is_file() else sorted(directory.glob("model-*-of-*.safetensors"))
 
-    def __init__(self, path: Path, room: int) -> None:
+
+class _Shard:
+    """One safetensors file under way, and the tail that will end it."""
+
+    def __init__(self, path: Path, tail: Path, room: int) -> None:
         self.path = path
+        self.tail = tail
         self.room = room
         self.size = 0
         self.entries: dict[str, object] = {}
-        self._odd: list[tuple[str, Tensor]] = []
-        self.file = path.open("wb")
-        self.file.seek(8 + room)
+        self._odd: list[Written] = []
+        # Unbuffered: what is written must outlive the process. An earlier run's bytes are kept
+        # until they are written over, or cut off at the end.
+        self._file = _open_to_write(path)
 
-    def add(self, name: str, tensor: Tensor) -> None:
-        if tensor.nbytes % 8:
-            self._odd.append((name, tensor))
+    def add(
+        self, name: str, dtype: torch.dtype, shape: tuple[int, ...], parts: Iterable[Tensor]
+    ) -> Written:
+        nbytes = torch.Size(shape).numel() * dtype.itemsize
+        odd = bool(nbytes % 8)
+        place = self.tail if odd else self.path
+        start = sum(o.nbytes for o in self._odd) if odd else 8 + self.room + self.size
+        digest, end = hashlib.sha256(), start
+        with _open_to_write(place) if odd else nullcontext(self._file) as file:
+            for part in parts:
+                if part.nbytes:
+                    data = part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+                    write_at(file, end, data)
+                    digest.update(data)
+                    end += part.nbytes
+        if end - start != nbytes:
+            raise RuntimeError(f"{name}: {end - start} bytes came, not {nbytes}")
+        written = Written(
+            place.name, name, DTYPE_NAMES[dtype], list(shape), start, nbytes, digest.hexdigest()
+        )
+        self.take(written)
+        return written
+
+    def take(self, written: Written) -> None:
+        """Count a tensor that lies in the file already."""
+        if written.file == self.path.name:
+            self._enter(written)
         else:
-            self._append(name, tensor)
+            self._odd.append(written)
 
-    def _append(self, name: str, tensor: Tensor) -> None:
-
-        if tensor.nbytes:
-            self.file.write(tensor.flatten().view(torch.uint8).numpy().data)
-        self.entries[name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [self.size, self.size + tensor.nbytes],
+    def _enter(self, written: Written) -> None:
+        self.entries[written.name] = {
+            "dtype": written.dtype,
+            "shape": written.shape,
+            "data_offsets": [self.size, self.size + written.nbytes],
         }
-        self.size += tensor.nbytes
+        self.size += written.nbytes
 
     def finish(self) -> None:
         # The largest alignment first: what follows is then aligned to its own, smaller one.
-        for name, tensor in sorted(self._odd, key=lambda item: -item[1].itemsize):
-            self._append(name, tensor)
+        for odd in sorted(self._odd, key=lambda odd: -DTYPES[odd.dtype].itemsize):
+            with self.tail.open("rb") as file:
+                file.seek(odd.start)
+                write_at(self._file, 8 + self.room + self.size, file.read(odd.nbytes))
+            self._enter(odd)
         header = json.dumps(
             {"__metadata__": {"format": "pt"}, **self.entries}, separators=(",", ":")
         ).encode()
         if len(header) > self.room:
             raise RuntimeError(f"header of {self.path} outgrew its {self.room} bytes")
-        self.file.seek(0)
-        self.file.write(self.room.to_bytes(8, "little") + header.ljust(self.room))
-        self.file.close()
+        write_at(self._file, 0, self.room.to_bytes(8, "little") + header.ljust(self.room))
+        self._file.truncate(8 + self.room + self.size)
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _open_to_write(path: Path) -> FileIO:
+    return FileIO(path, "r+" if path.exists() else "w+")
+
+
+def write_at(file: FileIO, offset: int, data: memoryview | bytes) -> None:
+    """Write all of ``data``; the system may take it in parts."""
+    view = memoryview(data).cast("B") if len(data) else memoryview(b"")
+    file.seek(offset)
+    done = 0
+    while done < len(view):
+        done += file.write(view[done:])
 
 
 def write_json(path: Path, value: object) -> None:

@@ -1,4 +1,4 @@
-"""GGUF files: planned, written and read one tensor at a time.
+"""GGUF files: planned, and read one tensor at a time.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3, alignment 32. The
 bytes are laid out by gguf-py, llama.cpp's own writer; dimensions are reversed there.
@@ -7,26 +7,23 @@ bytes are laid out by gguf-py, llama.cpp's own writer; dimensions are reversed t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from quantkit.checkpoint.reader import Checkpoint, TensorSource
+from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import InputError
 from quantkit.formats import gguf_llama as llama
 from quantkit.formats import gguf_tokenizer
 from quantkit.formats.gguf_mixes import TypeOverride, choose_types, find_mix
-from quantkit.progress import Task
-from quantkit.quantizers.ggml import GgmlTensor, load_gguf, quantize, row_bytes
+from quantkit.quantizers.ggml import GgmlTensor, load_gguf, row_bytes
 
 _UNUSED_SUFFIX = ".rotary_emb.inv_freq"  # a buffer that old checkpoints carry; computed instead
 _TOKEN_EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
-_COMPARED_AT_ONCE = 1 << 20  # elements
 
 
 @dataclass(frozen=True)
@@ -68,21 +65,6 @@ class GgufPlan:
     @property
     def bits_per_weight(self) -> float:
         return 8 * self.nbytes / sum(math.prod(tensor.shape) for tensor in self.tensors)
-
-
-@dataclass(frozen=True)
-class WrittenTensor:
-    """What quantizing did to one tensor.
-
-    ``error``: ‖W-Ŵ‖²/‖W‖². ``weighted_error``: the same with every input feature's squares
-    multiplied by its importance; None without importance.
-    """
-
-    name: str
-    key: str | None
-    type: str
-    error: float
-    weighted_error: float | None
 
 
 def plan_file(
@@ -130,59 +112,6 @@ def plan_file(
         for gguf, shape in shapes.items()
     )
     return GgufPlan(mix, tensors, metadata, constants)
-
-
-def write_file(
-    path: Path,
-    plan: GgufPlan,
-    source: TensorSource,
-    importance: Callable[[str], Tensor | None] = lambda key: None,
-    *,
-    progress: Task | None = None,
-    threads: int | None = None,
-) -> list[WrittenTensor]:
-    """Write the planned file, holding one tensor at a time.
-
-    ``source`` gives the weights (a checkpoint, or one with an adapter folded in); ``importance``
-    gives a checkpoint key's importance, (in_features,), or None. ``progress`` advances by one
-    for every tensor of the plan.
-
-    Raises InputError naming the tensor for NaN, infinite values or a shape unlike the plan's.
-    """
-    gguf = load_gguf()
-    writer = gguf.GGUFWriter(path, llama.ARCHITECTURE)
-    _add_metadata(writer, plan.metadata, gguf.GGUFValueType)
-    for tensor in plan.tensors:
-        byte_shape = (*tensor.shape[:-1], row_bytes(tensor.type, tensor.shape[-1]))
-        kind = gguf.GGMLQuantizationType[tensor.type]
-        writer.add_tensor_info(tensor.name, byte_shape, np.dtype(np.uint8), tensor.nbytes, kind)
-    records = []
-    try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for tensor in plan.tensors:  # in the order of the infos
-            weight = _planned_value(tensor, plan, source)
-            weights = importance(tensor.key) if tensor.key and len(tensor.shape) > 1 else None
-            try:
-                quantized = quantize(weight, tensor.type, weights, threads=threads)
-            except InputError as error:
-                raise InputError(
-                    error.what, where=tensor.key or tensor.name, mend=error.mend
-                ) from error
-            writer.write_tensor_data(quantized.blocks.numpy())
-            lost, weighted = _relative_errors(weight, quantized, weights)
-            records.append(WrittenTensor(tensor.name, tensor.key, tensor.type, lost, weighted))
-            if progress is not None:
-                progress.advance(doing=tensor.name)
-    finally:
-        writer.close()
-    return records
-
-
-def write_bf16(path: Path, source: Checkpoint) -> None:
-    """Write the checkpoint unquantized: llama.cpp's own baseline, and exact for BF16 weights."""
-    write_file(path, plan_file(source, "bf16"), source)
 
 
 class GgufWeights:
@@ -246,15 +175,26 @@ class GgufWeights:
 
     def read(self, key: str) -> Tensor:
         """Return one tensor in float32."""
-        name, shape, offset, nbytes = self._tensors[key]
-        blocks = torch.empty(nbytes, dtype=torch.uint8)
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            if file.readinto(blocks.numpy().data) != nbytes:
-                raise InputError(f"ended while reading {name}", where=str(self.path))
-        rows = blocks.view(math.prod(shape[:-1]), -1)
-        value = GgmlTensor(self.types[key], rows, shape).dequantize()
+        name, shape, *_ = self._tensors[key]
+        value = self._rows(key, 0, math.prod(shape[:-1])).view(shape)
         return llama.unpermute(value, llama.permuted_heads(name, self._heads, self._kv_heads))
+
+    def read_rows(self, key: str, start: int, stop: int) -> Tensor:
+        name, shape, *_ = self._tensors[key]
+        if len(shape) == 1 or llama.permuted_heads(name, self._heads, self._kv_heads):
+            return self.read(key)[start:stop]
+        return self._rows(key, start, min(stop, shape[0]))
+
+    def _rows(self, key: str, start: int, stop: int) -> Tensor:
+        """Rows as they lie in the file, (stop - start, columns)."""
+        name, shape, offset, nbytes = self._tensors[key]
+        row = nbytes // math.prod(shape[:-1])
+        blocks = torch.empty(stop - start, row, dtype=torch.uint8)
+        with self.path.open("rb") as file:
+            file.seek(offset + start * row)
+            if file.readinto(blocks.numpy().data) != blocks.nbytes:
+                raise InputError(f"ended while reading {name}", where=str(self.path))
+        return GgmlTensor(self.types[key], blocks, (stop - start, shape[-1])).dequantize()
 
 
 def _used_keys(source: Checkpoint) -> list[str]:
@@ -288,53 +228,6 @@ def _used_keys(source: Checkpoint) -> list[str]:
     if not tied and _OUTPUT not in shapes:
         raise InputError(f"lacks {_OUTPUT}, and its embeddings aren't tied", where=where)
     return list(shapes)
-
-
-def _planned_value(planned: GgufTensorPlan, plan: GgufPlan, source: TensorSource) -> Tensor:
-    if planned.key is None:
-        return plan.constants[planned.name]
-    weight = source.read(planned.key)
-    if tuple(weight.shape) != planned.shape:
-        raise InputError(
-            f"is {tuple(weight.shape)} where {planned.shape} was planned", where=planned.key
-        )
-    return llama.permute(weight, planned.heads)
-
-
-def _relative_errors(
-    weight: Tensor, quantized: GgmlTensor, importance: Tensor | None
-) -> tuple[float, float | None]:
-    """‖W-Ŵ‖²/‖W‖², plain and weighted, summed by column over fixed chunks in index order."""
-    columns = weight.shape[-1]
-    rows = weight.reshape(-1, columns)
-    lost = np.zeros(columns)
-    whole = np.zeros(columns)
-    step = max(1, _COMPARED_AT_ONCE // columns)
-    for first in range(0, len(rows), step):
-        chunk = rows[first : first + step].float()
-        blocks = quantized.blocks[first : first + step]
-        value = GgmlTensor(quantized.type, blocks, tuple(chunk.shape)).dequantize()
-        lost += np.square((chunk - value).numpy()).sum(axis=0, dtype=np.float64)
-        whole += np.square(chunk.numpy()).sum(axis=0, dtype=np.float64)
-    plain = _ratio(lost.sum(), whole.sum())
-    if importance is None:
-        return plain, None
-    weights = importance.numpy().astype(np.float64)
-    return plain, _ratio((lost * weights).sum(), (whole * weights).sum())
-
-
-def _ratio(part: float, whole: float) -> float:
-    return float(part / whole) if whole else 0.0
-
-
-def _add_metadata(writer: Any, metadata: llama.Metadata, types: Any) -> None:
-    """Add every key with the GGUF type that its Python type stands for."""
-    scalars = {bool: types.BOOL, int: types.UINT32, float: types.FLOAT32, str: types.STRING}
-    for key, value in metadata.items():
-        if isinstance(value, list):
-            writer.add_array(key, value)
-        else:
-            writer.add_key_value(key, value, scalars[type(value)])
 
 
 def _field(reader: Any, key: str) -> Any:

@@ -103,6 +103,11 @@ class PackedCheckpoint:
             return self.read_quantized(key).dequantize()
         return self.checkpoint.read(key)
 
+    def read_rows(self, key: str, start: int, stop: int) -> Tensor:
+        if key.removesuffix(".weight") in self._modules:
+            return self.read(key)[start:stop]
+        return self.checkpoint.read_rows(key, start, stop)
+
     def read_quantized(self, key: str) -> Quantized:
         module = key.removesuffix(".weight")
         tensors = {

@@ -6,6 +6,9 @@ states, and dropped. The head is run the same way: a forward in which the last s
 the hidden states that the real layers made, and the output embedding is applied in slices of the
 vocabulary, so that whatever the model does around them (final norm, scaling, soft caps) is done
 by its own code.
+
+The embeddings are never whole in memory: of the input's the rows of the tokens in hand are read,
+of the output's the slice of the vocabulary in hand.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,9 +25,12 @@ from torch import Tensor, nn
 from quantkit.checkpoint.reader import TensorSource
 from quantkit.errors import InputError
 from quantkit.model.skeleton import Skeleton
+from quantkit.parallel import Ahead
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,8 @@ class _Recorded(Exception):
 class Stream:
     """A model whose weights come from ``source`` block by block.
 
-    Computes on ``device`` in the skeleton's dtype. Weights are read for a block when it is
-    entered and given back when it is left.
+    Computes on ``device`` in the skeleton's dtype. Weights are in memory while a block is
+    entered; those of the next one are read in the background meanwhile.
     """
 
     def __init__(self, skeleton: Skeleton, source: TensorSource, device: torch.device) -> None:
@@ -63,38 +70,44 @@ class Stream:
                 if buffer is not None and not buffer.is_meta:
                     buffer_owner._buffers[name] = buffer.to(device)
         self._returns_tuple = False
+        self._ahead = Ahead()
 
-    @torch.inference_mode()
     def begin(self, rows: Tensor, batch_size: int) -> list[Batch]:
         """Embed ``rows`` (rows, tokens) and record every layer's arguments."""
-        batches: list[Batch] = []
-        with self._loaded(self._outside(head=False)):
+        return list(self.beginning(rows, batch_size))
+
+    def beginning(self, rows: Tensor, batch_size: int) -> Iterator[Batch]:
+        """The same, one batch after the other."""
+        first: list[Call] = []
+        with self._loaded(self._outside()):
             for ids in rows.to(self.device).split(batch_size):
-                hidden, calls = self._record(ids)
-                if batches and _same(calls, batches[0].calls):
-                    calls = batches[0].calls  # usually so: keep one copy of masks and rotations
-                batches.append(Batch(ids, hidden, calls))
-        return batches
+                with torch.inference_mode(), self._embedding(ids):
+                    hidden, calls = self._record(ids)
+                if first and _same(calls, first):
+                    calls = first  # usually so: keep one copy of masks and rotations
+                first = first or calls
+                yield Batch(ids, hidden, calls)
 
     @contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
         """Layer ``index`` with its weights in memory."""
-        prefix = self.skeleton.layer_name(index) + "."
-        names = [name for name in self.skeleton.names if name.startswith(prefix)]
-        with self._loaded(names):
+        names = self._inside(index)
+        weights = self._ahead.take(index, partial(self._read, names))
+        if index + 1 < len(self.skeleton.layers):
+            self._ahead.start(index + 1, partial(self._read, self._inside(index + 1)))
+        with self._loaded(names, weights):
             yield self.skeleton.layers[index]
 
     @torch.inference_mode()
-    def run(self, index: int, block: nn.Module, batch: Batch) -> Tensor:
-        """The hidden states (rows, tokens, hidden_size) that ``block`` makes of ``batch``."""
+    def run(self, index: int, block: nn.Module, batch: Batch, hidden: Tensor) -> Tensor:
+        """What ``block`` makes of ``batch`` with the hidden states (rows, tokens, hidden_size)."""
         call = batch.calls[index]
-        return _tensor(block(batch.hidden, *call.args, **call.kwargs))
+        return _tensor(block(hidden, *call.args, **call.kwargs))
 
-    @torch.inference_mode()
     def advance(self, index: int, block: nn.Module, batches: list[Batch]) -> None:
         """Carry every batch through ``block``."""
         for batch in batches:
-            batch.hidden = self.run(index, block, batch)
+            batch.hidden = self.run(index, block, batch, batch.hidden)
 
     @contextmanager
     def head(self) -> Iterator[Callable[[Batch, slice], Tensor]]:
@@ -110,21 +123,45 @@ class Stream:
                 where=str(self.skeleton.directory),
             )
 
+        embedding = model.get_input_embeddings()
+        key = self.skeleton.key(self._name_of(output))
+        held: dict[tuple[int, int], Tensor] = {}
+
+        def rows(part: slice) -> Tensor:
+            place = (part.start, part.stop)
+            if place not in held:
+                held.clear()
+                value = self.source.read_rows(key, *place)
+                held[place] = value.to(self.device, self.skeleton.model.dtype)
+            return held[place]
+
+        def nothing(ids: Tensor) -> Tensor:
+            """The last stub will not look at what came in."""
+            return torch.zeros(
+                (*ids.shape, embedding.weight.shape[1]),
+                dtype=self.skeleton.model.dtype,
+                device=self.device,
+            )
+
         @torch.inference_mode()
         def logits(batch: Batch, part: slice) -> Tensor:
             def project(hidden: Tensor) -> Tensor:
                 bias = None if output.bias is None else output.bias[part]
-                return nn.functional.linear(hidden, output.weight[part], bias)
+                return nn.functional.linear(hidden, rows(part), bias)
 
             def stub(index: int) -> Callable[..., Any]:
                 last = index == len(self.skeleton.layers) - 1
                 return lambda hidden, *args, **kwargs: self._wrap(batch.hidden if last else hidden)
 
-            with self._stubs(stub), _forward(output, project):
+            with (
+                self._stubs(stub),
+                _forward(output, project),
+                _forward(embedding, nothing),
+            ):
                 result: Tensor = model(input_ids=batch.ids, use_cache=False).logits
                 return result
 
-        with self._loaded(self._outside(head=True)):
+        with self._loaded(self._outside()):
             yield logits
 
     @contextmanager
@@ -192,41 +229,92 @@ class Stream:
             for layer in layers:
                 layer.__dict__.pop("forward", None)
 
-    def _outside(self, *, head: bool) -> list[str]:
-        """Parameters outside the blocks; the output embedding only where it is wanted or tied."""
+    def _inside(self, index: int) -> list[str]:
+        prefix = self.skeleton.layer_name(index) + "."
+        return [name for name in self.skeleton.names if name.startswith(prefix)]
+
+    def _outside(self) -> list[str]:
+        """Parameters outside the blocks, without the embeddings' weights."""
         model = self.skeleton.model
         inside = self.skeleton.prefix + "."
-        names = [name for name in self.skeleton.names if not name.startswith(inside)]
-        if head:
-            return names
-        output = model.get_output_embeddings()
-        unwanted = {id(p) for p in output.parameters()} if output is not None else set()
-        return [name for name in names if id(_value(model, name)) not in unwanted]
+        streamed = {
+            id(module.weight)
+            for module in (model.get_input_embeddings(), model.get_output_embeddings())
+            if isinstance(module, nn.Embedding | nn.Linear)
+        }
+        return [
+            name
+            for name in self.skeleton.names
+            if not name.startswith(inside) and id(_value(model, name)) not in streamed
+        ]
+
+    def _name_of(self, module: nn.Module) -> str:
+        """The name of a module's weight."""
+        names = (name for name, other in self.skeleton.model.named_modules() if other is module)
+        return f"{next(names)}.weight"
 
     @contextmanager
-    def _loaded(self, names: list[str]) -> Iterator[None]:
+    def _embedding(self, ids: Tensor) -> Iterator[None]:
+        """Let the input embedding look up ``ids`` in a table of the rows that they need."""
+        embedding = self.skeleton.model.get_input_embeddings()
+        if not isinstance(embedding, nn.Embedding):
+            yield
+            return
+        wanted, places = ids.unique(return_inverse=True)
+        key = self.skeleton.key(self._name_of(embedding))
+        table = torch.cat([self.source.read_rows(key, *run) for run in _runs(wanted.tolist())])
+        look_up, weight, padding = embedding.forward, embedding.weight, embedding.padding_idx
+        value = table.to(self.device, weight.dtype)
+        embedding.weight = nn.Parameter(value, requires_grad=False)
+        embedding.padding_idx = None  # of no use without gradients, and maybe not in the table
+        try:
+            with _forward(embedding, lambda _: look_up(places)):
+                yield
+        finally:
+            embedding.weight, embedding.padding_idx = weight, padding
+
+    @contextmanager
+    def _loaded(self, names: list[str], weights: Weights | None = None) -> Iterator[None]:
         """The named parameters with their weights in place; as they were afterwards."""
         model = self.skeleton.model
         kept = [(*_place(model, name), _value(model, name)) for name in names]
         try:
-            self.fill(names)
+            self.fill(names, weights)
             yield
         finally:
             for place, leaf, original in kept:
                 place[leaf] = original
 
-    def fill(self, names: list[str]) -> None:
-        """Put the named parameters' weights in place for good. Tied ones share their memory."""
+    def _read(self, names: list[str]) -> Weights:
+        return {key: self.source.read(key) for key in {self.skeleton.key(n): n for n in names}}
+
+    def fill(self, names: list[str], weights: Weights | None = None) -> None:
+        """Put the named parameters' weights in place for good. Tied ones share their memory.
+
+        weights: by checkpoint key, where they have been read already; emptied on the way.
+        """
         shared: dict[str, Tensor] = {}
         for name in names:
             place, leaf = _place(self.skeleton.model, name)
             original = place[leaf]
             key = self.skeleton.key(name)
             if key not in shared:
-                value = self.source.read(key).to(self.device, original.dtype)
+                read = weights.pop(key) if weights is not None else self.source.read(key)
+                value = read.to(self.device, original.dtype)
                 is_parameter = isinstance(original, nn.Parameter)
                 shared[key] = nn.Parameter(value, requires_grad=False) if is_parameter else value
             place[leaf] = shared[key]
+
+
+def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """Rising numbers as (first, last + 1) of those without a gap."""
+    start = previous = numbers[0]
+    for number in numbers[1:]:
+        if number != previous + 1:
+            yield start, previous + 1
+            start = number
+        previous = number
+    yield start, previous + 1
 
 
 def slices(vocabulary: int, size: int = 4096) -> Iterator[slice]:

@@ -90,6 +90,9 @@ class _Source:
     def keys(self) -> list[str]:
         return list(self.adapted.keys())
 
+    def read_rows(self, key: str, start: int, stop: int) -> Tensor:
+        return self.read(key)[start:stop]
+
 
 def _inputs(skeleton: Skeleton, tokens: list[int]) -> Tensor:
     """Fixed rows (rows, tokens) of token ids from the whole vocabulary, ``tokens`` among them."""

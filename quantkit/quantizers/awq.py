@@ -4,7 +4,8 @@ Lin et al., arXiv 2306.00978. A scale s on a linear's input features turns Q(W) 
 Q(W·s) (x/s): columns with a large s keep more of their precision. The paper scales by mean |x|
 and searches on the block's output. Here both searches minimise the Gram loss tr(ΔW G ΔWᵀ) of the
 linears that read the input, which is their squared output error over the calibration tokens and
-needs no further forward; the activation's size is the root of the Gram's diagonal.
+needs no further forward; the activation's size is the root of the Gram's diagonal. Scales are
+compared on a sample of the rows: all rows of a matrix see the same inputs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quantkit.parallel import spread
 from quantkit.quantizers import rtn
 from quantkit.quantizers.grid import (
     Grid,
@@ -29,6 +31,8 @@ from quantkit.quantizers.grid import (
 
 _SMALLEST_CLIP = 0.5
 _CLIP_STEPS = 10
+_SAMPLE = 256  # rows that scales are compared on, over all readers of an input
+_SLAB = 1024  # rows whose losses are taken together: fixed, so that bytes never vary
 
 
 @dataclass(frozen=True)
@@ -46,56 +50,115 @@ class Target:
 
 @dataclass(frozen=True)
 class Rounded:
-    """Targets quantized at one input scale (None: 1): their tensors and their losses, in order."""
+    """A target quantized: its tensor, and its loss with each row counted as it should."""
 
-    scale: Tensor | None
-    tensors: tuple[QuantizedTensor, ...]
-    losses: tuple[float, ...]
+    tensor: QuantizedTensor
+    loss: float
 
 
 def search_scale(
     targets: Sequence[Target],
     gram: Tensor,
-    realise: Callable[[Tensor], Tensor] | None,
+    realise: Callable[[Tensor], Tensor],
     *,
     steps: int,
     clip: bool,
-) -> tuple[Rounded, Rounded]:
-    """Quantize at the input scale (in_features) with the lowest Gram loss, and at scale 1.
+) -> Tensor | None:
+    """The input scale (in_features,) with the lowest Gram loss; None where 1 has.
 
     targets: every quantized linear that reads the input; gram: XᵀX (in, in); realise: turns a
     wished scale into the one that the producer can really undo (shared heads, norms rounded to
-    their dtype), None where nothing can undo one; steps: exponents tried; clip: see ``quantize``.
+    their dtype); steps: exponents tried; clip: see ``quantize``.
     """
-    plain = best = _at(targets, gram, None, clip)
-    if realise is None:
-        return plain, plain
+    sample = _sample(targets)
     activation = gram.diagonal().clamp(min=1e-12).sqrt()
     size = torch.cat([_relative_size(t.weight, t.grid) for t in targets]).mean(0)
     size = size.clamp(min=1e-4)
     ratios = [step / steps for step in range(1, steps + 1)]
+
+    def losses(wished: Sequence[Tensor], clip: bool) -> list[float]:
+        def loss(scale: Tensor) -> float:
+            return sum(quantize(t, gram, realise(_centred(scale)), clip=clip).loss for t in sample)
+
+        return spread(loss, wished, gram.device)
+
+    finalists = [torch.ones_like(activation)]
     for family in (
         [activation**ratio for ratio in ratios],
         [activation**ratio / size ** (1 - ratio) for ratio in ratios],
     ):
         # Clipping is dear and moves the optimum towards smaller scales, so the family's best
         # scale is found without it, and then it and milder forms of it are tried with it.
-        leader = min(family, key=lambda wished: _loss(targets, gram, realise(_centred(wished))))
-        for power in (1.0, 0.5, 0.25) if clip else (1.0,):
-            found = _at(targets, gram, realise(_centred(leader**power)), clip)
-            if sum(found.losses) < sum(best.losses):
-                best = found
-    return best, plain
+        leader = _lowest(family, lambda some: losses(some, False))
+        finalists += [leader**power for power in ((1.0, 0.5, 0.25) if clip else (1.0,))]
+    found = losses(finalists, clip)
+    best = found.index(min(found))
+    return realise(_centred(finalists[best])) if best else None
+
+
+def quantize(target: Target, gram: Tensor, scale: Tensor | None = None, *, clip: bool) -> Rounded:
+    """Quantize a target's weight times ``scale`` under the Gram matrix of its input.
+
+    With ``clip`` the range of each (row, group) shrinks as far as that lowers the output error
+    of the group by itself; a row keeps its full range where the whole row's error says otherwise.
+    """
+    weight, grid = target.weight, target.grid
+    if scale is not None:
+        weight = weight * scale
+    nearest = rtn.quantize(weight, grid)
+    losses = _row_losses(nearest, weight, gram, scale)
+    if not clip:
+        return Rounded(nearest, total(losses * target.rows**2))
+    # The Gram's diagonal blocks (groups, columns, columns): what a group's error costs alone.
+    columns = grid.columns(weight.shape[1])
+    shape = (-1, columns, weight.shape[1] // columns, columns)
+    blocks = gram.view(shape).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    if scale is not None:
+        inverse = (1 / scale).view(-1, columns)
+        blocks = blocks * inverse[:, :, None] * inverse[:, None, :]
+
+    def cost(error: Tensor) -> Tensor:
+        by_group = error.transpose(0, 1)  # (groups, rows, columns)
+        return (torch.bmm(by_group, blocks) * by_group).sum(2).t()
+
+    ranges = search_range(weight, grid, cost, steps=_CLIP_STEPS, smallest=_SMALLEST_CLIP)
+    clipped = _at(weight, grid, *ranges)
+    clipped_losses = _row_losses(clipped, weight, gram, scale)
+    wins = (clipped_losses < losses)[:, None]
+    tensor = QuantizedTensor(
+        grid,
+        torch.where(wins, clipped.codes, nearest.codes),
+        torch.where(wins, clipped.scales, nearest.scales),
+        torch.where(wins, clipped.zeros, nearest.zeros),
+    )
+    return Rounded(tensor, total(torch.minimum(losses, clipped_losses) * target.rows**2))
+
+
+def _sample(targets: Sequence[Target]) -> list[Target]:
+    """The targets with evenly spaced rows of each."""
+    rows = sum(len(target.weight) for target in targets)
+    step = max(1, rows // _SAMPLE)
+    return [Target(t.weight[::step].contiguous(), t.grid, t.rows[::step]) for t in targets]
+
+
+def _lowest(family: Sequence[Tensor], losses: Callable[[Sequence[Tensor]], list[float]]) -> Tensor:
+    """The member with the lowest loss: coarsely first, then between the best one's neighbours."""
+    known: dict[int, float] = {}
+    stride = 4
+    places = list(range(stride - 1, len(family), stride)) or list(range(len(family)))
+    while True:
+        known |= dict(zip(places, losses([family[place] for place in places]), strict=True))
+        best = min(known, key=lambda place: (known[place], place))
+        stride //= 2
+        if not stride:
+            return family[best]
+        near = (best - stride, best + stride)
+        places = [p for p in near if 0 <= p < len(family) and p not in known]
 
 
 def _centred(scale: Tensor) -> Tensor:
     """The scale with its extremes balanced around 1: only ratios between channels matter."""
     return (scale / (scale.max() * scale.min()).sqrt()).clamp(1e-4, 1e4)
-
-
-def _loss(targets: Sequence[Target], gram: Tensor, scale: Tensor) -> float:
-    """Loss of plain rounding at one scale."""
-    return sum(_at(targets, gram, scale, clip=False).losses)
 
 
 def _relative_size(weight: Tensor, grid: Grid) -> Tensor:
@@ -104,46 +167,16 @@ def _relative_size(weight: Tensor, grid: Grid) -> Tensor:
     return (groups / groups.amax(2, keepdim=True).clamp(min=1e-12)).flatten(1)
 
 
-def _at(targets: Sequence[Target], gram: Tensor, scale: Tensor | None, clip: bool) -> Rounded:
-    """Quantize the targets at one scale."""
-    scaled_gram = gram if scale is None else gram / scale[:, None] / scale
-    tensors, losses = [], []
-    for target in targets:
-        weight = target.weight if scale is None else target.weight * scale
-        tensor = quantize(weight, scaled_gram, target.grid, clip=clip)
-        difference = tensor.dequantize().sub_(weight)
-        tensors.append(tensor)
-        losses.append(total(gram_loss(difference, scaled_gram) * target.rows**2))
-    return Rounded(scale, tuple(tensors), tuple(losses))
+def _at(weight: Tensor, grid: Grid, scale: Tensor, zero: Tensor) -> QuantizedTensor:
+    codes = encode(grouped(weight, grid), scale[..., None], zero[..., None], grid)
+    return assemble(codes.flatten(1), scale, zero, grid)
 
 
-def quantize(weight: Tensor, gram: Tensor, grid: Grid, *, clip: bool) -> QuantizedTensor:
-    """Quantize a (scaled) weight (out, in) under the Gram matrix of its (scaled) input.
-
-    With ``clip`` the range of each (row, group) shrinks as far as that lowers the output error
-    of the group by itself; a row keeps its full range where the whole row's error says otherwise.
-    """
-    nearest = rtn.quantize(weight, grid)
-    if not clip:
-        return nearest
-    groups = grouped(weight, grid)  # (out, groups, columns)
-    count, columns = groups.shape[1:]
-    # The Gram's diagonal blocks (groups, columns, columns): what a group's error costs alone.
-    blocks = gram.view(count, columns, count, columns).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-
-    def cost(error: Tensor) -> Tensor:
-        by_group = error.transpose(0, 1)  # (groups, out, columns)
-        return (torch.bmm(by_group, blocks) * by_group).sum(2).t()
-
-    scale, zero = search_range(groups, grid, cost, steps=_CLIP_STEPS, smallest=_SMALLEST_CLIP)
-    codes = encode(groups, scale[..., None], zero[..., None], grid).flatten(1)
-    clipped = assemble(codes, scale, zero, grid)
-    wins = gram_loss(clipped.dequantize() - weight, gram) < gram_loss(
-        nearest.dequantize() - weight, gram
-    )
-    return QuantizedTensor(
-        grid,
-        torch.where(wins[:, None], clipped.codes, nearest.codes),
-        torch.where(wins[:, None], clipped.scales, nearest.scales),
-        torch.where(wins[:, None], clipped.zeros, nearest.zeros),
-    )
+def _row_losses(
+    tensor: QuantizedTensor, weight: Tensor, gram: Tensor, scale: Tensor | None
+) -> Tensor:
+    """Gram loss of each row, (out,): weight and tensor are scaled, ``gram`` isn't."""
+    difference = tensor.dequantize().sub_(weight)
+    if scale is not None:
+        difference /= scale
+    return torch.cat([gram_loss(part, gram) for part in difference.split(_SLAB)])

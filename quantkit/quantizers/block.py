@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from quantkit.calibration.folds import Fold
 from quantkit.calibration.statistics import InputStatistics
 from quantkit.errors import InputError, not_finite
+from quantkit.parallel import spread
 from quantkit.quantizers import awq, gptq, nf4, rtn
-from quantkit.quantizers.grid import Grid, Quantized, gram_loss, total
+from quantkit.quantizers.grid import Grid, Quantized, total
 from quantkit.quantizers.nf4 import Nf4Scheme
 from quantkit.recipe import Awq, Gptq, Nf4, Rtn
 
@@ -25,9 +26,9 @@ class LayerReport:
 
     error: squared output error over squared output on the calibration tokens
     (``measured_on: outputs``), or squared weight error over squared weight (``weights``);
-    weighted_error: the latter, weighted by the importance of each input feature; kept_rtn,
-    damping: of gptq, see there (damping is missing where nothing could be factorized); scaled:
-    whether awq rescaled its input; unscaled_error: what its error would be without.
+    weighted_error: the latter, weighted by the importance of each input feature; damping: of
+    gptq, missing where nothing could be factorized and the codes are the nearest; scaled:
+    whether awq rescaled its input.
     """
 
     name: str
@@ -35,10 +36,8 @@ class LayerReport:
     error: float
     measured_on: str
     weighted_error: float | None = None
-    kept_rtn: bool | None = None
     damping: float | None = None
     scaled: bool | None = None
-    unscaled_error: float | None = None
 
 
 @dataclass
@@ -86,19 +85,23 @@ def quantize_block(
 
 
 def _direct(weights: dict[str, Tensor], schemes: dict[str, Scheme]) -> BlockResult:
-    result = BlockResult()
-    for name, weight in weights.items():
-        scheme = schemes[name]
+    def quantize(name: str) -> tuple[Quantized, float]:
+        weight, scheme = weights[name], schemes[name]
         tensor: Quantized = (
             nf4.quantize(weight, scheme)
             if isinstance(scheme, Nf4Scheme)
             else rtn.quantize(weight, scheme)
         )
-        difference = tensor.dequantize() - weight.float()
-        energy = max(total(weight.float().square().sum(1)), 1e-30)
-        error = total(difference.square().sum(1)) / energy
+        values = weight.float()
+        difference = tensor.dequantize().sub_(values)
+        energy = max(total(values.square().sum(1)), 1e-30)
+        return tensor, total(difference.square_().sum(1)) / energy
+
+    device = next(iter(weights.values())).device
+    result = BlockResult()
+    for name, (tensor, error) in zip(weights, spread(quantize, weights, device), strict=True):
         result.tensors[name] = tensor
-        result.layers.append(LayerReport(name, str(scheme), error, "weights"))
+        result.layers.append(LayerReport(name, str(schemes[name]), error, "weights"))
     return result
 
 
@@ -111,26 +114,27 @@ def _gptq(
     settings = gptq.Settings(
         method.damp_percent, method.activation_order, method.clip_search, method.block_size
     )
+    groups = [(g, [name for name in g.consumers if name in weights]) for g in inputs]
+    groups = [(group, names) for group, names in groups if names]
+
+    groups.sort(key=lambda item: -item[0].width)  # the dearest first: none is left for the end
+    problems = [
+        gptq.Problem(
+            group.moment.matrix,
+            [weights[name].float() for name in names],
+            [_grid(schemes[name]) for name in names],
+        )
+        for group, names in groups
+    ]
     result = BlockResult()
-    for group in inputs:
-        names = [name for name in group.consumers if name in weights]
-        if not names:
-            continue
-        factor = gptq.factorize(group.moment, settings)
-        for name in names:
-            weight, grid = weights[name].float(), _grid(schemes[name])
-            outcome = gptq.quantize(weight, group.moment, factor, grid, settings)
+    for (group, names), outcomes in zip(groups, gptq.quantize(problems, settings), strict=True):
+        for name, outcome in zip(names, outcomes, strict=True):
             result.tensors[name] = outcome.tensor
+            error = outcome.loss / _energy(group, name)
             result.layers.append(
-                LayerReport(
-                    name,
-                    str(grid),
-                    outcome.loss / _energy(weight, group.moment),
-                    "outputs",
-                    kept_rtn=outcome.kept_rtn,
-                    damping=outcome.damping,
-                )
+                LayerReport(name, str(schemes[name]), error, "outputs", damping=outcome.damping)
             )
+    result.layers.sort(key=lambda layer: list(weights).index(layer.name))
     return result
 
 
@@ -154,26 +158,23 @@ def _awq(
         if not names:
             continue
         targets = [awq.Target(values[name], _grid(schemes[name]), rows[name]) for name in names]
+        gram = group.moment.matrix()
         fold = by_consumer.get(names[0])
-        realise = None if fold is None else _Realised(fold, modules, set(weights))
-        best, plain = awq.search_scale(
-            targets, group.moment, realise, steps=method.scale_steps, clip=method.clip_search
-        )
-        if fold is not None and best.scale is not None:
-            _fold_back(fold, best.scale, modules, values, rows, result.changed)
-        for index, name in enumerate(names):
-            target = targets[index]
-            energy = _energy(target.weight * target.rows[:, None], group.moment)
-            result.tensors[name] = best.tensors[index]
+        scale = None
+        if fold is not None:
+            realise = _Realised(fold, modules, set(weights))
+            scale = awq.search_scale(
+                targets, gram, realise, steps=method.scale_steps, clip=method.clip_search
+            )
+            if scale is not None:
+                _fold_back(fold, scale, modules, values, rows, result.changed)
+        for name, target in zip(names, targets, strict=True):
+            found = awq.quantize(target, gram, scale, clip=method.clip_search)
+            result.tensors[name] = found.tensor
+            error = found.loss / _energy(group, name)
+            scaled = scale is not None
             result.layers.append(
-                LayerReport(
-                    name,
-                    str(schemes[name]),
-                    best.losses[index] / energy,
-                    "outputs",
-                    scaled=best.scale is not None,
-                    unscaled_error=plain.losses[index] / energy,
-                )
+                LayerReport(name, str(schemes[name]), error, "outputs", scaled=scaled)
             )
     result.layers.reverse()
     return result
@@ -245,6 +246,6 @@ def _grid(scheme: Scheme) -> Grid:
     return scheme
 
 
-def _energy(weight: Tensor, gram: Tensor) -> float:
+def _energy(group: InputStatistics, name: str) -> float:
     """Squared output of a linear over the calibration tokens."""
-    return max(total(gram_loss(weight, gram)), 1e-30)
+    return max(float(group.energy[name]), 1e-30)

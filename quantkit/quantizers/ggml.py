@@ -16,7 +16,6 @@ import importlib.util
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,11 @@ I_QUANTS = (
 )
 TYPES = (*CASTS, *PORTABLE, *K_QUANTS, *I_QUANTS)
 
-_SYMBOLS = ("ggml_quantize_init", "ggml_quantize_requires_imatrix", "ggml_quantize_chunk")
-_CHUNK = 1 << 18  # elements that one call of a worker quantizes; fixed, so that bytes never vary
+_SYMBOLS = (
+    *("ggml_quantize_init", "ggml_quantize_requires_imatrix", "ggml_quantize_chunk"),
+    "ggml_get_type_traits",
+)
+_CHUNK = 1 << 18  # elements that one call of a worker quantizes
 
 
 def load_gguf() -> Any:
@@ -61,13 +63,19 @@ class GgmlTensor:
     shape: tuple[int, ...]
 
     def dequantize(self) -> Tensor:
-        """The value in float32, of ``shape``, by gguf-py's decoders."""
+        """The value in float32, of ``shape``: by ggml's decoders, or gguf-py's without them."""
         if self.type in CASTS:
             return self.blocks.view(CASTS[self.type]).float().view(self.shape)
         gguf = load_gguf()
         kind = gguf.GGMLQuantizationType[self.type]
-        values = gguf.quants.dequantize(self.blocks.numpy(), kind)
-        return torch.from_numpy(values).view(self.shape)
+        library = _library()
+        if library is None:
+            values = gguf.quants.dequantize(self.blocks.numpy(), kind)
+            return torch.from_numpy(values).view(self.shape)
+        result = torch.empty(self.shape)
+        decode = library.ggml_get_type_traits(int(kind)).contents.to_float
+        decode(self.blocks.contiguous().data_ptr(), result.data_ptr(), result.numel())
+        return result
 
 
 @functools.cache
@@ -100,33 +108,78 @@ def quantize(
 
     ``importance``: the weight of every input feature's squared error, (in_features,), such as
     the mean of its squares over calibration tokens (llama.cpp's importance matrix). ``threads``
-    (default: all) changes the speed only.
-
-    Raises InputError for an unknown type, for rows that its blocks don't divide, for NaN or
-    infinite values and for a type that can't do without importance; MachineError when this
-    machine can't quantize to the type.
+    (default: all) changes the speed only. Raises what ``Encoder`` raises.
     """
     columns = weight.shape[-1]
-    rows = prod(weight.shape[:-1])
-    blocks = torch.empty((rows, row_bytes(type, columns)), dtype=torch.uint8)
-    source = weight.reshape(rows, columns)
-    if type in CASTS:
-        blocks = _cast(source, CASTS[type])
-    else:
-        importance = _check_importance(importance, columns)
-        library = _library()
-        if library is not None:
-            _quantize_by_ggml(library, source, blocks, type, importance, threads)
-        elif type in PORTABLE and importance is None:
-            _quantize_by_gguf(source, blocks, type)
-        else:
+    encode = Encoder(type, columns, importance)
+    rows = weight.reshape(-1, columns)
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        parts = list(pool.map(encode, rows.split(rows_at_once(columns))))
+    return GgmlTensor(type, torch.cat(parts), tuple(weight.shape))
+
+
+def rows_at_once(columns: int) -> int:
+    """How many rows one call of ``Encoder`` should get: some tens of milliseconds of work."""
+    return max(1, _CHUNK // columns)
+
+
+class Encoder:
+    """Quantizes rows of one length to one type, in any thread; each row is independent."""
+
+    def __init__(self, type: str, columns: int, importance: Tensor | None = None) -> None:
+        """Raises InputError for an unknown type, for rows that its blocks don't divide, and for
+        a type that can't do without importance; MachineError when this machine can't quantize
+        to the type."""
+        self.type = type
+        self.row_bytes = row_bytes(type, columns)
+        self._columns = columns
+        if type in CASTS:
+            return
+        self._kind = load_gguf().GGMLQuantizationType[type]
+        self._importance = _check_importance(importance, columns)
+        self._ggml = _library()
+        if self._ggml is None:
+            if type in PORTABLE and self._importance is None:
+                return
             weighted = " with importance weights" if type in PORTABLE else ""
             raise MachineError(
                 f"quantizing to {type}{weighted} needs llama.cpp's library, "
                 "which is not installed (package xllamacpp)",
                 mend="pip install 'quantkit[gguf]'",
             )
-    return GgmlTensor(type, blocks, tuple(weight.shape))
+        if self._importance is None and self._ggml.ggml_quantize_requires_imatrix(int(self._kind)):
+            raise InputError(
+                f"{type} can't be quantized without importance weights",
+                mend="Add a calibration section to the recipe, or choose another type.",
+            )
+        self._ggml.ggml_quantize_init(int(self._kind))  # fills global tables: before any thread
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Blocks of ``rows`` (n, columns; any float dtype): uint8 (n, row_bytes).
+
+        Raises InputError for NaN and infinite values.
+        """
+        if self.type in CASTS:
+            values = rows.to(CASTS[self.type]).contiguous()
+            _check_finite(values)
+            return values.view(torch.uint8)
+        values = rows.to(torch.float32).contiguous()
+        _check_finite(values)
+        if self._ggml is None:
+            return torch.from_numpy(load_gguf().quants.quantize(values.numpy(), self._kind))
+        blocks = torch.empty((len(values), self.row_bytes), dtype=torch.uint8)
+        written = self._ggml.ggml_quantize_chunk(
+            int(self._kind),
+            values.data_ptr(),
+            blocks.data_ptr(),
+            0,
+            len(values),
+            self._columns,
+            None if self._importance is None else self._importance.data_ptr(),
+        )
+        if written != blocks.numel():
+            raise MachineError(f"ggml wrote {written} bytes of {self.type}, not {blocks.numel()}")
+        return blocks
 
 
 @functools.cache
@@ -145,6 +198,19 @@ def _library() -> ctypes.CDLL | None:
     return None
 
 
+class _TypeTraits(ctypes.Structure):
+    """``struct ggml_type_traits`` of ggml.h, up to the decoder (blocks, floats, elements)."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+    )
+
+
 def _declare(library: ctypes.CDLL) -> None:
     library.ggml_quantize_init.argtypes = [ctypes.c_int]
     library.ggml_quantize_init.restype = None
@@ -160,6 +226,8 @@ def _declare(library: ctypes.CDLL) -> None:
         ctypes.c_void_p,  # float * importance, or NULL
     ]
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_get_type_traits.argtypes = [ctypes.c_int]
+    library.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
 
 
 def _check_importance(importance: Tensor | None, columns: int) -> Tensor | None:
@@ -181,52 +249,3 @@ def _check_importance(importance: Tensor | None, columns: int) -> Tensor | None:
 def _check_finite(values: Tensor) -> None:
     if not bool(torch.isfinite(values).all()):
         raise InputError("holds NaN or infinite values")
-
-
-def _cast(source: Tensor, dtype: torch.dtype) -> Tensor:
-    values = source.to(dtype).contiguous()
-    _check_finite(values)
-    return values.view(torch.uint8)
-
-
-def _quantize_by_ggml(
-    library: ctypes.CDLL,
-    source: Tensor,
-    blocks: Tensor,
-    type: str,
-    importance: Tensor | None,
-    threads: int | None,
-) -> None:
-    kind = int(load_gguf().GGMLQuantizationType[type])
-    if importance is None and library.ggml_quantize_requires_imatrix(kind):
-        raise InputError(
-            f"{type} can't be quantized without importance weights",
-            mend="Add a calibration section to the recipe, or choose another type.",
-        )
-    library.ggml_quantize_init(kind)  # fills global tables: before any thread
-    rows, columns = source.shape
-    weights = None if importance is None else importance.data_ptr()
-
-    def work(first: int) -> None:
-        chunk = source[first : first + step].to(torch.float32).contiguous()
-        _check_finite(chunk)
-        target = blocks[first : first + step]
-        written = library.ggml_quantize_chunk(
-            kind, chunk.data_ptr(), target.data_ptr(), 0, len(chunk), columns, weights
-        )
-        if written != target.numel():
-            raise MachineError(f"ggml wrote {written} bytes of {type}, not {target.numel()}")
-
-    step = max(1, _CHUNK // columns)
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        list(pool.map(work, range(0, rows, step)))
-
-
-def _quantize_by_gguf(source: Tensor, blocks: Tensor, type: str) -> None:
-    gguf = load_gguf()
-    kind = gguf.GGMLQuantizationType[type]
-    step = max(1, _CHUNK // source.shape[1])
-    for first in range(0, len(source), step):
-        chunk = source[first : first + step].to(torch.float32)
-        _check_finite(chunk)
-        blocks[first : first + step] = torch.from_numpy(gguf.quants.quantize(chunk.numpy(), kind))

@@ -1,30 +1,34 @@
 """GPTQ: codes chosen column by column, each column's error carried on to those that follow.
 
-Frantar et al., arXiv 2210.17323. With H = XᵀX + λI over the calibration tokens and U the upper
-Cholesky factor of H⁻¹, quantizing column j with error e = (w_j - ŵ_j) / U_jj changes the columns
-not yet done by -e · U_j. Columns are done in blocks: inside a block one at a time, the rest of
-the matrix once per block by a matrix product.
+Frantar et al., arXiv 2210.17323, in the form of Babai's nearest plane (Chen et al., arXiv
+2507.18553), which chooses the same codes without inverting anything. With G = XᵀX over the
+calibration tokens, H = G + λI = L Lᵀ and D = W - Ŵ, the output error is the squared norm of D L,
+whose column k is L_kk D_k + Σ_{i>k} D_i L_ik. Visiting the columns from the last to the first,
+column k is therefore best rounded after adding Σ_{i>k} D_i L_ik / L_kk to it. What that leaves,
+squared and summed, is the loss.
 
-Activation order is *static*: columns are visited by falling diagonal of H, but the groups and
+Columns are done in blocks: inside a block one at a time, the rest of the matrix once per block
+by a matrix product.
+
+Activation order is *static*: columns are visited by falling diagonal of G, but the groups and
 their scales are those of the stored order, so that engines see no permutation (``desc_act:
 false``, g_idx = k // group_size).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from quantkit.parallel import one_thread, spread
 from quantkit.quantizers import rtn
 from quantkit.quantizers.grid import (
     Grid,
     QuantizedTensor,
-    assemble,
-    encode,
     fit,
     gram_loss,
     grouped,
@@ -35,6 +39,8 @@ from quantkit.quantizers.grid import (
 _RETRIES = 4  # dampings tried, each ten times the one before
 _CLIP_STEPS = 20
 _SMALLEST_CLIP = 0.6  # share of a group's range
+_INNER = 16  # columns between two products inside a block
+_SLAB = 2048  # rows whose columns are visited together: fixed, so that bytes never vary
 
 
 @dataclass(frozen=True)
@@ -51,110 +57,195 @@ class Settings:
 class Outcome:
     """What GPTQ did to one matrix.
 
-    loss, rtn_loss: Gram loss of the result and of round-to-nearest; kept_rtn: the result is
-    round-to-nearest because its loss was lower (or because H couldn't be factorized, in which
-    case ``damping`` is None).
+    loss: Gram loss of the result; damping: the share that was needed, None where H couldn't be
+    factorized and the tensor is round-to-nearest.
     """
 
     tensor: QuantizedTensor
     loss: float
-    rtn_loss: float
-    kept_rtn: bool
     damping: float | None
 
 
 @dataclass(frozen=True)
 class Factor:
-    """U with H⁻¹ = UᵀU, in visiting order, and that order. Shared by all readers of an input."""
+    """L with H = L Lᵀ in ``order``, whose last column is visited first.
 
-    upper: Tensor
+    unit: L with each column divided by its diagonal element, so that the diagonal is 1; pivots:
+    that diagonal; damping: share of the mean diagonal; ridge: λ. Shared by all readers of an input.
+    """
+
+    unit: Tensor
+    pivots: Tensor
     order: Tensor
     damping: float
+    ridge: float
 
 
 def factorize(gram: Tensor, settings: Settings) -> Factor | None:
     """Factorize one Gram matrix (in, in); None when no damping makes it positive definite."""
     diagonal = gram.diagonal()
     order = (
-        torch.argsort(diagonal, descending=True, stable=True)
+        torch.argsort(diagonal, stable=True)
         if settings.activation_order
-        else torch.arange(gram.shape[0], device=gram.device)
+        else torch.arange(gram.shape[0] - 1, -1, -1, device=gram.device)
     )
-    hessian = gram[order][:, order]
     mean = diagonal.mean().clamp(min=torch.finfo(gram.dtype).tiny)
-    with _one_thread():
+    with one_thread():
         for attempt in range(_RETRIES):
             damping = settings.damping * 10**attempt
-            damped = hessian + torch.eye(len(order), device=gram.device) * (damping * mean)
-            lower, failed = torch.linalg.cholesky_ex(damped)
-            if failed:
-                continue
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not failed and bool(upper.isfinite().all()):
-                return Factor(upper, order, damping)
+            hessian = gram[order].index_select(1, order)
+            hessian.diagonal().add_(damping * mean)
+            lower, failed = torch.linalg.cholesky_ex(hessian)
+            if not failed and bool(lower.isfinite().all()):
+                pivots = lower.diagonal().clone()
+                return Factor(lower.div_(pivots), pivots, order, damping, float(damping * mean))
     return None
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """LAPACK's factorizations round differently for every number of threads; with one, never."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+@dataclass(frozen=True)
+class Problem:
+    """The readers of one input: weights (out, in) float32 and their grids; ``gram()``: (in, in)."""
+
+    gram: Callable[[], Tensor]
+    weights: Sequence[Tensor]
+    grids: Sequence[Grid]
 
 
-def quantize(
-    weight: Tensor, gram: Tensor, factor: Factor | None, grid: Grid, settings: Settings
-) -> Outcome:
-    """Quantize ``weight`` (out, in) under ``gram`` = XᵀX (in, in), both float32."""
-    nearest = rtn.quantize(weight, grid)
-    nearest_loss = total(gram_loss(nearest.dequantize() - weight, gram))
-    if factor is None:
-        return Outcome(nearest, nearest_loss, nearest_loss, kept_rtn=True, damping=None)
-    groups = grouped(weight, grid)  # (out, groups, columns)
+@dataclass(frozen=True)
+class _Piece:
+    """Rows of readers on one grid, whose columns are visited together."""
+
+    weight: Tensor
+    grid: Grid
+    importance: Tensor
+    factor: Factor
+
+
+def quantize(problems: Sequence[Problem], settings: Settings) -> list[list[Outcome]]:
+    """Quantize the readers of several inputs; outcomes in the order of problems and readers."""
+    device = problems[0].weights[0].device
+    prepared = spread(lambda problem: _prepare(problem, settings), problems, device)
+    pieces = [
+        piece
+        for problem, found in zip(problems, prepared, strict=True)
+        if found is not None
+        for piece in _cut(problem, *found)
+    ]
+    done = iter(spread(lambda piece: _quantize(piece, settings), pieces, device))
+    return [
+        _join(problem, found[0], done) if found is not None else _nearest(problem)
+        for problem, found in zip(problems, prepared, strict=True)
+    ]
+
+
+def _prepare(problem: Problem, settings: Settings) -> tuple[Factor, Tensor] | None:
+    """The factor, and the mean size of each input feature up to a constant."""
+    gram = problem.gram()
+    factor = factorize(gram, settings)
+    return None if factor is None else (factor, gram.diagonal().sqrt())
+
+
+def _stacks(problem: Problem) -> list[tuple[Grid, list[int]]]:
+    """Readers by their grid."""
+    return [
+        (grid, [place for place, other in enumerate(problem.grids) if other == grid])
+        for grid in dict.fromkeys(problem.grids)
+    ]
+
+
+def _cut(problem: Problem, factor: Factor, importance: Tensor) -> list[_Piece]:
+    return [
+        _Piece(rows, grid, importance, factor)
+        for grid, places in _stacks(problem)
+        for rows in torch.cat([problem.weights[place] for place in places]).split(_SLAB)
+    ]
+
+
+def _join(
+    problem: Problem, factor: Factor, done: Iterator[tuple[QuantizedTensor, Tensor]]
+) -> list[Outcome]:
+    """Take as many pieces from ``done`` as were cut of ``problem``, and divide them again."""
+    outcomes: dict[int, Outcome] = {}
+    for grid, places in _stacks(problem):
+        heights = [len(problem.weights[place]) for place in places]
+        parts = list(itertools.islice(done, -(-sum(heights) // _SLAB)))
+        columns = zip(*((t.codes, t.scales, t.zeros, losses) for t, losses in parts), strict=True)
+        divided = [torch.cat(column).split(heights) for column in columns]
+        for place, codes, scales, zeros, losses in zip(places, *divided, strict=True):
+            tensor = QuantizedTensor(grid, codes, scales, zeros)
+            outcomes[place] = Outcome(tensor, total(losses), factor.damping)
+    return [outcomes[place] for place in range(len(problem.weights))]
+
+
+def _nearest(problem: Problem) -> list[Outcome]:
+    gram = problem.gram()
+    outcomes = []
+    for weight, grid in zip(problem.weights, problem.grids, strict=True):
+        tensor = rtn.quantize(weight, grid)
+        loss = total(gram_loss(tensor.dequantize() - weight, gram))
+        outcomes.append(Outcome(tensor, loss, None))
+    return outcomes
+
+
+def _quantize(piece: _Piece, settings: Settings) -> tuple[QuantizedTensor, Tensor]:
+    """The tensor, and each row's Gram loss."""
+    weight, grid = piece.weight, piece.grid
+    groups = grouped(weight, grid)
     if settings.clip_search:
-        importance = gram.diagonal().view(groups.shape[1:])
+        importance = piece.importance.view(groups.shape[1:])
         scale, zero = search_range(
-            groups,
+            weight,
             grid,
-            lambda error: (error.square_() * importance).sum(2),
+            lambda error: torch.linalg.vector_norm(error.mul_(importance), dim=2),
             steps=_CLIP_STEPS,
             smallest=_SMALLEST_CLIP,
         )
     else:
         scale, zero = fit(groups.amin(2), groups.amax(2), grid)
-    codes = _feedback(weight, scale, zero, factor, grid, settings.block_size)
-    result = assemble(codes, scale, zero, grid)
-    loss = total(gram_loss(result.dequantize() - weight, gram))
-    if not loss <= nearest_loss:
-        return Outcome(nearest, nearest_loss, nearest_loss, True, factor.damping)
-    return Outcome(result, loss, nearest_loss, False, factor.damping)
+    codes, losses = _feedback(weight, scale, zero, piece.factor, grid, settings.block_size)
+    return QuantizedTensor(grid, codes, scale, zero.to(torch.uint8)), losses
 
 
 def _feedback(
     weight: Tensor, scale: Tensor, zero: Tensor, factor: Factor, grid: Grid, block_size: int
-) -> Tensor:
-    """Codes (out, in) as float32, in stored order."""
-    order, upper = factor.order, factor.upper
+) -> tuple[Tensor, Tensor]:
+    """Codes (out, in) as uint8, in stored order, and the Gram loss of each row."""
+    order, unit = factor.order, factor.unit
     # Transposed, so that a column is contiguous: (in, out), rows in visiting order.
-    columns = grid.columns(weight.shape[1])
-    work = weight.t()[order].contiguous()
-    scales = scale.t()[order // columns]
-    zeros = zero.t()[order // columns]
-    codes = torch.empty_like(work)
-    for start in range(0, len(order), block_size):
-        end = min(start + block_size, len(order))
+    original = weight.index_select(1, order).t().contiguous()
+    work = original.clone()  # with the errors of the columns visited added
+    group_of = (order // grid.columns(weight.shape[1])).tolist()
+    scales = scale.t().contiguous().unbind()
+    zeros = zero.t().contiguous()
+    lowest, highest = (-zeros).unbind(), (grid.levels - zeros).unbind()
+    codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
+    loss, distance = torch.zeros(2, work.shape[1], device=work.device)
+    steps = torch.empty(work.shape[1], device=work.device)
+    for end in range(len(order), 0, -block_size):
+        start = max(0, end - block_size)
         errors = torch.empty_like(work[start:end])
-        for j in range(start, end):
-            code = encode(work[j], scales[j], zeros[j], grid)
-            codes[j] = code
-            error = (work[j] - (code - zeros[j]) * scales[j]) / upper[j, j]
-            errors[j - start] = error
-            work[j + 1 : end].addr_(upper[j, j + 1 : end], error, alpha=-1)
-        work[end:].addmm_(upper[start:end, end:].t(), errors, alpha=-1)
+        taken = torch.empty_like(errors)
+        for high in range(end, start, -_INNER):
+            low = max(start, high - _INNER)
+            for k in range(high - 1, low - 1, -1):
+                group, target, error = group_of[k], work[k], errors[k - start]
+                torch.div(target, scales[group], out=steps).round_()
+                if grid.symmetric:
+                    steps.clamp_(-grid.middle, grid.levels - grid.middle)
+                else:
+                    torch.clamp(steps, lowest[group], highest[group], out=steps)
+                taken[k - start] = steps
+                torch.addcmul(original[k], steps, scales[group], value=-1, out=error)
+                target.addcmul_(steps, scales[group], value=-1)  # what is left of the target
+                work[low:k].addr_(unit[k, low:k], error)
+            part = errors[low - start : high - start]
+            work[start:low].addmm_(unit[low:high, start:low].t(), part)
+        work[:start].addmm_(unit[start:end, :start].t(), errors)
+        left = work[start:end].mul_(factor.pivots[start:end, None])
+        loss += left.square_().sum(0)
+        distance += errors.square_().sum(0)
+        taken += zeros[group_of[start:end]]
+        codes[start:end] = taken
     stored = torch.empty_like(codes)
     stored[order] = codes
-    return stored.t().contiguous()
+    return stored.t().contiguous(), loss.sub_(distance, alpha=factor.ridge).clamp_(min=0)

@@ -25,6 +25,10 @@ import torch
 from torch import Tensor
 
 from quantkit.errors import InputError
+from quantkit.parallel import spread
+
+_AT_ONCE = 1 << 16  # weights whose ranges are searched together
+_STRIDE = 4  # steps of a range that are skipped at first; a power of two
 
 
 class Quantized(Protocol):
@@ -135,31 +139,67 @@ def grouped(weight: Tensor, grid: Grid) -> Tensor:
 
 
 def search_range(
-    groups: Tensor,
+    weight: Tensor,
     grid: Grid,
     cost: Callable[[Tensor], Tensor],
     *,
     steps: int,
     smallest: float,
 ) -> tuple[Tensor, Tensor]:
-    """Scales and zeros (out, groups) of the range with the lowest cost.
+    """Scales and zeros (out, groups) of the range with the lowest cost, for ``weight`` (out, in).
 
-    Shrinks the range of each (row, group) of ``groups`` (out, groups, columns) from its extremes
-    down to ``smallest`` of them in ``steps`` steps. ``cost`` turns the rounding error, of the
-    same shape, into what it costs, (out, groups).
+    Shrinks the range of each (row, group) from its extremes down to ``smallest`` of them, of
+    which it looks at ``steps`` steps, coarsely first. ``cost`` turns the rounding error of some
+    rows (rows, groups, columns), which it may overwrite, into what it costs, (rows, groups).
+    Works through pieces of rows that fit in a core's cache.
     """
+    groups = grouped(weight, grid)
+
+    def search(rows: slice) -> tuple[Tensor, Tensor]:
+        return _search_rows(groups[rows].contiguous(), grid, cost, steps, smallest)
+
+    size = max(1, _AT_ONCE // weight.shape[1])
+    pieces = [slice(first, first + size) for first in range(0, len(weight), size)]
+    scales, zeros = zip(*spread(search, pieces, weight.device), strict=True)
+    return torch.cat(scales), torch.cat(zeros)
+
+
+def _search_rows(
+    groups: Tensor, grid: Grid, cost: Callable[[Tensor], Tensor], steps: int, smallest: float
+) -> tuple[Tensor, Tensor]:
     low, high = groups.amin(2), groups.amax(2)
     best_scale, best_zero = fit(low, high, grid)
     lowest = torch.full_like(best_scale, torch.inf)
-    for step in range(steps + 1):
-        shrink = 1 - (1 - smallest) * step / steps
+    place = torch.zeros_like(best_scale)  # of the best so far, in steps
+    codes, error = torch.empty_like(groups), torch.empty_like(groups)
+
+    def attempt(step: Tensor) -> None:
+        nonlocal best_scale, best_zero, lowest, place
+        shrink = 1 - (1 - smallest) * step.clamp(0, steps) / steps
         scale, zero = fit(low * shrink, high * shrink, grid)
-        codes = encode(groups, scale[..., None], zero[..., None], grid)
-        found = cost((codes - zero[..., None]).mul_(scale[..., None]).sub_(groups))
+        # Codes less their zero point: between what is below zero and what is above.
+        torch.div(groups, scale[..., None], out=codes).round_()
+        if grid.symmetric:
+            codes.clamp_(-grid.middle, grid.levels - grid.middle)
+        else:
+            torch.clamp(codes, -zero[..., None], grid.levels - zero[..., None], out=codes)
+        torch.addcmul(groups, codes, scale[..., None], value=-1, out=error)
+        found = cost(error)
         better = found < lowest
         lowest = torch.where(better, found, lowest)
+        place = torch.where(better, step, place)
         best_scale = torch.where(better, scale, best_scale)
         best_zero = torch.where(better, zero, best_zero)
+
+    # Coarsely first, then between the neighbours of what was best.
+    stride = _STRIDE
+    for first in range(0, steps + 1, stride):
+        attempt(torch.full_like(place, first))
+    while stride > 1:
+        stride //= 2
+        centre = place
+        attempt(centre - stride)
+        attempt(centre + stride)
     return best_scale, best_zero
 
 

@@ -1,0 +1,100 @@
+"""One run of making an artifact: where it works, what it knows, and what it is made of."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from quantkit import __version__
+from quantkit.calibration.activations import HiddenStates
+from quantkit.calibration.cache import Keeper, find
+from quantkit.calibration.passing import CalibrationPass, Wanted
+from quantkit.calibration.text import Rows
+from quantkit.checkpoint.adapted import AdaptedCheckpoint
+from quantkit.checkpoint.journal import Journal
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.sidecars import sidecars
+from quantkit.checkpoint.writer import sha256
+from quantkit.manifest import file_digests, library_versions
+from quantkit.model.stream import Stream
+from quantkit.progress import Progress
+
+
+@dataclass(frozen=True)
+class Run:
+    """What making an artifact has at hand.
+
+    rows: calibration rows, where the recipe has some; directory: of the artifact to be; budget:
+    bytes that hidden states may take in memory; inputs: digests of all that decides the bytes;
+    cache: whether statistics are taken from, and kept on, disk.
+    """
+
+    checkpoint: Checkpoint
+    rows: Rows | None
+    device: torch.device
+    directory: Path
+    journal: Journal
+    progress: Progress
+    budget: int
+    inputs: dict[str, str]
+    cache: bool
+
+    @contextmanager
+    def calibration(self, stream: Stream, wanted: Wanted) -> Iterator[CalibrationPass | None]:
+        """The rows on their way through ``stream``, where there are any."""
+        if self.rows is None:
+            yield None
+            return
+        about = {name: value for name, value in self.inputs.items() if name != "recipe"}
+        about["dtype"] = str(stream.skeleton.model.dtype)
+        hidden = HiddenStates(self.journal.scratch, self.budget)
+        cached = self.cache and wanted.onward
+        kept = find(about, wanted.kind) if cached else None
+        if kept is not None:
+            self.progress.note("statistics are at hand from an earlier calibration")
+        if not cached or kept is not None:
+            yield CalibrationPass(stream, self.rows, wanted, hidden=hidden, kept=kept)
+            return
+        with Keeper(about, wanted.kind, len(stream.skeleton.layers)) as keeper:
+            yield CalibrationPass(stream, self.rows, wanted, hidden=hidden, keeper=keeper)
+
+
+def describe_inputs(
+    checkpoint: Checkpoint, rows: Rows | None, recipe: str, device: torch.device
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Digests of all that decides an artifact's bytes, and of the checkpoint's files by name.
+
+    recipe: its digest.
+    """
+    adapters = checkpoint.adapters if isinstance(checkpoint, AdaptedCheckpoint) else []
+    files = file_digests(checkpoint.directory)
+    inputs = {
+        "recipe": recipe,
+        "checkpoint": _digest(files),
+        "tokenizer and other files": _digest(_hash_all(sidecars(checkpoint.directory))),
+        "device": device.type,
+        "quantkit": __version__,
+        **library_versions(),
+    }
+    if rows is not None:
+        inputs["calibration rows"] = hashlib.sha256(rows.ids.numpy().tobytes()).hexdigest()
+    for number, adapter in enumerate(adapters, 1):
+        digests = _hash_all([p for p in adapter.directory.iterdir() if p.is_file()])
+        inputs[f"adapter {number}"] = _digest({**digests, "weight": str(adapter.weight)})
+    return inputs, files
+
+
+def _hash_all(paths: list[Path]) -> dict[str, str]:
+    with ThreadPoolExecutor() as pool:
+        return dict(zip([path.name for path in paths], pool.map(sha256, paths), strict=True))
+
+
+def _digest(files: dict[str, str]) -> str:
+    text = "\n".join(f"{name} {digest}" for name, digest in sorted(files.items()))
+    return hashlib.sha256(text.encode()).hexdigest()

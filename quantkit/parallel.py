@@ -1,0 +1,70 @@
+"""How the processor is used: all of its cores, with the same bytes for any number of them.
+
+Linear algebra rounds differently for every number of threads that share one product or one
+factorization. Here each piece of work computes on one thread of its own, and the pieces are
+fixed beforehand: more cores finish sooner, with the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def spread(function: Callable[[T], R], items: Iterable[T], device: torch.device) -> list[R]:
+    """``[function(item) for item in items]``, on as many threads as torch may use.
+
+    On another device than the CPU, which is parallel in itself, one after the other.
+    """
+    items = list(items)
+    workers = min(torch.get_num_threads(), len(items))
+    if device.type != "cpu":
+        return [function(item) for item in items]
+    if workers <= 1:
+        with one_thread():
+            return [function(item) for item in items]
+    with pool(workers) as threads:
+        return list(threads.map(function, items))
+
+
+def pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that each compute alone."""
+    return ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(1))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let the calling thread compute alone."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Ahead:
+    """Results wanted soon, computed in the background while the caller is busy."""
+
+    def __init__(self) -> None:
+        self._pool = pool(1)
+        self._pending: dict[Hashable, Future[Any]] = {}
+
+    def start(self, key: Hashable, function: Callable[[], object]) -> None:
+        """Begin ``function`` under ``key``."""
+        self._pending[key] = self._pool.submit(function)
+
+    def take(self, key: Hashable, function: Callable[[], R]) -> R:
+        """What ``function`` returns, begun under ``key`` or not. Anything else begun is dropped."""
+        pending, self._pending = self._pending, {}
+        if key in pending:
+            result: R = pending[key].result()
+            return result
+        return function()
