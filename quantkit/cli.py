@@ -35,7 +35,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that ship with quantkit.")
+cache_app = typer.Typer(no_args_is_help=True, help="Statistics kept from earlier calibrations.")
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(cache_app, name="cache")
 
 ModelOpt = Annotated[
     str, typer.Option("--model", "-m", help="Checkpoint directory, hub id, or 'demo'.")
@@ -52,6 +54,17 @@ AdapterOpt = Annotated[
     typer.Option(
         "--adapter", metavar="ADAPTER[=WEIGHT]", help="LoRA directory, hub id or 'demo' to fold in."
     ),
+]
+BudgetOpt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Memory that calibration's hidden states may take, such as 2GB, before they wait on "
+        "disk; half of what is free if unset.",
+    ),
+]
+CacheOpt = Annotated[
+    bool, typer.Option(help="Reuse the statistics of earlier calibrations, and keep this one's.")
 ]
 StrictOpt = Annotated[bool, typer.Option("--strict", help="Warnings about adapters are errors.")]
 ArtifactsArg = Annotated[list[Path], typer.Argument(help="Artifact directories.")]
@@ -77,7 +90,7 @@ def _reported(command: Callable[P, None]) -> Callable[P, None]:
             Console(as_json=as_json).error(error)
             raise typer.Exit(int(error.exit_code)) from None
         except KeyboardInterrupt:
-            Console().note("interrupted; nothing half-written was left behind")
+            Console().note("interrupted")
             raise typer.Exit(int(ExitCode.INTERRUPTED)) from None
         except OSError as error:
             what = error.strerror or str(error)
@@ -120,13 +133,20 @@ def quantize_command(
         bool, typer.Option("--dry-run", help="Show schemes and sizes; write nothing.")
     ] = False,
     force: ForceOpt = False,
+    memory_budget: BudgetOpt = None,
+    cache: CacheOpt = True,
     as_json: JsonOpt = False,
 ) -> None:
-    """Make an artifact from a checkpoint as a recipe says."""
+    """Make an artifact from a checkpoint as a recipe says.
+
+    A run that was stopped leaves its finished blocks in OUT.partial; the same command goes on
+    from there.
+    """
     from quantkit.console import Console
     from quantkit.quantize import prepare, quantize
     from quantkit.recipe import load_recipe
     from quantkit.reports.terminal import plan_table
+    from quantkit.sizes import parse_size
 
     console = Console(as_json=as_json)
     loaded = load_recipe(recipe, settings)
@@ -136,13 +156,89 @@ def quantize_command(
         return
     if out is None:
         raise InputError("is needed", where="--out", mend="Name the directory to make.")
-    manifest = quantize(job, out, device=device, force=force, progress=console)
+    manifest = quantize(
+        job,
+        out,
+        device=device,
+        force=force,
+        progress=console,
+        memory_budget=parse_size(memory_budget, "--memory-budget") if memory_budget else None,
+        cache=cache,
+    )
     bits = manifest["bits_per_weight"]
     part = f", {bits['quantized']:.3f} in the quantized part" if bits["quantized"] else ""
     console.show(
         manifest,
         f"{out}: {manifest['weights_bytes'] / 1e6:,.1f} MB, {bits['file']:.3f} bits a weight{part}",
     )
+
+
+@app.command("sweep", epilog=EXIT_CODES)
+@_reported
+def sweep_command(
+    recipes: Annotated[list[str], typer.Argument(help="Recipe files, or names of shipped ones.")],
+    model: ModelOpt,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Directory for the artifacts and the comparison.")
+    ],
+    suite: Annotated[
+        str | None, typer.Option(help="Judge them by this suite; sizes only if unset.")
+    ] = None,
+    device: DeviceOpt = "auto",
+    adapters: AdapterOpt = None,
+    strict: StrictOpt = False,
+    settings: SetOpt = None,
+    force: ForceOpt = False,
+    memory_budget: BudgetOpt = None,
+    cache: CacheOpt = True,
+    bench: Annotated[bool, typer.Option(help="Measure cost too (with --suite).")] = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Make an artifact by each of many recipes, calibrating once, and compare them in a table.
+
+    Artifacts that are there already, made of the same inputs, are kept.
+    """
+    from quantkit.compare import describe
+    from quantkit.console import Console
+    from quantkit.measure import Load
+    from quantkit.quantize import made_already, prepare, quantize
+    from quantkit.recipe import load_recipe, load_suite
+    from quantkit.reports.terminal import models_table
+    from quantkit.sizes import parse_size
+
+    console = Console(as_json=as_json)
+    loaded_suite = load_suite(suite) if suite else None
+    budget = parse_size(memory_budget, "--memory-budget") if memory_budget else None
+    pairs = [_weighted(a) for a in adapters or []]
+    jobs = [prepare(load_recipe(r, settings), model, pairs, strict=strict) for r in recipes]
+    names = [job.loaded.recipe.name for job in jobs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"is given twice: {', '.join(sorted(twice))}", where="RECIPE")
+    artifacts = [out / name for name in names]
+    # Gram matrices serve every method, so what measures them goes first.
+    for job, place in sorted(zip(jobs, artifacts, strict=True), key=lambda item: item[0].demands):
+        console.note(f"{job.loaded.recipe.name} → {place}")
+        if made_already(job, place) and not force:
+            console.note("made already, of the same inputs")
+            continue
+        quantize(
+            job,
+            place,
+            device=device,
+            force=force,
+            progress=console,
+            memory_budget=budget,
+            cache=cache,
+        )
+    if loaded_suite is None:
+        rows = [describe(path, None, None) for path in artifacts]
+        console.show([row.to_json() for row in rows], models_table(rows, "Artifacts"))
+        return
+    load = Load(128, 32, 3, None, "cpu") if bench else None
+    where = "cpu" if device == "auto" else device
+    comparison = _judge(console, artifacts, (model, adapters), loaded_suite, where, load)
+    _write_comparison(console, comparison, out)
+    _finish(console, comparison, None)
 
 
 @app.command("merge", epilog=EXIT_CODES)
@@ -273,21 +369,53 @@ def compare_command(
     as_json: JsonOpt = False,
 ) -> None:
     """Judge and measure artifacts: one table, a verdict, and the way back."""
-    from quantkit.checkpoint.writer import write_json
     from quantkit.console import Console
     from quantkit.measure import Load
     from quantkit.recipe import load_suite
-    from quantkit.reports.markdown import comparison_markdown
 
     console = Console(as_json=as_json)
     loaded = load_suite(suite)
     load = Load(prompt_tokens, new_tokens, repeats, threads, device) if bench else None
     comparison = _judge(console, artifacts, (baseline, adapters), loaded, device, load)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "comparison.md").write_text(comparison_markdown(comparison), encoding="utf-8")
-    write_json(out / "comparison.json", comparison.to_json())
-    console.note(f"written: {out / 'comparison.md'}, {out / 'comparison.json'}")
+    _write_comparison(console, comparison, out)
     _finish(console, comparison, None)
+
+
+@cache_app.command("list")
+@_reported
+def cache_list(as_json: JsonOpt = False) -> None:
+    """Name what is kept, where, and how much room it takes."""
+    from quantkit.calibration import cache
+    from quantkit.console import Console
+    from quantkit.reports.terminal import listing
+
+    entries = cache.entries()
+    values = [
+        {"path": str(entry.path), "bytes": entry.nbytes, "about": entry.about} for entry in entries
+    ]
+    rows = [
+        (
+            entry.path.name[:12],
+            f"{entry.nbytes / 1e6:,.1f}",
+            entry.about.get("checkpoint", "")[:12],
+            entry.about.get("calibration rows", "")[:12],
+        )
+        for entry in entries
+    ]
+    table = listing(("entry", "MB", "checkpoint", "calibration rows"), rows)
+    table.title = f"{cache.directory()}, at most {cache.limit() / 1e9:g} GB"
+    Console(as_json=as_json).show(values, table)
+
+
+@cache_app.command("clear")
+@_reported
+def cache_clear(as_json: JsonOpt = False) -> None:
+    """Remove everything that is kept."""
+    from quantkit.calibration import cache
+    from quantkit.console import Console
+
+    freed = cache.clear()
+    Console(as_json=as_json).show({"freed_bytes": freed}, f"{freed / 1e6:,.1f} MB freed")
 
 
 @recipes_app.command("list")
@@ -364,6 +492,16 @@ def _judge(
     qualities = evaluate(artifacts, source, suite, device=device, progress=console)
     costs = None if load is None else measure(artifacts, source, load, console)
     return compare(source, artifacts, suite, qualities, costs)
+
+
+def _write_comparison(console: Console, comparison: Comparison, out: Path) -> None:
+    from quantkit.checkpoint.writer import write_json
+    from quantkit.reports.markdown import comparison_markdown
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "comparison.md").write_text(comparison_markdown(comparison), encoding="utf-8")
+    write_json(out / "comparison.json", comparison.to_json())
+    console.note(f"written: {out / 'comparison.md'}, {out / 'comparison.json'}")
 
 
 def _finish(console: Console, comparison: Comparison, out: Path | None) -> None:

@@ -6,6 +6,7 @@ bytes; dates, timings and the machine are in run.json, outside every digest.
 
 from __future__ import annotations
 
+import functools
 import platform
 import time
 from collections.abc import Sequence
@@ -144,7 +145,18 @@ def file_digests(directory: Path) -> dict[str, str]:
         if path.suffix == ".safetensors" or path.name in ("config.json", CONFIG_FILE)
     ]
     with ThreadPoolExecutor() as pool:
-        return dict(zip([path.name for path in paths], pool.map(sha256, paths), strict=True))
+        return dict(zip([path.name for path in paths], pool.map(digest, paths), strict=True))
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, remembered while its size and time stay what they are."""
+    status = path.stat()
+    return _digest_of(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest_of(path: Path, size: int, time: int) -> str:
+    return sha256(path)
 
 
 def describe_adapter(adapter: Adapter, files: dict[str, str]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,14 +28,13 @@ from quantkit.manifest import describe_adapter, file_digests, seal, weights_byte
 from quantkit.model.adapt import Weighted, adapt
 from quantkit.progress import Progress
 from quantkit.quality.proof import PASSES, Proof, prove
+from quantkit.sizes import parse_size
 
 DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SLACK = 1.01  # headers, tokenizer, manifest
 
 
@@ -64,7 +62,7 @@ def merge(
     started = time.monotonic()
     if not adapters:
         raise InputError("is needed", where="ADAPTER", mend="Name at least one adapter directory.")
-    limit = None if max_shard_size is None else parse_size(max_shard_size)
+    limit = None if max_shard_size is None else parse_size(max_shard_size, "--max-shard-size")
     checkpoint = _open_base(base, dequantize=dequantize_base)
     wanted = None if dtype is None else _dtype(dtype)
     adapted = adapt(checkpoint, adapters, base, dtype=wanted, strict=strict)
@@ -80,15 +78,6 @@ def merge(
         write_config(directory, adapted.config, None)
         proven = _prove(adapted, directory, progress) if proof else None
         return _write_manifest(directory, base, adapted, digests, proven, started)
-
-
-def parse_size(text: str) -> int:
-    """Bytes of "500MB", "2GB", "1.5GiB" or a plain number. Raises InputError for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B)?", text.strip())
-    size = int(float(found[1]) * _UNITS.get(found[2], 1)) if found else 0
-    if size < 1:
-        raise InputError(f"isn't a size: {text}", where="--max-shard-size", mend="Write 2GB.")
-    return size
 
 
 def _dtype(name: str) -> torch.dtype:

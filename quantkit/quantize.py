@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import torch
 
+from quantkit import __version__
 from quantkit.assembly.gguf import write_gguf
 from quantkit.assembly.linears import write_linears
 from quantkit.assembly.run import Run, describe_inputs
@@ -23,7 +24,14 @@ from quantkit.checkpoint.source import locate, model_name
 from quantkit.checkpoint.writer import MANIFEST, check_output
 from quantkit.errors import InputError, QuantkitError
 from quantkit.formats import packed
-from quantkit.manifest import Provenance, write_manifest
+from quantkit.manifest import (
+    Provenance,
+    describe_adapter,
+    digest,
+    file_digests,
+    read_manifest,
+    write_manifest,
+)
 from quantkit.model.adapt import Weighted, adapt, tokenizer_directory
 from quantkit.model.device import resolve_device
 from quantkit.model.skeleton import Skeleton
@@ -31,7 +39,7 @@ from quantkit.model.stream import Stream, slices
 from quantkit.plan import GgufFilePlan, LinearPlan, Plan, plan_gguf, plan_linears
 from quantkit.progress import Progress
 from quantkit.quantizers.block import LayerReport
-from quantkit.recipe import Ggml, Loaded
+from quantkit.recipe import Awq, Ggml, Gptq, Loaded
 
 _CHECKED_TOKENS = 64
 _SLACK = 1.01  # headers, tokenizer, manifest
@@ -46,6 +54,14 @@ class Job:
     name: str
     checkpoint: Checkpoint
     plan: Plan
+
+    @property
+    def demands(self) -> int:
+        """Place in an order where statistics are measured before they are used for less."""
+        method = self.loaded.recipe.quantize
+        if isinstance(method, Gptq | Awq):
+            return 0
+        return 1 if self.loaded.recipe.calibration is not None else 2
 
 
 def prepare(
@@ -132,6 +148,32 @@ def quantize(
             provenance = Provenance(job.loaded, job.model, job.checkpoint, files, rows, str(where))
             return write_manifest(directory, provenance, job.plan, layers, started)
         return read_json(directory / MANIFEST)
+
+
+def made_already(job: Job, out: Path) -> dict[str, Any] | None:
+    """The manifest at ``out``, where that is the artifact of this job; otherwise None."""
+    manifest = read_manifest(out) if out.is_dir() else None
+    if manifest is None or "recipe" not in manifest:
+        return None
+    adapted = job.checkpoint if isinstance(job.checkpoint, AdaptedCheckpoint) else None
+    adapters = [
+        describe_adapter(adapter, file_digests(adapter.directory))
+        for adapter in (adapted.adapters if adapted else ())
+    ]
+    same = (
+        manifest["quantkit"] == __version__
+        and manifest["recipe"]["digest"] == job.loaded.recipe.digest
+        and manifest["source"]["files"] == file_digests(job.checkpoint.directory)
+        and manifest["adapters"] == adapters
+        and _same_text(job, manifest)
+    )
+    return manifest if same else None
+
+
+def _same_text(job: Job, manifest: dict[str, Any]) -> bool:
+    dataset = job.loaded.calibration_dataset()
+    known: str | None = (manifest["calibration"] or {}).get("dataset_sha256")
+    return known == (None if dataset is None else digest(dataset))
 
 
 def _write(run: Run, job: Job) -> list[LayerReport]:

@@ -23,6 +23,7 @@ from quantkit.errors import InputError, QuantkitError
 from quantkit.formats.packed import open_artifact, pack
 from quantkit.progress import Silent
 from quantkit.quantizers import nf4
+from quantkit.sizes import parse_size
 
 from .test_adapter import (
     OPTIONS,
@@ -306,12 +307,12 @@ def test_an_output_that_exists_is_refused(base, adapter, tmp_path):
 @pytest.mark.parametrize("size", ["2 apples", "", "0GB", "-1GB"])
 def test_sizes_that_are_none(size):
     with pytest.raises(InputError):
-        verb.parse_size(size)
+        parse_size(size, "--max-shard-size")
 
 
 def test_sizes():
-    assert verb.parse_size("2GB") == 2_000_000_000
-    assert verb.parse_size("1.5 GiB") == 3 * 2**29
+    assert parse_size("2GB", "") == 2_000_000_000
+    assert parse_size("1.5 GiB", "") == 3 * 2**29
 
 
 def test_the_command_line(base, adapter, tmp_path):

@@ -21,7 +21,7 @@ def write_gguf(run: Run, plan: GgufFilePlan, name: str) -> list[LayerReport]:
     """Write the planned file into ``run.directory``; ``name``: the model's."""
     path = run.directory / f"{name}-{plan.file.mix.upper()}.gguf"
     finished = [WrittenTensor(**step["tensor"]) for step in run.journal.steps if "tensor" in step]
-    if not intact(path, finished):
+    if finished and not intact(path, finished):
         run.progress.note("the unfinished work is damaged: starting again")
         run.journal.forget()
         finished = []

@@ -20,8 +20,7 @@ from quantkit.checkpoint.adapted import AdaptedCheckpoint
 from quantkit.checkpoint.journal import Journal
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import sidecars
-from quantkit.checkpoint.writer import sha256
-from quantkit.manifest import file_digests, library_versions
+from quantkit.manifest import digest, file_digests, library_versions
 from quantkit.model.stream import Stream
 from quantkit.progress import Progress
 
@@ -92,7 +91,7 @@ def describe_inputs(
 
 def _hash_all(paths: list[Path]) -> dict[str, str]:
     with ThreadPoolExecutor() as pool:
-        return dict(zip([path.name for path in paths], pool.map(sha256, paths), strict=True))
+        return dict(zip([path.name for path in paths], pool.map(digest, paths), strict=True))
 
 
 def _digest(files: dict[str, str]) -> str:

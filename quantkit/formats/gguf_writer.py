@@ -210,7 +210,7 @@ def _encode(
     except InputError as error:
         raise _named(error, tensor) from error
     values = rows.float()
-    difference = GgmlTensor(tensor.type, blocks, tuple(rows.shape)).dequantize().sub_(values)
+    difference = GgmlTensor(tensor.type, blocks, tuple(rows.shape)).dequantize() - values
     return _Piece(blocks, difference.square_().sum(0), values.square().sum(0))
 
 

@@ -80,14 +80,15 @@ def _stderr(values: Tensor) -> Tensor:
 def compare(
     baseline: Finished, variant: Finished, step: Callable[[], None] = lambda: None
 ) -> Divergence:
-    """Walk the vocabulary with both heads; ``step`` is called after each batch of rows."""
-    parts: list[_Running] = []
+    """Walk the vocabulary with both heads; ``step`` is called after each slice."""
+    parts = [_Running(batch.ids) for batch in baseline.batches]
     with baseline.stream.head() as logits_p, variant.stream.head() as logits_q:
-        for batch_p, batch_q in zip(baseline.batches, variant.batches, strict=True):
-            running = _Running(batch_p.ids)
-            for part in slices(baseline.stream.vocabulary):
-                running.add(logits_p(batch_p, part), logits_q(batch_q, part), part)
-            parts.append(running)
+        # A slice of both heads is read once, for all rows.
+        for part in slices(baseline.stream.vocabulary):
+            for place, running in enumerate(parts):
+                p = logits_p(baseline.batches[place], part)
+                q = p if variant is baseline else logits_q(variant.batches[place], part)
+                running.add(p, q, part)
             step()
     return Divergence(
         *(
@@ -98,33 +99,37 @@ def compare(
 
 
 class _Running:
-    """Sums over the vocabulary so far, for one batch. p is the baseline, q the variant."""
+    """Sums over the vocabulary so far, for one batch. p is the baseline, q the variant.
+
+    A slice is summed in float32, slices in float64.
+    """
 
     def __init__(self, ids: Tensor) -> None:
         self.labels = ids[:, 1:]
         shape, device = self.labels.shape, ids.device
-        minus = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
+        minus = torch.full(shape, -torch.inf, device=device)
         zero = torch.zeros(shape, dtype=torch.float64, device=device)
         # Largest logit so far and sum of exp(z - largest); for p also that sum weighted by zp - zq.
         self.max_p, self.max_q = minus.clone(), minus.clone()
         self.sum_p, self.sum_q, self.gap = zero.clone(), zero.clone(), zero.clone()
-        self.label_p, self.label_q = zero.clone(), zero.clone()
+        self.label_p, self.label_q = minus.clone(), minus.clone()
         self.best_p = torch.zeros(shape, dtype=torch.int64, device=device)
         self.best_q = self.best_p.clone()
 
     def add(self, logits_p: Tensor, logits_q: Tensor, part: slice) -> None:
         """Take in one slice of logits (rows, tokens, slice)."""
-        p, q = logits_p[:, :-1].double(), logits_q[:, :-1].double()
+        p, q = logits_p[:, :-1].float(), logits_q[:, :-1].float()
         top_p, at_p = p.max(-1)
         top_q, at_q = q.max(-1)
         self.best_p = torch.where(top_p > self.max_p, at_p + part.start, self.best_p)
         self.best_q = torch.where(top_q > self.max_q, at_q + part.start, self.best_q)
         new_p, new_q = torch.maximum(self.max_p, top_p), torch.maximum(self.max_q, top_q)
-        shrink_p, shrink_q = (self.max_p - new_p).exp(), (self.max_q - new_q).exp()
-        weight = (p - new_p[..., None]).exp()
+        shrink_p = (self.max_p - new_p).double().exp()
+        shrink_q = (self.max_q - new_q).double().exp()
+        weight = (p - new_p[..., None]).exp_()
         self.sum_p = self.sum_p * shrink_p + weight.sum(-1)
-        self.sum_q = self.sum_q * shrink_q + (q - new_q[..., None]).exp().sum(-1)
-        self.gap = self.gap * shrink_p + (weight * (p - q)).sum(-1)
+        self.gap = self.gap * shrink_p + weight.mul_(p - q).sum(-1)
+        self.sum_q = self.sum_q * shrink_q + (q - new_q[..., None]).exp_().sum(-1)
         self.max_p, self.max_q = new_p, new_q
         inside = (self.labels >= part.start) & (self.labels < part.stop)
         column = (self.labels - part.start).clamp(0, p.shape[-1] - 1)[..., None]
@@ -132,7 +137,7 @@ class _Running:
         self.label_q = torch.where(inside, q.gather(-1, column)[..., 0], self.label_q)
 
     def _log_sum(self, which: str) -> Tensor:
-        total: Tensor = getattr(self, f"max_{which}") + getattr(self, f"sum_{which}").log()
+        total: Tensor = getattr(self, f"max_{which}").double() + getattr(self, f"sum_{which}").log()
         return total
 
     def nll(self) -> Tensor:
