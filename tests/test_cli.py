@@ -246,6 +246,14 @@ def test_a_full_disk(tmp_path):
         )
         assert done.returncode == 3, done.stderr
         assert "no space left to write" in done.stderr and "Traceback" not in done.stderr
+        assert not (tmp_path / "out").exists()
+        # What was finished is kept, and the same command goes on from there.
+        if (tmp_path / "out.partial").exists():
+            assert "the same command goes on" in done.stderr
+            assert (
+                run("quantize", recipe, "--model", "demo", "--out", tmp_path / "out").exit_code == 0
+            )
+            shutil.rmtree(tmp_path / "out")
         assert list(tmp_path.iterdir()) == []
 
 
@@ -260,14 +268,19 @@ def test_ctrl_c_half_way(tmp_path, sent):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     deadline = time.monotonic() + 120
-    while not list(partial.glob("shard-*")) and time.monotonic() < deadline:
+    journal = partial / "unfinished" / "journal.jsonl"
+    while (
+        not (journal.exists() and journal.read_bytes().count(b"\n") > 1)
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     assert partial.exists() and process.poll() is None
     process.send_signal(sent)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
     assert "interrupted" in said and "Traceback" not in said
-    assert list(tmp_path.iterdir()) == []
+    assert f"are kept in {partial}" in said
+    assert list(tmp_path.iterdir()) == [partial]
 
 
 def test_gates_on_unknown_metrics_are_refused_before_work(tmp_path):

@@ -30,6 +30,9 @@ class Noisy:
             tensor = tensor + 0.02 * noise
         return tensor
 
+    def read_rows(self, key, start, stop):
+        return self.read(key)[start:stop]
+
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2"])
 def test_equal_to_the_whole_model(tiny, model_type, monkeypatch):
@@ -63,9 +66,9 @@ def test_equal_to_the_whole_model(tiny, model_type, monkeypatch):
     kl = result.kl_divergence()
     means = expected_kl.mean(1)
     half = 1.96 * means.std().item() / math.sqrt(6)
-    assert kl.mean == pytest.approx(means.mean().item())
-    assert (kl.low, kl.high) == pytest.approx((kl.mean - half, kl.mean + half))
-    assert kl.p99 == pytest.approx(torch.quantile(expected_kl.flatten(), 0.99).item())
+    assert kl.mean == pytest.approx(means.mean().item(), rel=1e-5)  # float32 exponentials
+    assert (kl.low, kl.high) == pytest.approx((kl.mean - half, kl.mean + half), rel=1e-5)
+    assert kl.p99 == pytest.approx(torch.quantile(expected_kl.flatten(), 0.99).item(), rel=1e-4)
     perplexity = result.perplexity()
     assert perplexity.value == pytest.approx((-logs[1].gather(-1, labels)).mean().exp().item())
     assert perplexity.ratio == pytest.approx(perplexity.value / result.baseline_perplexity().value)

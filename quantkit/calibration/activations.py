@@ -54,9 +54,6 @@ class HiddenStates:
                         self._put(0, index, kept)
                         self._tensors[index] = None
 
-    def __len__(self) -> int:
-        return len(self._tensors)
-
     @property
     def spilled(self) -> bool:
         """Whether they take more memory than they may."""

@@ -55,7 +55,7 @@ class CalibrationPass:
         self._kept, self._keeper = kept, keeper
         self._folds: list[Fold] = []
         self._batches: list[Batch] = []
-        self._hidden = hidden or HiddenStates()
+        self._hidden = HiddenStates() if hidden is None else hidden
         self._hidden.start(self._embedded(rows))
         self._probe = len(self._batches) - 1 if wanted.folds else len(self._batches)
         self._snapshot: Snapshot | None = None
@@ -133,12 +133,14 @@ class CalibrationPass:
 
     def restore(self, state: dict[str, Any]) -> bool:
         """Go on from a state; False where the hidden states can't be had any more."""
+        if self._batches and (
+            state["hidden"] is None or not self._hidden.restore(Snapshot(**state["hidden"]))
+        ):
+            return False
         self._folds = [
             Fold(**{**fold, "consumers": tuple(fold["consumers"])}) for fold in state["folds"]
         ]
-        if not self._batches:
-            return True
-        return state["hidden"] is not None and self._hidden.restore(Snapshot(**state["hidden"]))
+        return True
 
     def _run(self, index: int, block: nn.Module, place: int, *, keep: bool) -> None:
         hidden = self.stream.run(index, block, self._batches[place], self._hidden.read(place))

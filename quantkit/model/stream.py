@@ -317,7 +317,7 @@ def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
     yield start, previous + 1
 
 
-def slices(vocabulary: int, size: int = 4096) -> Iterator[slice]:
+def slices(vocabulary: int, size: int = 2048) -> Iterator[slice]:
     """The vocabulary in parts that fit in memory beside the hidden states."""
     for start in range(0, vocabulary, size):
         yield slice(start, min(start + size, vocabulary))

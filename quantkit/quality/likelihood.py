@@ -101,7 +101,7 @@ def compare(
 class _Running:
     """Sums over the vocabulary so far, for one batch. p is the baseline, q the variant.
 
-    A slice is summed in float32, slices in float64.
+    Exponentials are taken in float32 and summed in float64.
     """
 
     def __init__(self, ids: Tensor) -> None:
@@ -127,9 +127,9 @@ class _Running:
         shrink_p = (self.max_p - new_p).double().exp()
         shrink_q = (self.max_q - new_q).double().exp()
         weight = (p - new_p[..., None]).exp_()
-        self.sum_p = self.sum_p * shrink_p + weight.sum(-1)
-        self.gap = self.gap * shrink_p + weight.mul_(p - q).sum(-1)
-        self.sum_q = self.sum_q * shrink_q + (q - new_q[..., None]).exp_().sum(-1)
+        self.sum_p = self.sum_p * shrink_p + _sum(weight)
+        self.gap = self.gap * shrink_p + _sum(weight.mul_(p - q))
+        self.sum_q = self.sum_q * shrink_q + _sum((q - new_q[..., None]).exp_())
         self.max_p, self.max_q = new_p, new_q
         inside = (self.labels >= part.start) & (self.labels < part.stop)
         column = (self.labels - part.start).clamp(0, p.shape[-1] - 1)[..., None]
@@ -153,3 +153,7 @@ class _Running:
 
     def agrees(self) -> Tensor:
         return (self.best_p == self.best_q).cpu()
+
+
+def _sum(values: Tensor) -> Tensor:
+    return values.sum(-1, dtype=torch.float64)
