@@ -50,6 +50,11 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 matrices are faster than those of float32 there."""
+    return device.type != "cpu" or bool(torch.cpu._is_avx512_bf16_supported())
+
+
 class Ahead:
     """Results wanted soon, computed in the background while the caller is busy."""
 

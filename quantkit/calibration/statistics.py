@@ -39,37 +39,6 @@ class Moment(Protocol):
         ...
 
 
-class Gram:
-    """XᵀX, of which only what lies on and right of the diagonal is summed, in panels of rows."""
-
-    def __init__(self, width: int, device: torch.device) -> None:
-        self._panels = [
-            torch.zeros(min(_PANEL, width - first), width - first, device=device)
-            for first in range(0, width, _PANEL)
-        ]
-
-    def add(self, rows: Tensor) -> None:
-        for part in rows.split(_TOKENS):
-            values = part.float()
-            for panel in self._panels:
-                right = values[:, -panel.shape[1] :]
-                panel.addmm_(right[:, : len(panel)].t(), right)
-
-    def diagonal(self) -> Tensor:
-        return torch.cat([panel.diagonal() for panel in self._panels])
-
-    def matrix(self) -> Tensor:
-        width = self._panels[0].shape[1]
-        result = torch.empty(width, width, device=self._panels[0].device)
-        for first, panel in zip(range(0, width, _PANEL), self._panels, strict=True):
-            result[first : first + len(panel), first:] = panel
-            result[first:, first : first + len(panel)] = panel.t()
-        return result
-
-    def parts(self) -> list[Tensor]:
-        return self._panels
-
-
 class Diagonal:
     """The diagonal of XᵀX alone: llama.cpp's importance."""
 
@@ -87,6 +56,40 @@ class Diagonal:
 
     def parts(self) -> list[Tensor]:
         return [self._sums]
+
+
+class Gram(Diagonal):
+    """XᵀX, of which only what lies on and right of the diagonal is summed, in panels of rows.
+
+    The diagonal is summed once more as ``Diagonal`` does it, so that importance weights are the
+    same to the last bit wherever they come from.
+    """
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        super().__init__(width, device)
+        self._panels = [
+            torch.zeros(min(_PANEL, width - first), width - first, device=device)
+            for first in range(0, width, _PANEL)
+        ]
+
+    def add(self, rows: Tensor) -> None:
+        super().add(rows)
+        for part in rows.split(_TOKENS):
+            values = part.float()
+            for panel in self._panels:
+                right = values[:, -panel.shape[1] :]
+                panel.addmm_(right[:, : len(panel)].t(), right)
+
+    def matrix(self) -> Tensor:
+        width = self._panels[0].shape[1]
+        result = torch.empty(width, width, device=self._panels[0].device)
+        for first, panel in zip(range(0, width, _PANEL), self._panels, strict=True):
+            result[first : first + len(panel), first:] = panel
+            result[first:, first : first + len(panel)] = panel.t()
+        return result
+
+    def parts(self) -> list[Tensor]:
+        return [self._sums, *self._panels]
 
 
 def new_moment(kind: Kind, width: int, device: torch.device) -> Moment:

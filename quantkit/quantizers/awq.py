@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantkit.parallel import spread
+from quantkit.parallel import multiplies_bfloat16, spread
 from quantkit.quantizers import rtn
 from quantkit.quantizers.grid import (
     Grid,
@@ -31,7 +31,7 @@ from quantkit.quantizers.grid import (
 
 _SMALLEST_CLIP = 0.5
 _CLIP_STEPS = 10
-_SAMPLE = 256  # rows that scales are compared on, over all readers of an input
+_SAMPLE = 128  # rows that scales are compared on, over all readers of an input
 _SLAB = 1024  # rows whose losses are taken together: fixed, so that bytes never vary
 
 
@@ -48,6 +48,15 @@ class Target:
     rows: Tensor
 
 
+class Inputs:
+    """What the targets read: ``gram``, XᵀX (in, in) float32, and a ``rough`` copy of it with
+    which losses are compared. Such long sums lose nothing that matters in bfloat16."""
+
+    def __init__(self, gram: Tensor) -> None:
+        self.gram = gram
+        self.rough = gram.bfloat16() if multiplies_bfloat16(gram.device) else gram
+
+
 @dataclass(frozen=True)
 class Rounded:
     """A target quantized: its tensor, and its loss with each row counted as it should."""
@@ -58,7 +67,7 @@ class Rounded:
 
 def search_scale(
     targets: Sequence[Target],
-    gram: Tensor,
+    inputs: Inputs,
     realise: Callable[[Tensor], Tensor],
     *,
     steps: int,
@@ -66,21 +75,23 @@ def search_scale(
 ) -> Tensor | None:
     """The input scale (in_features,) with the lowest Gram loss; None where 1 has.
 
-    targets: every quantized linear that reads the input; gram: XᵀX (in, in); realise: turns a
-    wished scale into the one that the producer can really undo (shared heads, norms rounded to
-    their dtype); steps: exponents tried; clip: see ``quantize``.
+    targets: every quantized linear that reads the input; realise: turns a wished scale into the
+    one that the producer can really undo (shared heads, norms rounded to their dtype); steps:
+    exponents tried; clip: see ``quantize``.
     """
     sample = _sample(targets)
-    activation = gram.diagonal().clamp(min=1e-12).sqrt()
+    activation = inputs.gram.diagonal().clamp(min=1e-12).sqrt()
     size = torch.cat([_relative_size(t.weight, t.grid) for t in targets]).mean(0)
     size = size.clamp(min=1e-4)
     ratios = [step / steps for step in range(1, steps + 1)]
 
     def losses(wished: Sequence[Tensor], clip: bool) -> list[float]:
         def loss(scale: Tensor) -> float:
-            return sum(quantize(t, gram, realise(_centred(scale)), clip=clip).loss for t in sample)
+            return sum(
+                quantize(t, inputs, realise(_centred(scale)), clip=clip).loss for t in sample
+            )
 
-        return spread(loss, wished, gram.device)
+        return spread(loss, wished, activation.device)
 
     finalists = [torch.ones_like(activation)]
     for family in (
@@ -96,7 +107,7 @@ def search_scale(
     return realise(_centred(finalists[best])) if best else None
 
 
-def quantize(target: Target, gram: Tensor, scale: Tensor | None = None, *, clip: bool) -> Rounded:
+def quantize(target: Target, inputs: Inputs, scale: Tensor | None = None, *, clip: bool) -> Rounded:
     """Quantize a target's weight times ``scale`` under the Gram matrix of its input.
 
     With ``clip`` the range of each (row, group) shrinks as far as that lowers the output error
@@ -106,13 +117,13 @@ def quantize(target: Target, gram: Tensor, scale: Tensor | None = None, *, clip:
     if scale is not None:
         weight = weight * scale
     nearest = rtn.quantize(weight, grid)
-    losses = _row_losses(nearest, weight, gram, scale)
+    losses = _row_losses(nearest, weight, inputs, scale)
     if not clip:
         return Rounded(nearest, total(losses * target.rows**2))
     # The Gram's diagonal blocks (groups, columns, columns): what a group's error costs alone.
     columns = grid.columns(weight.shape[1])
     shape = (-1, columns, weight.shape[1] // columns, columns)
-    blocks = gram.view(shape).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    blocks = inputs.gram.view(shape).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     if scale is not None:
         inverse = (1 / scale).view(-1, columns)
         blocks = blocks * inverse[:, :, None] * inverse[:, None, :]
@@ -123,7 +134,7 @@ def quantize(target: Target, gram: Tensor, scale: Tensor | None = None, *, clip:
 
     ranges = search_range(weight, grid, cost, steps=_CLIP_STEPS, smallest=_SMALLEST_CLIP)
     clipped = _at(weight, grid, *ranges)
-    clipped_losses = _row_losses(clipped, weight, gram, scale)
+    clipped_losses = _row_losses(clipped, weight, inputs, scale)
     wins = (clipped_losses < losses)[:, None]
     tensor = QuantizedTensor(
         grid,
@@ -173,10 +184,10 @@ def _at(weight: Tensor, grid: Grid, scale: Tensor, zero: Tensor) -> QuantizedTen
 
 
 def _row_losses(
-    tensor: QuantizedTensor, weight: Tensor, gram: Tensor, scale: Tensor | None
+    tensor: QuantizedTensor, weight: Tensor, inputs: Inputs, scale: Tensor | None
 ) -> Tensor:
-    """Gram loss of each row, (out,): weight and tensor are scaled, ``gram`` isn't."""
+    """Gram loss of each row, (out,): weight and tensor are scaled, the inputs aren't."""
     difference = tensor.dequantize().sub_(weight)
     if scale is not None:
         difference /= scale
-    return torch.cat([gram_loss(part, gram) for part in difference.split(_SLAB)])
+    return torch.cat([gram_loss(part, inputs.rough) for part in difference.split(_SLAB)])

@@ -158,18 +158,18 @@ def _awq(
         if not names:
             continue
         targets = [awq.Target(values[name], _grid(schemes[name]), rows[name]) for name in names]
-        gram = group.moment.matrix()
+        read = awq.Inputs(group.moment.matrix())
         fold = by_consumer.get(names[0])
         scale = None
         if fold is not None:
             realise = _Realised(fold, modules, set(weights))
             scale = awq.search_scale(
-                targets, gram, realise, steps=method.scale_steps, clip=method.clip_search
+                targets, read, realise, steps=method.scale_steps, clip=method.clip_search
             )
             if scale is not None:
                 _fold_back(fold, scale, modules, values, rows, result.changed)
         for name, target in zip(names, targets, strict=True):
-            found = awq.quantize(target, gram, scale, clip=method.clip_search)
+            found = awq.quantize(target, read, scale, clip=method.clip_search)
             result.tensors[name] = found.tensor
             error = found.loss / _energy(group, name)
             scaled = scale is not None

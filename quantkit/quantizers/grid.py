@@ -204,8 +204,12 @@ def _search_rows(
 
 
 def gram_loss(difference: Tensor, gram: Tensor) -> Tensor:
-    """Squared output error of each row: diag(D G Dᵀ) for D (out, in) and G = XᵀX (in, in)."""
-    return (difference @ gram).mul_(difference).sum(1)
+    """Squared output error of each row: diag(D G Dᵀ) for D (out, in) and G = XᵀX (in, in).
+
+    D is float32; the product is taken in G's dtype, which may be a rougher one.
+    """
+    product = difference.to(gram.dtype) @ gram
+    return product.float().mul_(difference).sum(1)
 
 
 def total(rows: Tensor) -> float:
