@@ -162,5 +162,5 @@ def test_linears_that_read_one_tensor_share_one_gram_matrix(tiny):
     assert all(group.tokens == 8 * 32 for group in inputs)
     for group in inputs:
         gram = group.moment.matrix()
-        assert torch.equal(gram, gram.t())
+        assert torch.allclose(gram, gram.t(), rtol=1e-4, atol=1e-3)
         assert torch.allclose(gram.diagonal(), group.moment.diagonal(), rtol=1e-4)
