@@ -66,9 +66,8 @@ def build_llama_cpp(directory: Path) -> None:
     (unpacked / "vendor" / "llama.cpp").rename(source)
     shutil.rmtree(unpacked)
     tools = {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
-    options = ("CMAKE_BUILD_TYPE=Release", "LLAMA_BUILD_TESTS=OFF", "LLAMA_BUILD_EXAMPLES=OFF")
-    options += ("LLAMA_BUILD_SERVER=OFF", "LLAMA_CURL=OFF")
-    flags = [f"-D{option}" for option in options]
+    off = ("LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER", "LLAMA_CURL")
+    flags = ["-DCMAKE_BUILD_TYPE=Release", *(f"-D{name}=OFF" for name in off)]
     build = source / "build"
     run(["cmake", "-G", "Ninja", "-S", str(source), "-B", str(build), *flags], tools)
     run(["cmake", "--build", str(build), "--target", *LLAMA_CPP_TARGETS], tools)

@@ -85,7 +85,7 @@ def measure(case: Case, work: Path) -> Measured:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     command = case.command(work / case.model, out)
-    measured = run(command, out / "log", settings={"HF_HUB_OFFLINE": "1"})
+    measured = run(command, work / "memory.log", settings={"HF_HUB_OFFLINE": "1"})
     shutil.rmtree(out)
     return measured
 

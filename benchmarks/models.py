@@ -213,7 +213,7 @@ def write_safetensors(path: Path, tensors: dict[str, tuple[int, ...]]) -> None:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for name, shape in tensors.items():
             for part in draw(name, shape):
-                file.write(part.bfloat16().view(torch.uint8).numpy())
+                file.write(part.bfloat16().view(torch.uint8).numpy().tobytes())
 
 
 def draw(name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:

@@ -178,8 +178,12 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Run:
-    """One process. Seconds, bytes; what it said last when it failed."""
+    """One process. Seconds, bytes; what it said last when it failed.
 
+    parameters: of the model. weights: bytes of the files with weights that it wrote.
+    """
+
+    parameters: int
     model: str
     device: str
     job: str
@@ -238,7 +242,7 @@ def main() -> None:
         return
     resume = given.pop("resume")
     if given["device"] == "auto":
-        given["device"] = "cuda" if has_gpu() else "cpu"
+        given["device"] = "cuda" if gpu() else "cpu"
     given["work"] = given["work"].resolve()
     options = Options(**given)
     record = options.out.with_suffix(".json")
@@ -254,7 +258,7 @@ def report(options: Options, runs: Iterable[Run]) -> None:
         done.append(run)
         document = {**setting, "runs": [asdict(run) for run in done]}
         options.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-        options.out.write_text(render(setting, done, options.work), encoding="utf-8")
+        options.out.write_text(render(setting, done), encoding="utf-8")
 
 
 def read_runs(record: Path) -> list[Run]:
@@ -270,6 +274,7 @@ def bench(options: Options, kept: Sequence[Run]) -> Iterator[Run]:
     unmade = make_environments(options)
     for model in options.models:
         feed = make_feed(model, options.work)
+        size = parameters(feed / "model")
         for job in options.jobs:
             tools = options.tools(job, model)
             failed: set[str] = set()
@@ -286,7 +291,7 @@ def bench(options: Options, kept: Sequence[Run]) -> Iterator[Run]:
                     if measured.error:
                         failed.add(tool.name)
                     say(f"{model} {job}, {tool.name}, run {number + 1}: {outcome(measured)}")
-                    yield Run(*key, **asdict(measured) | {"weights": weights})
+                    yield Run(size, *key, **asdict(measured), weights=weights)
 
 
 def make_environments(options: Options) -> dict[str, str]:
@@ -398,10 +403,6 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def has_gpu() -> bool:
-    return bool(gpu())
-
-
 def gpu() -> str:
     """The first NVIDIA GPU's name, "" without one."""
     tool = shutil.which("nvidia-smi")
@@ -450,7 +451,7 @@ class Figures:
         )
 
 
-def render(setting: Mapping[str, Any], runs: Sequence[Run], work: Path) -> str:
+def render(setting: Mapping[str, Any], runs: Sequence[Run]) -> str:
     """All results as Markdown."""
     machine = setting["machine"]
     lines = [
@@ -472,15 +473,15 @@ def render(setting: Mapping[str, Any], runs: Sequence[Run], work: Path) -> str:
     ]
     for model, device in dict.fromkeys((run.model, run.device) for run in runs):
         on_model = [run for run in runs if (run.model, run.device) == (model, device)]
-        size = parameters(work / model / "model")
-        lines += ["", f"## {model} ({size / 1e6:,.1f} million parameters), {device}"]
+        size = on_model[0].parameters / 1e6
+        lines += ["", f"## {model} ({size:,.1f} million parameters), {device}"]
         for job in JOBS:
             if on_job := [run for run in on_model if run.job == job]:
-                lines += ["", f"### {TITLES[job]}", "", *table(job, on_job, size)]
+                lines += ["", f"### {TITLES[job]}", "", *table(job, on_job)]
     return "\n".join(lines) + "\n"
 
 
-def table(job: str, runs: Sequence[Run], size: int) -> list[str]:
+def table(job: str, runs: Sequence[Run]) -> list[str]:
     """The rows of one job on one model."""
     figures = {
         tool.name: Figures.of(found)
@@ -502,7 +503,7 @@ def table(job: str, runs: Sequence[Run], size: int) -> list[str]:
             continue
         wall = f"{it.wall:.1f}" + (f" ({it.low:.1f}–{it.high:.1f})" if count > 1 else "")
         cells = [wall, f"{it.cpu:.1f}", f"{it.peak / 1e9:.2f}"]
-        cells += [f"{it.weights / 1e6:,.1f}", f"{8 * it.weights / size:.2f}"]
+        cells += [f"{it.weights / 1e6:,.1f}", f"{8 * it.weights / runs[0].parameters:.2f}"]
         if tool.is_ours:
             cells += [""] * 3
         else:
@@ -511,7 +512,7 @@ def table(job: str, runs: Sequence[Run], size: int) -> list[str]:
     present = [tool for tool in JOBS[job] if tool.name in figures]
     if len(own) > 1:
         lines += ["", f"Ratios: of {' / '.join(t.name for t in present if t.is_ours)}."]
-    notes = [f"{tool.name}: {tool.note}." for tool in present if tool.note]
+    notes = [f"* {tool.name}: {tool.note}." for tool in present if tool.note]
     return [*lines, "", *notes] if notes else lines
 
 
