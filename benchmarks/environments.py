@@ -45,7 +45,8 @@ class Environment:
     @property
     def digest(self) -> str:
         """Of what is installed: an environment made by other pins is made anew."""
-        return hashlib.sha256(repr(self.installs).encode()).hexdigest()
+        pins = (*self.installs, (LLAMA_CPP,)) if self.build else self.installs
+        return hashlib.sha256(repr(pins).encode()).hexdigest()
 
 
 class EnvironmentFailed(Exception):
