@@ -1,5 +1,5 @@
 # The same targets for people and for CI. `make` alone explains them.
-.PHONY: help setup test lint format check infer-quant build clean
+.PHONY: help setup test lint format check infer-quant bench-peers build clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -13,6 +13,7 @@ ADAPTER ?=
 SUITE ?= $(if $(filter demo,$(ADAPTER)),demo-adapter,demo)
 RECIPES ?= awq-w4-g128 gptq-w4-g128 nf4 gguf-q4-k-m
 OUT ?= reports/infer-quant
+BENCH ?=
 ADAPTED = $(if $(ADAPTER),--adapter "$(ADAPTER)")
 ARTIFACTS = $(foreach recipe,$(RECIPES),$(OUT)/artifacts/$(basename $(notdir $(recipe))))
 
@@ -21,6 +22,8 @@ help: ## Show this
 	@echo
 	@echo 'make infer-quant MODEL=DIR ADAPTER=LORA_DIR RECIPES="awq-w4-g128 my.yaml" \'
 	@echo '                 SUITE=my-suite.yaml OUT=DIR'
+	@echo 'make bench-peers BENCH="--jobs gptq awq --peers llm-compressor --models 82m --runs 3 \'
+	@echo '                        --out FILE.md" (BENCH=--help: all there is)'
 
 setup: $(VENV)/.ready ## Make .venv with everything in it
 
@@ -53,9 +56,12 @@ infer-quant: setup ## Quantize MODEL by RECIPES, judge by SUITE, end in one tabl
 	@$(BIN)/quantkit compare $(ARTIFACTS) --baseline "$(MODEL)" $(ADAPTED) \
 		--suite "$(SUITE)" --out "$(OUT)"
 
+bench-peers: setup ## Time quantkit and its peers at the same jobs, in benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/peers.py $(BENCH)
+
 build: setup ## Build the wheel and the source distribution
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt build
 	$(BIN)/python -m build
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) reports dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-peers reports dist build .pytest_cache .mypy_cache .ruff_cache

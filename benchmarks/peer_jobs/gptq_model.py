@@ -1,0 +1,30 @@
+"""GPTQModel with its own defaults, W4 in groups of 128.
+
+Its pool of CPU threads has half as many workers as there are cores, and its loader asks for two:
+with fewer than three cores it raises at import. Its own variable GPTQMODEL_CPU_WORKERS mends that.
+"""
+
+import os
+
+if (os.cpu_count() or 1) < 3:
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
+
+from arguments import Arguments, parse
+from gptqmodel import GPTQModel, QuantizeConfig
+
+
+def quantize(given: Arguments) -> None:
+    if given.job == "gptq":
+        config = QuantizeConfig(bits=4, group_size=128, sym=True)
+    else:
+        config = QuantizeConfig(
+            bits=4, group_size=128, sym=False, quant_method="awq", format="gemm"
+        )
+    model = GPTQModel.load(given.model, config, device=given.device)
+    rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in given.rows]
+    model.quantize(rows, batch_size=1)
+    model.save(str(given.out))
+
+
+if __name__ == "__main__":
+    quantize(parse())

@@ -1,0 +1,36 @@
+"""llm-compressor: oneshot with its own defaults, W4 in groups of 128."""
+
+from arguments import Arguments, parse
+from datasets import Dataset
+from llmcompressor import oneshot
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def modifier(job: str):
+    """GPTQ symmetric or AWQ asymmetric, on all linears but the head."""
+    if job == "gptq":
+        from llmcompressor.modifiers.quantization import GPTQModifier
+
+        return GPTQModifier(targets="Linear", scheme="W4A16", ignore=["lm_head"])
+    from llmcompressor.modifiers.awq import AWQModifier
+
+    return AWQModifier(targets=["Linear"], scheme="W4A16_ASYM", ignore=["lm_head"])
+
+
+def quantize(given: Arguments) -> None:
+    model = AutoModelForCausalLM.from_pretrained(given.model, dtype="bfloat16")
+    tokenizer = AutoTokenizer.from_pretrained(given.model)
+    rows = {"input_ids": given.rows, "attention_mask": [[1] * len(row) for row in given.rows]}
+    oneshot(
+        model=model,
+        processor=tokenizer,
+        dataset=Dataset.from_dict(rows),
+        recipe=[modifier(given.job)],
+        max_seq_length=len(given.rows[0]),
+        num_calibration_samples=len(given.rows),
+        output_dir=str(given.out),
+    )
+
+
+if __name__ == "__main__":
+    quantize(parse())
