@@ -27,15 +27,17 @@ from typing import Any
 from quantkit.errors import InputError, MachineError, not_installed
 from quantkit.quantizers.ggml import load_gguf, load_library
 
-# One name for each of llama.cpp's behaviours, the common ones first.
-NAMES = (
-    *("llama-bpe", "qwen2", "gpt-2", "gpt-4o", "tekken", "smollm", "starcoder", "refact"),
-    *("command-r", "dbrx", "smaug-bpe", "olmo", "mpt", "stablelm2", "falcon", "qwen35"),
-    *("deepseek-llm", "deepseek-coder", "deepseek-v3", "glm4", "chatglm-bpe", "bloom"),
-    *("gpt3-finnish", "poro-chat", "viking", "jais", "jais-2", "codeshell", "exaone"),
-    *("exaone-moe", "chameleon", "minerva-7b", "superbpe", "trillion", "granite-docling"),
-    *("bailingmoe", "seed-coder", "hunyuan", "hunyuan-dense", "kimi-k2", "grok-2", "afmoe"),
-    *("minimax-m2", "solar-open", "tiny_aya", "youtu", "joyai-llm", "mellum2", "default"),
+# One name for each of llama.cpp's behaviours, the common ones first: those that look words up in
+# the vocabulary before merging (``ignore_merges``), and the others.
+WHOLE_WORDS = ("llama-bpe", "tekken", "glm4", "youtu")
+MERGES_ONLY = (
+    *("qwen2", "gpt-2", "gpt-4o", "smollm", "starcoder", "refact", "command-r", "dbrx"),
+    *("smaug-bpe", "olmo", "mpt", "stablelm2", "falcon", "qwen35", "deepseek-llm"),
+    *("deepseek-coder", "deepseek-v3", "chatglm-bpe", "bloom", "gpt3-finnish", "poro-chat"),
+    *("viking", "jais", "jais-2", "codeshell", "exaone", "exaone-moe", "chameleon"),
+    *("minerva-7b", "superbpe", "trillion", "granite-docling", "bailingmoe", "seed-coder"),
+    *("hunyuan", "hunyuan-dense", "kimi-k2", "grok-2", "afmoe", "minimax-m2", "solar-open"),
+    *("tiny_aya", "joyai-llm", "mellum2", "default"),
 )
 
 CORPUS = (
@@ -79,6 +81,7 @@ _SYMBOLS = (
 )
 _PER_SHAPE, _MOST_TEXTS = 2, 3000
 _LONGEST_KEY = 12  # characters by which the texts' substrings are looked up
+_RUN = re.compile(r"(.)\1{4,}")
 _WIDTH = 32  # of the model around the vocabulary
 
 
@@ -87,8 +90,9 @@ class Vocabulary:
     """A tokenizer as GGUF has it.
 
     ``model``: "gpt2" (byte-level BPE) or "llama" (SentencePiece). ``tokens`` and ``types``: by
-    id; ``merges``: pairs joined by a space (gpt2); ``scores``: by id (llama). ``pre`` and
-    ``add_space_prefix``: what is to be found.
+    id; ``merges``: pairs joined by a space (gpt2); ``scores``: by id (llama);
+    ``ignore_merges``: words that are tokens are taken whole. ``pre`` and ``add_space_prefix``:
+    what is to be found.
     """
 
     model: str
@@ -96,6 +100,7 @@ class Vocabulary:
     types: list[int]
     merges: list[str]
     scores: list[float]
+    ignore_merges: bool = False
     pre: str = "default"
     add_space_prefix: bool = False
 
@@ -154,7 +159,10 @@ def _agreement(
 
 def _candidates(vocabulary: Vocabulary) -> Iterator[Vocabulary]:
     if vocabulary.model == "gpt2":
-        for name in NAMES:
+        likely, others = MERGES_ONLY, WHOLE_WORDS
+        if vocabulary.ignore_merges:
+            likely, others = others, likely
+        for name in (*likely, *others):
             yield replace(vocabulary, pre=name)
     else:
         for prefix in (True, False):
@@ -168,9 +176,9 @@ def _own_texts(vocabulary: Vocabulary) -> list[str]:
     for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True):
         text = _text_of(token, vocabulary.model) if kind == 1 else None
         # Normalizers such as NFC are left to the text's author, so only settled text is tried.
-        if not text or not unicodedata.is_normalized("NFC", text):
+        if not text or not (text.isascii() or unicodedata.is_normalized("NFC", text)):
             continue
-        shape = re.sub(r"(.)\1{3,}", r"\1\1\1\1", text.translate(_SHAPES))
+        shape = _RUN.sub(r"\1\1\1\1", text.translate(_SHAPES))
         seen[shape] = seen.get(shape, 0) + 1
         if seen[shape] <= _PER_SHAPE and len(texts) < _MOST_TEXTS:
             texts += [text, f"{text}x{text}"]
@@ -197,23 +205,24 @@ class _Shapes(dict[int, str]):
 _SHAPES = _Shapes()
 
 
-@cache
-def _byte_letters() -> dict[str, int]:
+def _letters() -> dict[int, int]:
     """GPT-2's letters for bytes: printable ones stand for themselves, the rest from U+0100 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
-    letters = {chr(byte): byte for byte in printable}
-    return letters | {chr(256 + index): byte for index, byte in enumerate(others)}
+    return {byte: byte for byte in printable} | {byte: 256 + i for i, byte in enumerate(others)}
+
+
+_LETTERS = _letters()  # byte → code point
+_BYTES = {code: byte for byte, code in _LETTERS.items()}
 
 
 def _text_of(token: str, model: str) -> str | None:
     """The text that a token stands for, or None for a part of a character."""
     if model == "llama":
         return token.replace("▁", " ")
-    letters = _byte_letters()
     try:
-        return bytes(letters[letter] for letter in token).decode("utf-8")
-    except (KeyError, UnicodeDecodeError):
+        return token.translate(_BYTES).encode("latin-1").decode("utf-8")
+    except UnicodeError:
         return None
 
 
@@ -258,8 +267,7 @@ def _written(texts: list[str], model: str) -> str:
     """The texts in the letters of the vocabulary, with something between that it lacks."""
     if model == "llama":
         return "\0".join("▁" + text.replace(" ", "▁") for text in texts)
-    letters = {byte: letter for letter, byte in _byte_letters().items()}
-    return "\0".join("".join(letters[byte] for byte in text.encode()) for text in texts)
+    return "\0".join(text.encode().decode("latin-1").translate(_LETTERS) for text in texts)
 
 
 class _ModelParams(ctypes.Structure):

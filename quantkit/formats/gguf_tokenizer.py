@@ -46,13 +46,9 @@ def metadata(directory: Path, vocab_size: int, pre_tokenizer: str | None = None)
     Raises InputError for a tokenizer of a kind that GGUF can't hold, or that llama.cpp doesn't
     agree with; MachineError when that can't be tried for want of llama.cpp's library.
     """
-    from tokenizers import Tokenizer
-
-    path, text = _tokenizer_json(directory)
+    path, data, tokenizer = _load(directory)
     try:
-        data = json.loads(text)
         vocabulary = _vocabulary(data, vocab_size)
-        tokenizer = Tokenizer.from_str(text)
         if pre_tokenizer is None:
             vocabulary = find(vocabulary, tokenizer, (CONTROL, USER_DEFINED))
         elif vocabulary.model == "gpt2":
@@ -73,17 +69,21 @@ def metadata(directory: Path, vocab_size: int, pre_tokenizer: str | None = None)
     return result | ({"tokenizer.chat_template": template} if template else {})
 
 
-def _tokenizer_json(directory: Path) -> tuple[Path, str]:
-    """tokenizer.json, or what transformers makes of the files of an older tokenizer."""
+def _load(directory: Path) -> tuple[Path, dict[str, Any], Any]:
+    """Where the tokenizer comes from, tokenizer.json's content and the tokenizer.
+
+    Without tokenizer.json it is what transformers makes of the files of an older tokenizer.
+    """
     path = directory / "tokenizer.json"
     if path.is_file():
-        read_json(path)
-        return path, path.read_text(encoding="utf-8")
+        from tokenizers import Tokenizer
+
+        return path, read_json(path), Tokenizer.from_file(str(path))
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        return directory, tokenizer.backend_tokenizer.to_str()
+        backend = tokenizer.backend_tokenizer
     except (OSError, ValueError, AttributeError, ImportError) as error:
         raise InputError(
             f"no such file, and transformers can't make it of other files ({error})",
@@ -91,6 +91,7 @@ def _tokenizer_json(directory: Path) -> tuple[Path, str]:
             mend="Save the fast tokenizer beside the weights: "
             "AutoTokenizer.from_pretrained(...).save_pretrained(DIR).",
         ) from error
+    return directory, json.loads(backend.to_str()), backend
 
 
 def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
@@ -111,7 +112,7 @@ def _vocabulary(data: dict[str, Any], size: int) -> Vocabulary:
         return Vocabulary("llama", tokens, types, [], _scores(tokens, types, merges))
     # A space inside a merge's part is written as GPT-2's letter for it, as llama.cpp expects.
     joined = [" ".join(part.replace(" ", "Ġ") for part in pair) for pair in merges]
-    return Vocabulary("gpt2", tokens, types, joined, [])
+    return Vocabulary("gpt2", tokens, types, joined, [], bool(model.get("ignore_merges")))
 
 
 def _tokens(data: dict[str, Any], size: int, sentencepiece: bool) -> tuple[list[str], list[int]]:
