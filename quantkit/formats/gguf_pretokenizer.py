@@ -113,33 +113,42 @@ class Vocabulary:
         return values | {"scores": self.scores, "add_space_prefix": self.add_space_prefix}
 
 
-def find(vocabulary: Vocabulary, tokenizer: Any, special: Iterable[int]) -> Vocabulary:
+def find(
+    vocabulary: Vocabulary, tokenizer: Any, special: Iterable[int], *, strict: bool = True
+) -> Vocabulary:
     """Return the vocabulary with the settings by which llama.cpp tokenizes like ``tokenizer``.
 
     ``tokenizer``: of the ``tokenizers`` library. ``special``: types of tokens that text is cut at
-    before anything else. Raises InputError when no setting does, MachineError when llama.cpp's
+    before anything else. When no setting agrees on every text, that is an InputError if
+    ``strict``, else the one that agrees furthest is taken. Raises MachineError when llama.cpp's
     library isn't installed.
     """
     texts = [*CORPUS, *_own_texts(vocabulary)]
+    if vocabulary.model == "llama":
+        # SentencePiece marks the beginning of a text even before a space; the tokenizers
+        # library's Metaspace doesn't. llama.cpp does as SentencePiece.
+        texts = [text for text in texts if not text.startswith(" ")]
     tokenizer.no_truncation()
     tokenizer.no_padding()
     encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
     expected = [encoding.ids for encoding in encodings]
     part, ids = _needed_part(vocabulary, texts, set(special), set().union(*expected))
-    furthest, example = -1, ""
+    furthest, best, example = -1, vocabulary, ""
     for candidate in _candidates(part):
         with _loaded(candidate) as vocab:
             if vocab is None:
                 continue
             agreed, got = _agreement(vocab, ids, texts, expected)
-        if agreed == len(texts):
-            return replace(
-                vocabulary, pre=candidate.pre, add_space_prefix=candidate.add_space_prefix
-            )
         if agreed > furthest:
-            furthest = agreed
+            settings = {"pre": candidate.pre, "add_space_prefix": candidate.add_space_prefix}
+            furthest, best = agreed, replace(vocabulary, **settings)
+        if agreed == len(texts):
+            return best
+        if agreed == furthest:
             text, wanted = texts[agreed], expected[agreed]
             example = f"{text!r} is {wanted} there and {got} by {candidate.pre!r}"
+    if not strict:
+        return best
     raise InputError(
         f"llama.cpp has no pre-tokenizer that splits text as this tokenizer does: {example}",
         mend="If you know which one is meant to be used, name it: quantize.pre_tokenizer.",
@@ -181,7 +190,7 @@ def _own_texts(vocabulary: Vocabulary) -> list[str]:
         shape = _RUN.sub(r"\1\1\1\1", text.translate(_SHAPES))
         seen[shape] = seen.get(shape, 0) + 1
         if seen[shape] <= _PER_SHAPE and len(texts) < _MOST_TEXTS:
-            texts += [text, f"{text}x{text}"]
+            texts += [text, f"x{text}x{text}"]
     return texts
 
 

@@ -40,7 +40,7 @@ def metadata(directory: Path, vocab_size: int, pre_tokenizer: str | None = None)
     """Return the ``tokenizer.*`` keys for the checkpoint in ``directory``.
 
     ``vocab_size``: rows of the embedding; ids that the tokenizer lacks become unused tokens.
-    ``pre_tokenizer``: llama.cpp's name, taken as it is; otherwise one is found that makes the
+    ``pre_tokenizer``: llama.cpp's name, taken unproven; otherwise one is found that makes the
     same ids of text. transformers is needed only where there is no tokenizer.json.
 
     Raises InputError for a tokenizer of a kind that GGUF can't hold, or that llama.cpp doesn't
@@ -49,12 +49,13 @@ def metadata(directory: Path, vocab_size: int, pre_tokenizer: str | None = None)
     path, data, tokenizer = _load(directory)
     try:
         vocabulary = _vocabulary(data, vocab_size)
-        if pre_tokenizer is None:
-            vocabulary = find(vocabulary, tokenizer, (CONTROL, USER_DEFINED))
-        elif vocabulary.model == "gpt2":
+        if vocabulary.model == "gpt2" and pre_tokenizer is not None:
             vocabulary = replace(vocabulary, pre=pre_tokenizer)
+        elif pre_tokenizer in (None, "default"):
+            cut_at = (CONTROL, USER_DEFINED)
+            vocabulary = find(vocabulary, tokenizer, cut_at, strict=pre_tokenizer is None)
         else:
-            raise InputError("SentencePiece has no pre-tokenizer that could be named")
+            raise InputError(f"SentencePiece has one pre-tokenizer, default, not {pre_tokenizer}")
     except InputError as error:
         raise InputError(error.what, where=str(path), mend=error.mend) from error
     settings = _optional_json(directory / "tokenizer_config.json")
