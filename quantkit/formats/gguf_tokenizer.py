@@ -46,9 +46,10 @@ def metadata(directory: Path, vocab_size: int, pre_tokenizer: str | None = None)
     Raises InputError for a tokenizer of a kind that GGUF can't hold, or that llama.cpp doesn't
     agree with; MachineError when that can't be tried for want of llama.cpp's library.
     """
-    path, data, tokenizer = _load(directory)
+    path, text = _tokenizer_json(directory)
     try:
-        vocabulary = _vocabulary(data, vocab_size)
+        tokenizer = _tokenizer(text)
+        vocabulary = _vocabulary(json.loads(text), vocab_size)
         if vocabulary.model == "gpt2" and pre_tokenizer is not None:
             vocabulary = replace(vocabulary, pre=pre_tokenizer)
         elif pre_tokenizer in (None, "default"):
@@ -70,21 +71,16 @@ def metadata(directory: Path, vocab_size: int, pre_tokenizer: str | None = None)
     return result | ({"tokenizer.chat_template": template} if template else {})
 
 
-def _load(directory: Path) -> tuple[Path, dict[str, Any], Any]:
-    """Where the tokenizer comes from, tokenizer.json's content and the tokenizer.
-
-    Without tokenizer.json it is what transformers makes of the files of an older tokenizer.
-    """
+def _tokenizer_json(directory: Path) -> tuple[Path, str]:
+    """tokenizer.json and where it is, or what transformers makes of an older tokenizer's files."""
     path = directory / "tokenizer.json"
     if path.is_file():
-        from tokenizers import Tokenizer
-
-        return path, read_json(path), Tokenizer.from_file(str(path))
+        return path, path.read_text(encoding="utf-8")
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        backend = tokenizer.backend_tokenizer
+        return directory, tokenizer.backend_tokenizer.to_str()
     except (OSError, ValueError, AttributeError, ImportError) as error:
         raise InputError(
             f"no such file, and transformers can't make it of other files ({error})",
@@ -92,7 +88,15 @@ def _load(directory: Path) -> tuple[Path, dict[str, Any], Any]:
             mend="Save the fast tokenizer beside the weights: "
             "AutoTokenizer.from_pretrained(...).save_pretrained(DIR).",
         ) from error
-    return directory, json.loads(backend.to_str()), backend
+
+
+def _tokenizer(text: str) -> Any:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # the library has no class of its own for this
+        raise InputError(f"the tokenizers library can't read it ({error})") from error
 
 
 def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
