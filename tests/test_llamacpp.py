@@ -12,6 +12,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.engines.llamacpp import LlamaCpp
 from quantkit.errors import InputError, MachineError
 from quantkit.formats.gguf_file import plan_file, write_bf16, write_file
+from quantkit.formats.gguf_mixes import MIXES
 from quantkit.resources import demo_model
 from tests.gguf_tiny import GPT2, LLAMA3, MODELS, QWEN2, TEXT, VOCABULARY, checkpoint
 
@@ -132,6 +133,27 @@ def test_every_architecture_answers_as_transformers(tmp_path: Path, variant: str
     model_type, changes = VARIANTS[variant]
     directory = checkpoint(tmp_path, dtype=torch.float32, model_type=model_type, **changes)
     assert agreement(directory, write_f32(directory), margin=0.05) == 1.0
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("small"), num_hidden_layers=2)
+
+
+@pytest.mark.slow
+@needs_engine
+@pytest.mark.parametrize("mix", MIXES)
+def test_every_mix_runs(small: Path, tmp_path: Path, mix: str) -> None:
+    source = Checkpoint(small)
+    plan = plan_file(source, mix, imatrix=True)
+    importance = {
+        tensor.key: torch.rand(tensor.shape[-1]) + 0.1
+        for tensor in plan.tensors
+        if tensor.key and tensor.name.startswith("blk.") and len(tensor.shape) > 1
+    }
+    write_file(tmp_path / "model.gguf", plan, source, importance.get)
+    with LlamaCpp(tmp_path / "model.gguf", threads=1, context=64) as engine:
+        assert len(engine.generate(list(range(10, 30)), 8).ids) > 0
 
 
 @needs_engine
