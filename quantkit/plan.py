@@ -141,13 +141,43 @@ class GgufFilePlan(Plan):
 
     file: GgufPlan
 
+    def to_json(self) -> dict[str, Any]:
+        """What every plan has, and what was decided about the file.
 
-def plan_gguf(method: Ggml, checkpoint: Checkpoint, name: str) -> GgufFilePlan:
-    """Give every tensor its ggml type. ``name`` becomes ``general.name``. Raises InputError."""
+        ``fallbacks``: names whose rows the mix's type can't hold, with the types wanted and given.
+        """
+        return {
+            **super().to_json(),
+            "mix": self.file.mix,
+            "architecture": self.file.architecture,
+            "pre_tokenizer": self.file.metadata["tokenizer.ggml.pre"],
+            "fallbacks": {
+                tensor.name: {"wanted": tensor.wanted, "type": tensor.type}
+                for tensor in self.file.fallbacks
+            },
+        }
+
+
+def plan_gguf(
+    method: Ggml, checkpoint: Checkpoint, name: str, *, imatrix: bool = False
+) -> GgufFilePlan:
+    """Give every tensor its ggml type.
+
+    ``name`` becomes ``general.name``. ``imatrix``: the matrices of the blocks will be quantized
+    with importance weights, which some mixes can't do without. Raises InputError.
+    """
     from quantkit.formats.gguf_file import plan_file
     from quantkit.quantizers.ggml import available
 
-    file = plan_file(checkpoint, method.mix, method.overrides, name=name)
+    file = plan_file(
+        checkpoint,
+        method.mix,
+        method.overrides,
+        name=name,
+        imatrix=imatrix,
+        no_fallback=method.no_fallback,
+        pre_tokenizer=method.pre_tokenizer,
+    )
     if {tensor.type for tensor in file.tensors} - set(available()):
         raise not_installed("xllamacpp", "gguf")
     tensors = tuple(

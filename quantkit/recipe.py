@@ -105,13 +105,29 @@ class Nf4(_Strict):
     ignore: list[str] = ["lm_head"]
 
 
+# fmt: off
+Mix = Literal[
+    "f32", "bf16", "f16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m",
+    "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "iq3_m",
+    "iq3_s", "iq3_xs", "iq3_xxs", "q2_k", "q2_k_s", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs",
+    "iq1_m", "iq1_s", "tq2_0", "tq1_0",
+]
+# fmt: on
+
+
 class Ggml(_Strict):
     """llama.cpp's types; with calibration, its importance weights too."""
 
     method: Literal["ggml"]
-    mix: Literal["q4_k_m", "q8_0", "bf16"]
+    mix: Mix
     format: Literal["gguf"] = "gguf"
     overrides: list[TypeOverride] = []
+    no_fallback: bool = Field(
+        default=False, description="refuse rows that the mix's type can't hold"
+    )
+    pre_tokenizer: str | None = Field(
+        default=None, description="llama.cpp's name, where none can be shown to be the right one"
+    )
 
 
 Quantize = Annotated[Rtn | Gptq | Awq | Nf4 | Ggml, Field(discriminator="method")]

@@ -15,6 +15,7 @@ QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+LLAMA3 = QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 TEXT = [
     "The quick brown fox jumps over the lazy dog, and the dog doesn't mind it at all.",
     "In 1998 there were 12345 foxes;  by 2026 nobody'd counted them again...",
@@ -22,6 +23,33 @@ TEXT = [
     "Köln, naïve café, 北京, 🦙 and \t tabs",
 ]
 VOCABULARY = 512
+
+# Every model that can be written: with settings that would hide nothing (heads wider than
+# hidden / heads where the architecture has them, windows shorter than the tests' texts).
+MODELS: dict[str, dict[str, object]] = {
+    "llama": {"attention_bias": True, "mlp_bias": True},
+    "mistral": {"sliding_window": None, "head_dim": 96},
+    "qwen2": {},
+    "qwen3": {"head_dim": 96, "tie_word_embeddings": True},
+    "gemma": {"head_dim": 96},
+    "gemma2": {
+        **{"head_dim": 96, "query_pre_attn_scalar": 96, "sliding_window": 24},
+        "num_hidden_layers": 3,
+    },
+    "gemma3_text": {
+        **{"head_dim": 96, "query_pre_attn_scalar": 96, "sliding_window": 24},
+        "num_hidden_layers": 7,
+    },
+    "phi3": {"pad_token_id": 0},
+    "smollm3": {"pad_token_id": 0, "num_hidden_layers": 5},
+    "olmo2": {},
+    "granite": {
+        **{"embedding_multiplier": 6.0, "attention_multiplier": 0.09},
+        **{"residual_multiplier": 0.4, "logits_scaling": 3.0},
+    },
+    "starcoder2": {},
+    "gpt_neox": {"num_key_value_heads": 4},
+}
 
 
 def checkpoint(
@@ -53,6 +81,16 @@ def checkpoint(
     _fill_biases(directory / "model.safetensors")
     _tokenizer(directory, split, bos)
     return directory
+
+
+def change(directory: Path, target: Path, **changes: object) -> Path:
+    """Copy a checkpoint with a changed config; a value of None removes the key."""
+    for file in directory.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    config = json.loads((target / "config.json").read_text())
+    config = {k: v for k, v in {**config, **changes}.items() if v is not None}
+    (target / "config.json").write_text(json.dumps(config))
+    return target
 
 
 def _fill_biases(path: Path) -> None:

@@ -51,6 +51,16 @@ def test_error_is_bounded(weight: Tensor, type: str) -> None:
 
 
 @native
+@pytest.mark.parametrize("type", ggml.TYPES)
+def test_every_type_comes_back(weight: Tensor, type: str) -> None:
+    quantized = ggml.quantize(weight, type, torch.rand(512) + 0.1)
+    bits = 8 * ggml.row_bytes(type, 512) / 512
+    # A few times a Gaussian's rate-distortion bound, 4^-bits; ternary is made for other weights.
+    slack = 12 if type in ggml.TERNARY else 6
+    assert error(weight, quantized) < slack * 4.0 ** -min(bits, 9.5)
+
+
+@native
 @pytest.mark.parametrize("type", ["Q8_0", "Q4_K", "Q6_K", "IQ3_S"])
 def test_blocks_are_ggufs(weight: Tensor, type: str) -> None:
     quantized = ggml.quantize(weight, type)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +12,10 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.engines.llamacpp import LlamaCpp
 from quantkit.errors import InputError, MachineError
 from quantkit.formats.gguf_file import plan_file
+from quantkit.formats.gguf_mixes import MIXES
 from quantkit.formats.gguf_writer import write_bf16, write_file
 from quantkit.resources import demo_model
-from tests.gguf_tiny import GPT2, QWEN2, TEXT, VOCABULARY, checkpoint
+from tests.gguf_tiny import GPT2, LLAMA3, MODELS, QWEN2, TEXT, VOCABULARY, checkpoint
 
 pytestmark = pytest.mark.engine
 needs_engine = pytest.mark.usefixtures("_engine")
@@ -39,6 +39,38 @@ ROPES: dict[str, dict[str, object]] = {
     },
 }
 
+VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
+    **{name: (name, changes) for name, changes in MODELS.items()},
+    "qwen2 with yarn": ("qwen2", {"rope_parameters": ROPES["yarn"]}),
+    "granite with llama3": ("granite", {**MODELS["granite"], "rope_parameters": ROPES["llama3"]}),
+    "phi3 with longrope": (
+        "phi3",
+        {
+            "pad_token_id": 0,
+            "original_max_position_embeddings": 64,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 0.75,
+                "original_max_position_embeddings": 64,
+                "long_factor": [1.0 + index / 8 for index in range(24)],
+                "short_factor": [1.0 + index / 64 for index in range(24)],
+            },
+        },
+    ),
+    "gemma3 with linear": (
+        "gemma3_text",
+        {
+            **MODELS["gemma3_text"],
+            "rope_parameters": {
+                "full_attention": ROPES["linear"],
+                "sliding_attention": {"rope_type": "default", "rope_theta": 3e3},
+            },
+        },
+    ),
+    "serial gpt_neox": ("gpt_neox", {**MODELS["gpt_neox"], "use_parallel_residual": False}),
+}
+
 
 @pytest.fixture(scope="module")
 def _engine() -> None:
@@ -48,9 +80,8 @@ def _engine() -> None:
 def write_f32(directory: Path) -> Path:
     """A GGUF with every tensor in F32: what llama.cpp computes from it is as exact as can be."""
     source = Checkpoint(directory)
-    overrides = [SimpleNamespace(match="*", type="F32")]
     path = directory / "f32.gguf"
-    write_file(path, plan_file(source, "bf16", overrides), source)
+    write_file(path, plan_file(source, "f32"), source)
     return path
 
 
@@ -98,6 +129,35 @@ def test_greedy_ids_equal_transformers(tmp_path: Path, rope: str) -> None:
 
 
 @needs_engine
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_architecture_answers_as_transformers(tmp_path: Path, variant: str) -> None:
+    model_type, changes = VARIANTS[variant]
+    directory = checkpoint(tmp_path, dtype=torch.float32, model_type=model_type, **changes)
+    assert agreement(directory, write_f32(directory), margin=0.05) == 1.0
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("small"), num_hidden_layers=2)
+
+
+@pytest.mark.slow
+@needs_engine
+@pytest.mark.parametrize("mix", MIXES)
+def test_every_mix_runs(small: Path, tmp_path: Path, mix: str) -> None:
+    source = Checkpoint(small)
+    plan = plan_file(source, mix, imatrix=True)
+    importance = {
+        tensor.key: torch.rand(tensor.shape[-1]) + 0.1
+        for tensor in plan.tensors
+        if tensor.key and tensor.name.startswith("blk.") and len(tensor.shape) > 1
+    }
+    write_file(tmp_path / "model.gguf", plan, source, importance.get)
+    with LlamaCpp(tmp_path / "model.gguf", threads=1, context=64) as engine:
+        assert len(engine.generate(list(range(10, 30)), 8).ids) > 0
+
+
+@needs_engine
 def test_bf16_agrees_with_transformers(tmp_path: Path) -> None:
     directory = checkpoint(tmp_path)
     write_bf16(tmp_path / "bf16.gguf", Checkpoint(directory))
@@ -128,7 +188,9 @@ def test_the_demo_model_answers_alike(tmp_path: Path) -> None:
 
 
 @needs_engine
-@pytest.mark.parametrize("split", [GPT2, QWEN2, None], ids=["gpt-2", "qwen2", "sentencepiece"])
+@pytest.mark.parametrize(
+    "split", [GPT2, QWEN2, LLAMA3, None], ids=["gpt-2", "qwen2", "llama3", "sentencepiece"]
+)
 @pytest.mark.parametrize("bos", [False, True])
 def test_llama_cpp_tokenizes_alike(tmp_path: Path, split: str | None, bos: bool) -> None:
     from tokenizers import Tokenizer

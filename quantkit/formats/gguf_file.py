@@ -7,23 +7,31 @@ bytes are laid out by gguf-py, llama.cpp's own writer; dimensions are reversed t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.reader import Checkpoint, TensorSource
 from quantkit.errors import InputError
-from quantkit.formats import gguf_llama as llama
+from quantkit.formats import gguf_architectures as architectures
 from quantkit.formats import gguf_tokenizer
-from quantkit.formats.gguf_mixes import TypeOverride, choose_types, find_mix
+from quantkit.formats.gguf_architectures import (
+    OUTPUT,
+    Architecture,
+    CheckpointTensor,
+    Dimensions,
+    Metadata,
+)
+from quantkit.formats.gguf_mixes import Choice, Layout, TypeOverride, choose_types, find_mix
+from quantkit.formats.gguf_transforms import Keep, Transform
 from quantkit.quantizers.ggml import GgmlTensor, load_gguf, row_bytes
 
-_UNUSED_SUFFIX = ".rotary_emb.inv_freq"  # a buffer that old checkpoints carry; computed instead
-_TOKEN_EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+# Buffers that old checkpoints carry; computed instead.
+_UNUSED_SUFFIXES = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,9 @@ class GgufTensorPlan:
 
     ``key``: the checkpoint's key, None for a tensor computed from the config. ``shape``: as in
     torch. ``wanted``: the mix's type where ``type`` is a fallback for rows it can't hold.
-    ``heads``: rows are permuted within so many heads (0: not at all).
+    ``transform``: what is done to the checkpoint's tensor; ``transform.rows`` says whether it can
+    be done in slices of rows: at multiples of so many, or (None) only to the whole tensor.
+    ``constant``: the value of a tensor without key.
     """
 
     name: str
@@ -41,11 +51,28 @@ class GgufTensorPlan:
     type: str
     wanted: str
     nbytes: int
-    heads: int = 0
+    transform: Transform = field(default_factory=Keep)
+    constant: Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def fallback(self) -> bool:
         return self.type != self.wanted
+
+    def value(self, source: TensorSource) -> Tensor:
+        """The whole tensor as it is to be stored, before quantizing.
+
+        Raises InputError when the source's tensor has another shape than was planned.
+        """
+        if self.key is None:
+            if self.constant is None:
+                raise ValueError(f"{self.name} has neither a key nor a constant")
+            return self.constant
+        weight = source.read(self.key)
+        if tuple(weight.shape) != self.shape:
+            raise InputError(
+                f"is {tuple(weight.shape)} where {self.shape} was planned", where=self.key
+            )
+        return self.transform.apply(weight)
 
 
 @dataclass(frozen=True)
@@ -53,9 +80,9 @@ class GgufPlan:
     """Everything about a file but the weights themselves."""
 
     mix: str
+    architecture: str
     tensors: tuple[GgufTensorPlan, ...]
-    metadata: llama.Metadata
-    constants: dict[str, Tensor]  # tensors computed from the config, by GGUF name
+    metadata: Metadata
 
     @property
     def nbytes(self) -> int:
@@ -66,52 +93,67 @@ class GgufPlan:
     def bits_per_weight(self) -> float:
         return 8 * self.nbytes / sum(math.prod(tensor.shape) for tensor in self.tensors)
 
+    @property
+    def fallbacks(self) -> tuple[GgufTensorPlan, ...]:
+        """The tensors whose rows the mix's type can't hold."""
+        return tuple(tensor for tensor in self.tensors if tensor.fallback)
+
 
 def plan_file(
-    source: Checkpoint, mix: str, overrides: Iterable[TypeOverride] = (), *, name: str | None = None
+    source: Checkpoint,
+    mix: str,
+    overrides: Iterable[TypeOverride] = (),
+    *,
+    name: str | None = None,
+    imatrix: bool = False,
+    no_fallback: bool = False,
+    pre_tokenizer: str | None = None,
 ) -> GgufPlan:
     """Decide on every tensor and on the metadata; no weights are read.
 
-    ``name``: ``general.name`` (default: the directory's). An output matrix beside tied embeddings
-    is the exception that is read: it must be equal, and is then left out.
+    ``name``: ``general.name`` (default: the directory's). ``imatrix``: importance weights will be
+    given for the matrices of the blocks. ``no_fallback``: rows that the mix's type can't hold are
+    an error. ``pre_tokenizer``: llama.cpp's name for it, instead of the one that is found. An
+    output matrix beside tied embeddings is the exception that is read: it must be equal, and is
+    then left out.
 
     Raises InputError for a model, a tokenizer, a mix or an override that can't be written, and
     when the checkpoint's keys and shapes are not just those that its config asks for.
     """
     recipe = find_mix(mix)
     where = str(source.directory)
+    architecture = architectures.of_model(source.config)
+    config = architectures.complete(architecture, source.config)
+    dimensions = architecture.dimensions(config)
     metadata = {
         "general.type": "model",
         "general.name": name or source.directory.resolve().name,
         "general.file_type": recipe.file_type,
         "general.quantization_version": int(load_gguf().GGML_QUANT_VERSION),
-        **llama.metadata(source.config),
-        **gguf_tokenizer.metadata(source.directory, int(source.config["vocab_size"])),
+        **architecture.metadata(config, dimensions),
+        **gguf_tokenizer.metadata(source.directory, dimensions.vocabulary, pre_tokenizer),
     }
-    keys = _used_keys(source)
-    layout = llama.layout(source.config, tied=_OUTPUT not in keys)
-    names = {str(llama.gguf_name(key)): key for key in keys}
-    shapes = {gguf: source.shape(key) for gguf, key in names.items()}
-    freqs = llama.rope_freqs(source.config)
-    constants = {} if freqs is None else {llama.ROPE_FREQS: freqs}
+    found = _tensors(source, architecture, config, dimensions)
+    constants = architecture.constants(config, dimensions)
+    shapes = {tensor.name: tensor.shape for tensor in found}
     shapes |= {gguf: tuple(tensor.shape) for gguf, tensor in constants.items()}
+    layout = Layout(
+        architecture.name,
+        dimensions.layers,
+        dimensions.heads,
+        dimensions.kv_heads,
+        tied=OUTPUT not in shapes,
+        imatrix=imatrix,
+    )
     try:
         choices = choose_types(shapes, recipe, layout, overrides)
     except InputError as error:
         raise InputError(error.what, where=error.where or where, mend=error.mend) from error
-    tensors = tuple(
-        GgufTensorPlan(
-            name=gguf,
-            key=names.get(gguf),
-            shape=shape,
-            type=choices[gguf].type,
-            wanted=choices[gguf].wanted,
-            nbytes=math.prod(shape[:-1]) * row_bytes(choices[gguf].type, shape[-1]),
-            heads=llama.permuted_heads(gguf, layout.heads, layout.kv_heads),
-        )
-        for gguf, shape in shapes.items()
-    )
-    return GgufPlan(mix, tensors, metadata, constants)
+    if no_fallback:
+        _refuse_fallbacks(choices, shapes, where)
+    tensors = [_planned(tensor, choices[tensor.name]) for tensor in found]
+    tensors += [_constant(gguf, tensor) for gguf, tensor in constants.items()]
+    return GgufPlan(mix, architecture.name, tuple(tensors), metadata)
 
 
 class GgufWeights:
@@ -134,34 +176,30 @@ class GgufWeights:
             raise InputError("no such file", where=str(path)) from None
         except (ValueError, KeyError, IndexError) as error:
             raise InputError(f"isn't a readable GGUF file ({error})", where=str(path)) from error
-        architecture = _field(reader, "general.architecture")
-        if architecture != llama.ARCHITECTURE:
-            raise InputError(
-                f"is of architecture {architecture!r}; only {llama.ARCHITECTURE!r} can be read",
-                where=str(path),
-            )
-        self._heads = int(_field(reader, "llama.attention.head_count"))
-        self._kv_heads = int(_field(reader, "llama.attention.head_count_kv") or self._heads)
+        try:
+            self._architecture = architectures.find(str(_field(reader, "general.architecture")))
+        except InputError as error:
+            raise InputError(error.what, where=str(path), mend=error.mend) from error
+        self._dimensions = _dimensions(reader, self._architecture.name)
+        keys = self._architecture.names(self._dimensions.layers)
+        found = [tensor for tensor in reader.tensors if tensor.name in keys]
         self._tensors = {
-            key: (
+            keys[tensor.name]: (
                 tensor.name,
                 tuple(int(n) for n in reversed(tensor.shape)),
                 int(tensor.data_offset),
                 int(tensor.n_bytes),
             )
-            for tensor in reader.tensors
-            if (key := llama.hf_key(tensor.name)) is not None
+            for tensor in found
         }
         self.types: dict[str, str] = {
-            key: tensor.tensor_type.name
-            for tensor in reader.tensors
-            if (key := llama.hf_key(tensor.name)) is not None
+            keys[tensor.name]: tensor.tensor_type.name for tensor in found
         }
-        if (
-            _OUTPUT not in self._tensors
-        ):  # llama.cpp then uses the embedding; checkpoints may name it
-            self._tensors[_OUTPUT] = self._tensors[_TOKEN_EMBEDDING]
-            self.types[_OUTPUT] = self.types[_TOKEN_EMBEDDING]
+        output = f"{self._architecture.head}.weight"
+        embedding = f"{self._architecture.embedding}.weight"
+        if output not in self._tensors:  # llama.cpp uses the embedding; checkpoints may name it
+            self._tensors[output] = self._tensors[embedding]
+            self.types[output] = self.types[embedding]
 
     def keys(self) -> Iterable[str]:
         return self._tensors.keys()
@@ -175,15 +213,16 @@ class GgufWeights:
 
     def read(self, key: str) -> Tensor:
         """Return one tensor in float32."""
-        name, shape, *_ = self._tensors[key]
+        shape = self._tensors[key][1]
         value = self._rows(key, 0, math.prod(shape[:-1])).view(shape)
-        return llama.unpermute(value, llama.permuted_heads(name, self._heads, self._kv_heads))
+        return self._architecture.transform(key, self._dimensions).undo(value)
 
     def read_rows(self, key: str, start: int, stop: int) -> Tensor:
-        name, shape, *_ = self._tensors[key]
-        if len(shape) == 1 or llama.permuted_heads(name, self._heads, self._kv_heads):
+        shape = self._tensors[key][1]
+        transform = self._architecture.transform(key, self._dimensions)
+        if len(shape) == 1 or transform.rows != 1:
             return self.read(key)[start:stop]
-        return self._rows(key, start, min(stop, shape[0]))
+        return transform.undo(self._rows(key, start, min(stop, shape[0])))
 
     def _rows(self, key: str, start: int, stop: int) -> Tensor:
         """Rows as they lie in the file, (stop - start, columns)."""
@@ -197,18 +236,25 @@ class GgufWeights:
         return GgmlTensor(self.types[key], blocks, (stop - start, shape[-1])).dequantize()
 
 
-def _used_keys(source: Checkpoint) -> list[str]:
-    """The checkpoint's keys in the file's order, proven to be all there is and all it needs."""
+def _tensors(
+    source: Checkpoint, architecture: Architecture, config: Mapping[str, Any], sizes: Dimensions
+) -> list[CheckpointTensor]:
+    """What goes into the file, in its order: proven to be all there is and all that is needed."""
     where = str(source.directory)
-    present = [key for key in source.entries if not key.endswith(_UNUSED_SUFFIX)]
-    shapes = llama.shapes(source.config, present)
+    head = f"{architecture.head}.weight"
+    tensors = list(architecture.tensors(config, sizes))
+    output = CheckpointTensor(head, OUTPUT, (sizes.vocabulary, sizes.hidden), Keep())
+    present = {key for key in source.entries if not key.endswith(_UNUSED_SUFFIXES)}
+    expected = [*tensors, output] if head in present else tensors
+    shapes = {tensor.key: tensor.shape for tensor in expected}
     missing = [key for key in shapes if key not in present]
-    leftover = sorted(set(present) - set(shapes))
+    leftover = sorted(present - set(shapes))
     if missing:
         raise InputError(f"lacks {_some(missing)}", where=where)
     if leftover:
         raise InputError(
-            f"has tensors that GGUF's llama architecture has no place for: {_some(leftover)}",
+            f"has tensors that GGUF's {architecture.name} architecture has no place for: "
+            f"{_some(leftover)}",
             where=where,
         )
     for key, shape in shapes.items():
@@ -216,18 +262,84 @@ def _used_keys(source: Checkpoint) -> list[str]:
             raise InputError(
                 f"{key} is {source.shape(key)}; config.json asks for {shape}", where=where
             )
-    tied = bool(source.config.get("tie_word_embeddings", False))
-    if tied and _OUTPUT in shapes:
-        if not torch.equal(source.read(_TOKEN_EMBEDDING), source.read(_OUTPUT)):
-            raise InputError(
-                f"ties its embeddings, yet {_OUTPUT} differs from {_TOKEN_EMBEDDING}",
-                where=where,
-                mend='Set "tie_word_embeddings": false in config.json if both were trained.',
-            )
-        del shapes[_OUTPUT]
-    if not tied and _OUTPUT not in shapes:
-        raise InputError(f"lacks {_OUTPUT}, and its embeddings aren't tied", where=where)
-    return list(shapes)
+    return [*tensors, *_output(source, architecture, config, output)]
+
+
+def _output(
+    source: Checkpoint,
+    architecture: Architecture,
+    config: Mapping[str, Any],
+    output: CheckpointTensor,
+) -> list[CheckpointTensor]:
+    """The output matrix where the file needs one of its own, or nothing."""
+    where = str(source.directory)
+    present = output.key in source.entries
+    embedding = f"{architecture.embedding}.weight"
+    if not config.get("tie_word_embeddings", False):
+        if not present:
+            raise InputError(f"lacks {output.key}, and its embeddings aren't tied", where=where)
+        if architecture.output == "never":
+            raise architecture.cannot_hold("an output matrix of its own")
+        return [output]
+    if present and not torch.equal(source.read(embedding), source.read(output.key)):
+        raise InputError(
+            f"ties its embeddings, yet {output.key} differs from {embedding}",
+            where=where,
+            mend='Set "tie_word_embeddings": false in config.json if both were trained.',
+        )
+    return [replace(output, key=embedding)] if architecture.output == "needed" else []
+
+
+def _planned(tensor: CheckpointTensor, choice: Choice) -> GgufTensorPlan:
+    nbytes = math.prod(tensor.shape[:-1]) * row_bytes(choice.type, tensor.shape[-1])
+    return GgufTensorPlan(
+        tensor.name,
+        tensor.key,
+        tensor.shape,
+        choice.type,
+        choice.wanted,
+        nbytes,
+        tensor.transform,
+    )
+
+
+def _constant(name: str, value: Tensor) -> GgufTensorPlan:
+    shape = tuple(value.shape)
+    return GgufTensorPlan(name, None, shape, "F32", "F32", 4 * value.numel(), constant=value)
+
+
+def _refuse_fallbacks(
+    choices: Mapping[str, Choice], shapes: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    fallen = [
+        f"{name} (rows of {shapes[name][-1]}: {choice.type} for {choice.wanted})"
+        for name, choice in choices.items()
+        if choice.type != choice.wanted
+    ]
+    if fallen:
+        raise InputError(
+            f"{len(fallen)} tensors can't have the mix's type: {_some(fallen)}",
+            where=where,
+            mend="Allow the fallback, choose another mix, or name the types in overrides.",
+        )
+
+
+def _dimensions(reader: Any, name: str) -> Dimensions:
+    """The sizes by a file's metadata."""
+
+    def number(key: str) -> int:
+        return int(_field(reader, f"{name}.{key}") or 0)
+
+    heads, hidden = number("attention.head_count"), number("embedding_length")
+    return Dimensions(
+        layers=number("block_count"),
+        hidden=hidden,
+        inner=number("feed_forward_length"),
+        heads=heads,
+        kv_heads=number("attention.head_count_kv") or heads,
+        head_dim=number("attention.key_length") or hidden // heads,
+        vocabulary=number("vocab_size"),
+    )
 
 
 def _field(reader: Any, key: str) -> Any:

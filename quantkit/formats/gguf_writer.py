@@ -27,7 +27,7 @@ from torch import Tensor
 from quantkit.checkpoint.reader import Checkpoint, TensorSource
 from quantkit.checkpoint.writer import write_at
 from quantkit.errors import InputError
-from quantkit.formats import gguf_llama as llama
+from quantkit.formats.gguf_architectures import Metadata
 from quantkit.formats.gguf_file import GgufPlan, GgufTensorPlan, plan_file
 from quantkit.parallel import pool
 from quantkit.progress import Task
@@ -80,7 +80,7 @@ def write_file(
     todo = [tensor for tensor in plan.tensors if tensor.name not in done]
     threads = threads or os.cpu_count() or 1
     with path.open("r+b", buffering=0) as file, pool(threads) as workers:
-        pieces = _in_order(workers, _work(todo, plan, source, importance), threads * _AHEAD)
+        pieces = _in_order(workers, _work(todo, source, importance), threads * _AHEAD)
         for tensor in plan.tensors:
             if tensor.name not in done:
                 weights = _importance_of(tensor, importance)
@@ -135,7 +135,7 @@ def _data_start(path: Path, plan: GgufPlan, known: WrittenTensor | None) -> int:
 
 def _write_header(path: Path, plan: GgufPlan) -> int:
     gguf = load_gguf()
-    writer = gguf.GGUFWriter(path, llama.ARCHITECTURE)
+    writer = gguf.GGUFWriter(path, plan.architecture)
     _add_metadata(writer, plan.metadata, gguf.GGUFValueType)
     for tensor in plan.tensors:
         byte_shape = (*tensor.shape[:-1], row_bytes(tensor.type, tensor.shape[-1]))
@@ -162,7 +162,6 @@ def _importance_of(
 
 def _work(
     tensors: Iterable[GgufTensorPlan],
-    plan: GgufPlan,
     source: TensorSource,
     importance: Callable[[str], Tensor | None],
 ) -> Iterator[Callable[[], _Piece]]:
@@ -173,26 +172,19 @@ def _work(
             encode = Encoder(tensor.type, columns, _importance_of(tensor, importance))
         except InputError as error:
             raise _named(error, tensor) from error
-        read = _reader(tensor, plan, source)
+        read = _reader(tensor, source)
         count, step = math.prod(tensor.shape[:-1]), rows_at_once(columns)
         for first in range(0, count, step):
             yield partial(_encode, tensor, encode, read, first, min(first + step, count))
 
 
-def _reader(
-    tensor: GgufTensorPlan, plan: GgufPlan, source: TensorSource
-) -> Callable[[int, int], Tensor]:
+def _reader(tensor: GgufTensorPlan, source: TensorSource) -> Callable[[int, int], Tensor]:
     """A function from a range of rows to their values (rows, columns)."""
-    if tensor.key is None:
-        constant = plan.constants[tensor.name].view(-1, tensor.shape[-1])
-        return lambda start, stop: constant[start:stop]
     key = tensor.key
-    if len(tensor.shape) != 2 or tensor.heads:
-        value = source.read(key)
-        _check_shape(tensor, tuple(value.shape))
-        rows = llama.permute(value, tensor.heads).reshape(-1, tensor.shape[-1])
-        return lambda start, stop: rows[start:stop]
-    return lambda start, stop: source.read_rows(key, start, stop)
+    if key is None or len(tensor.shape) != 2 or tensor.transform.rows != 1:
+        whole = tensor.value(source).reshape(-1, tensor.shape[-1])
+        return lambda start, stop: whole[start:stop]
+    return lambda start, stop: tensor.transform.apply(source.read_rows(key, start, stop))
 
 
 def _encode(
@@ -204,7 +196,8 @@ def _encode(
 ) -> _Piece:
     rows = read(start, stop)
     if tuple(rows.shape) != (stop - start, tensor.shape[-1]):
-        _check_shape(tensor, tuple(rows.shape))
+        shape = (len(rows), *rows.shape[1:])
+        raise InputError(f"gave rows of {shape} where {tensor.shape} was planned", where=tensor.key)
     try:
         blocks = encode(rows)
     except InputError as error:
@@ -267,16 +260,11 @@ def _ratio(part: Tensor, whole: Tensor) -> float:
     return math.fsum(part.tolist()) / total if total else 0.0
 
 
-def _check_shape(tensor: GgufTensorPlan, shape: tuple[int, ...]) -> None:
-    if shape != tensor.shape:
-        raise InputError(f"is {shape} where {tensor.shape} was planned", where=tensor.key)
-
-
 def _named(error: InputError, tensor: GgufTensorPlan) -> InputError:
     return InputError(error.what, where=tensor.key or tensor.name, mend=error.mend)
 
 
-def _add_metadata(writer: Any, metadata: llama.Metadata, types: Any) -> None:
+def _add_metadata(writer: Any, metadata: Metadata, types: Any) -> None:
     """Add every key with the GGUF type that its Python type stands for."""
     scalars = {bool: types.BOOL, int: types.UINT32, float: types.FLOAT32, str: types.STRING}
     for key, value in metadata.items():

@@ -32,7 +32,8 @@ I_QUANTS = (
     *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S"),
     *("IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"),
 )
-TYPES = (*CASTS, *PORTABLE, *K_QUANTS, *I_QUANTS)
+TERNARY = ("TQ1_0", "TQ2_0")
+TYPES = (*CASTS, *PORTABLE, *K_QUANTS, *I_QUANTS, *TERNARY, "MXFP4")
 
 _SYMBOLS = (
     *("ggml_quantize_init", "ggml_quantize_requires_imatrix", "ggml_quantize_chunk"),
@@ -183,8 +184,8 @@ class Encoder:
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
-    """The shared object of xllamacpp with the functions used here, or None."""
+def load_library(symbols: tuple[str, ...]) -> ctypes.CDLL | None:
+    """The shared object of xllamacpp that exports the functions, or None."""
     spec = importlib.util.find_spec("xllamacpp")
     for folder in (spec.submodule_search_locations if spec else None) or []:
         for path in sorted([*Path(folder).glob("*.so"), *Path(folder).glob("*.pyd")]):
@@ -192,8 +193,7 @@ def _library() -> ctypes.CDLL | None:
                 library = ctypes.CDLL(str(path))
             except OSError:
                 continue
-            if all(hasattr(library, symbol) for symbol in _SYMBOLS):
-                _declare(library)
+            if all(hasattr(library, symbol) for symbol in symbols):
                 return library
     return None
 
@@ -209,6 +209,15 @@ class _TypeTraits(ctypes.Structure):
         ("is_quantized", ctypes.c_bool),
         ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
     )
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """llama.cpp's library with its quantizing functions declared, or None."""
+    library = load_library(_SYMBOLS)
+    if library is not None:
+        _declare(library)
+    return library
 
 
 def _declare(library: ctypes.CDLL) -> None:

@@ -1,0 +1,108 @@
+"""What llama.cpp changes in a tensor before it is stored, and how to undo it.
+
+A transform works on the rows of one checkpoint tensor and leaves its columns where they are, so
+importance weights of input features hold for the stored tensor as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Transform(Protocol):
+    """One change of a tensor, weight or bias, of any float dtype.
+
+    ``rows``: a slice of the checkpoint's rows can be transformed by itself when it begins and
+    ends at a multiple of so many; None: only the whole tensor can.
+    """
+
+    @property
+    def rows(self) -> int | None: ...
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        """The checkpoint's tensor as it is stored."""
+        ...
+
+    def undo(self, tensor: Tensor) -> Tensor:
+        """The stored tensor as the checkpoint has it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Stored as it is."""
+
+    @property
+    def rows(self) -> int:
+        return 1
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def undo(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+
+@dataclass(frozen=True)
+class InterleaveHalves:
+    """Rows of q and k: rotary pairs (j, j + half) of every head become neighbours (2j, 2j + 1).
+
+    Some of llama.cpp's graphs rotate neighbours where Hugging Face's models rotate halves.
+    """
+
+    head_dim: int
+
+    @property
+    def rows(self) -> int:
+        return self.head_dim
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        return _swapped(tensor, 2, self.head_dim // 2)
+
+    def undo(self, tensor: Tensor) -> Tensor:
+        return _swapped(tensor, self.head_dim // 2, 2)
+
+
+@dataclass(frozen=True)
+class ThreeParts:
+    """Rows of a fused q, k and v: all heads' q, then all k, then all v, instead of by head."""
+
+    head_dim: int
+
+    @property
+    def rows(self) -> None:
+        return None
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        return self._regroup(tensor, tensor.shape[0] // self.head_dim // 3, 3)
+
+    def undo(self, tensor: Tensor) -> Tensor:
+        return self._regroup(tensor, 3, tensor.shape[0] // self.head_dim // 3)
+
+    def _regroup(self, tensor: Tensor, outer: int, inner: int) -> Tensor:
+        parts = tensor.reshape(outer, inner, self.head_dim, -1)
+        return parts.swapaxes(0, 1).reshape(tensor.shape)
+
+
+@dataclass(frozen=True)
+class AddOne:
+    """A norm that multiplies by 1 + w is stored as that factor, in float32."""
+
+    @property
+    def rows(self) -> int:
+        return 1
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        return tensor.float() + 1
+
+    def undo(self, tensor: Tensor) -> Tensor:
+        return tensor - 1
+
+
+def _swapped(tensor: Tensor, outer: int, inner: int) -> Tensor:
+    """Rows counted (…, outer, inner) become rows counted (…, inner, outer)."""
+    rows = tensor.reshape(-1, outer, inner, tensor[0].numel())
+    return rows.swapaxes(1, 2).reshape(tensor.shape)
