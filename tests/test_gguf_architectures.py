@@ -12,7 +12,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import InputError
 from quantkit.formats import gguf_architectures as architectures
 from quantkit.formats import gguf_rope
-from quantkit.formats.gguf_file import GgufWeights, plan_file, write_bf16
+from quantkit.formats.gguf_file import GgufWeights, plan_file
 from quantkit.formats.gguf_transforms import (
     AddOne,
     InterleaveHalves,
@@ -20,6 +20,7 @@ from quantkit.formats.gguf_transforms import (
     ThreeParts,
     Transform,
 )
+from quantkit.formats.gguf_writer import write_bf16
 from tests.gguf_tiny import MODELS, change, checkpoint
 
 gguf = pytest.importorskip("gguf")

@@ -46,7 +46,7 @@ class Diagonal:
         self._sums = torch.zeros(width, device=device)
 
     def add(self, rows: Tensor) -> None:
-        self._sums += rows.float().square_().sum(0)
+        self._sums += rows.float().square().sum(0)
 
     def diagonal(self) -> Tensor:
         return self._sums
