@@ -40,7 +40,7 @@ def quantize(recipe: str, *settings: str) -> Callable[[Path, Path], list[str]]:
 
     def command(feed: Path, out: Path) -> list[str]:
         place = ["--model", str(feed / "model"), "--out", str(out / recipe), "--force"]
-        return [*QUANTKIT, "quantize", recipe, *place, "--device", "cpu", *flags]
+        return [*QUANTKIT, "quantize", recipe, "--no-cache", *place, "--device", "cpu", *flags]
 
     return command
 

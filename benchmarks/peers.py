@@ -68,7 +68,7 @@ def ours(recipe: str, *settings: str, name: str = OURS) -> Tool:
     """Quantkit by a shipped recipe."""
     flags = [part for setting in settings for part in ("--set", setting)]
     place = ("--model", "{feed}/model", "--out", "{out}", "--device", "{device}")
-    return Tool(name, ("-m", "quantkit.cli", "quantize", recipe, *place, *flags))
+    return Tool(name, ("-m", "quantkit.cli", "quantize", recipe, "--no-cache", *place, *flags))
 
 
 def peer(
