@@ -15,7 +15,7 @@ from quantkit.calibration.statistics import InputStatistics, Kind, Meter
 from quantkit.calibration.text import Rows
 from quantkit.model.stream import Batch, Stream
 
-_TOKENS_PER_BATCH = 4096
+_TOKENS_PER_BATCH = 1024
 _PROBE_TOKENS = 64
 
 
