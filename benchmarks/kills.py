@@ -1,0 +1,91 @@
+"""Runs that are killed at random moments, and go on: do they end in the same bytes?
+
+    python benchmarks/kills.py [--kills N] [--model DIR] [--recipes RECIPE...]
+
+Makes an artifact by each recipe without interruption, and times it. Then it starts the same
+command again and again under SIGKILL, each at a random moment of what is left, until it has been
+killed N times in all; every artifact must be byte-equal to the uninterrupted one, and nothing
+else may lie beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+RECIPES = ["awq-w4-g128", "gptq-w4-g128", "gguf-q4-k-m"]
+
+
+def digests(directory: Path) -> dict[str, str]:
+    """sha256 of every file but run.json, which tells of the run."""
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != "run.json"
+    }
+
+
+def command(recipe: str, model: str, out: Path, samples: int) -> list[str]:
+    start = [sys.executable, "-m", "quantkit.cli", "quantize", recipe, "--model", model]
+    return [*start, "--out", str(out), "--no-cache", "--set", f"calibration.samples={samples}"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--recipes", nargs="+", default=RECIPES)
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    chance = random.Random(options.seed)
+    failed = killed = resumed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        whole, seconds = {}, {}
+        for recipe in options.recipes:
+            started = time.monotonic()
+            line = command(recipe, options.model, work / recipe, options.samples)
+            subprocess.run(line, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            seconds[recipe] = time.monotonic() - started
+            whole[recipe] = digests(work / recipe)
+            shutil.rmtree(work / recipe)
+        while killed < options.kills:
+            recipe = options.recipes[killed % len(options.recipes)]
+            out = work / "again" / "out"
+            out.parent.mkdir(exist_ok=True)
+            line = command(recipe, options.model, out, options.samples)
+            for _ in range(chance.randint(1, 3)):  # some are killed more than once
+                process = subprocess.Popen(
+                    line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=os.environ
+                )
+                try:
+                    process.wait(timeout=chance.uniform(0.2, 1.0) * seconds[recipe])
+                    break  # it was quicker
+                except subprocess.TimeoutExpired:
+                    process.send_signal(signal.SIGKILL)
+                    process.wait()
+                    killed += 1
+            if not out.exists():
+                last = subprocess.run(line, check=False, capture_output=True, text=True)
+                resumed += "going on after" in last.stderr
+            beside = sorted(path.name for path in out.parent.iterdir())
+            good = out.exists() and digests(out) == whole[recipe] and beside == ["out"]
+            failed += not good
+            print(f"{recipe}: {killed} kills so far, {'same bytes' if good else 'DIFFERS'}")
+            shutil.rmtree(out.parent)
+    print(f"{killed} kills, {resumed} runs went on from finished steps, {failed} failures")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
