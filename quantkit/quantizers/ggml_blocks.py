@@ -149,43 +149,43 @@ class Blocks:
 
     codes: (out, in), ``q``, or its index where the type has a table; d, dmin: (out, blocks),
     exact in fp16; scales, mins: (out, groups). All of any dtype that holds them; dmin and mins
-    are None for types without a minimum.
+    are not looked at where the type has no minimum.
     """
 
     type: str
     codes: Tensor
     d: Tensor
     scales: Tensor
-    dmin: Tensor | None = None
-    mins: Tensor | None = None
+    dmin: Tensor
+    mins: Tensor
 
     def pack(self) -> GgmlTensor:
         """The bytes that ggml reads."""
         layout = LAYOUTS[self.type]
-        rows, blocks = self.d.shape
-        codes = _bytes(self.codes, layout.code_bias).view(rows, blocks, -1)
-        scales = _bytes(self.scales, layout.scale_bias).view(rows, blocks, -1)
-        mins = scales if self.mins is None else _bytes(self.mins).view(rows, blocks, -1)
-        parts = []
-        for field in layout.fields:
-            if isinstance(field, Bits):
-                integers = {
-                    "codes": codes,
-                    "scales": scales,
-                    "scales and mins": torch.cat((scales, mins), -1),
-                }[field.of]
-                parts.append(field.pack(integers))
-            elif field == "6 bits":
-                parts.append(_six_bits(scales, mins))
-            else:
-                parts.append(_half(self.d if field == "d" else self.dmin, field))
-        packed = torch.cat(parts, -1).view(rows, -1)
+        parts = [self._field(field, layout) for field in layout.fields]
+        packed = torch.cat(parts, -1).flatten(1)
         return GgmlTensor(self.type, packed.cpu(), tuple(self.codes.shape))
 
+    def _field(self, field: str | Bits, layout: Layout) -> Tensor:
+        """The bytes of one field, (out, blocks, n)."""
+        if field in ("d", "dmin", "-dmin"):
+            value = {"d": self.d, "dmin": self.dmin, "-dmin": -self.dmin}[str(field)]
+            return value.to(torch.float16).contiguous().view(torch.uint8).unflatten(1, (-1, 2))
+        shape = (*self.d.shape, -1)
+        if isinstance(field, Bits) and field.of == "codes":
+            return field.pack(_bytes(self.codes, layout.code_bias).view(shape))
+        scales = _bytes(self.scales, layout.scale_bias).view(shape)
+        if isinstance(field, Bits) and field.of == "scales":
+            return field.pack(scales)
+        mins = _bytes(self.mins, 0).view(shape)
+        if isinstance(field, Bits):
+            return field.pack(torch.cat((scales, mins), -1))
+        return _six_bits(scales, mins)
 
-def _bytes(integers: Tensor, bias: int = 0) -> Tensor:
+
+def _bytes(integers: Tensor, bias: int) -> Tensor:
     """Integers as uint8, negative ones in two's complement."""
-    return (integers.to(torch.int16) + bias).to(torch.int8).view(torch.uint8)
+    return (integers.to(torch.int16) + bias).to(torch.int8).contiguous().view(torch.uint8)
 
 
 def _six_bits(scales: Tensor, mins: Tensor) -> Tensor:
@@ -194,10 +194,3 @@ def _six_bits(scales: Tensor, mins: Tensor) -> Tensor:
     second = mins[..., :4] | (mins[..., 4:] >> 4 << 6)
     third = (scales[..., 4:] & 15) | (mins[..., 4:] << 4)
     return torch.cat((first, second, third), -1)
-
-
-def _half(value: Tensor | None, field: str) -> Tensor:
-    """A number a block as the two bytes of an fp16, (rows, blocks, 2)."""
-    assert value is not None
-    value = -value if field.startswith("-") else value
-    return value.to(torch.float16).contiguous().view(torch.uint8).unflatten(-1, (-1, 2))
