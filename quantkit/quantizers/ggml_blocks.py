@@ -170,7 +170,7 @@ class Blocks:
         """The bytes of one field, (out, blocks, n)."""
         if field in ("d", "dmin", "-dmin"):
             value = {"d": self.d, "dmin": self.dmin, "-dmin": -self.dmin}[str(field)]
-            return value.to(torch.float16).contiguous().view(torch.uint8).unflatten(1, (-1, 2))
+            return value.to(torch.float16).flatten().view(torch.uint8).view(*value.shape, 2)
         shape = (*self.d.shape, -1)
         if isinstance(field, Bits) and field.of == "codes":
             return field.pack(_bytes(self.codes, layout.code_bias).view(shape))

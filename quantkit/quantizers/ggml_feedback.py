@@ -16,6 +16,7 @@ columns of all groups by falling energy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from quantkit.quantizers.grid import total
 TYPES = tuple(LAYOUTS)
 _VISIT = 32  # columns visited together; groups are as wide, or half
 _BLOCK = 256  # columns between matrix products with all that were visited before
+_ROWS = 4096  # done together: no row depends on another, and so memory is bounded
 _RETRIES = 4  # dampings tried, each ten times the one before
 _HEAVY_TAIL = 0.6  # median energy over mean, below which the second round pays
 
@@ -110,10 +112,17 @@ def quantize(weight: Tensor, factor: Factor, type: str) -> Outcome:
     if not bool(weight.isfinite().all()):
         raise InputError("holds NaN or infinite values")
     rounding = Rounding(type, weight.device)
-    scales = Scales(type, weight, rounding)
-    codes, loss = _visit(weight, factor.grouped, scales, rounding, factor, choose=True)
+    parts = [_quantize_rows(rows, factor, type, rounding) for rows in weight.split(_ROWS)]
+    blocks = torch.cat([part.tensor.blocks for part in parts])
+    loss = math.fsum(part.loss for part in parts)
+    return Outcome(GgmlTensor(type, blocks, tuple(weight.shape)), loss)
+
+
+def _quantize_rows(rows: Tensor, factor: Factor, type: str, rounding: Rounding) -> Outcome:
+    scales = Scales(type, rows, rounding)
+    codes, loss = _visit(rows, factor.grouped, scales, rounding, factor, choose=True)
     if factor.free is not None:
-        codes, loss = _visit(weight, factor.free, scales, rounding, factor, choose=False)
+        codes, loss = _visit(rows, factor.free, scales, rounding, factor, choose=False)
     return Outcome(scales.blocks(codes).pack(), loss)
 
 
@@ -154,7 +163,13 @@ def _one_thread() -> Iterator[None]:
 
 
 def _visit(
-    weight: Tensor, order: Order, scales: Scales, rounding: Rounding, factor: Factor, *, choose: bool
+    weight: Tensor,
+    order: Order,
+    scales: Scales,
+    rounding: Rounding,
+    factor: Factor,
+    *,
+    choose: bool,
 ) -> tuple[Tensor, float]:
     """Visit all columns; ``choose``: scales too, or keep those there are.
 

@@ -58,7 +58,7 @@ class Rounding:
 
 @dataclass(frozen=True)
 class _Fit:
-    """Sums, (out), that give the squared error Σ (step · q - minimum - t)² less Σ t².
+    """Sums, (…, out), that give the squared error Σ (step · q - minimum - t)² less Σ t².
 
     qq, tq: of q² and t · q; q1, t1: of q and t; n: of ones, a number. All weighted alike.
     """
@@ -138,22 +138,15 @@ class Scales:
         """
         step, origin = self._range(targets.amax(0), targets.amin(0))
         step = torch.where(step.abs() < _TINY, _TINY, step)
-        scaled = targets / step
-        origin = origin / step
+        shares = torch.tensor(_SHARES, device=targets.device)[:, None, None]
+        q = self._rounding((targets / step / shares).sub_(origin / step))  # (shares, columns, out)
         weighted = targets * importance[:, None]
-        sum_of_targets, n = weighted.sum(0), importance.sum()
-        best: tuple[Tensor, ...] = ()
-        for share in _SHARES:
-            q = self._rounding((scaled / share).sub_(origin))
-            tq = weighted.mul(q).sum(0)
-            q1 = importance @ q
-            qq = importance @ q.square_()
-            found = self._held(group, self._fit(qq, tq, q1, sum_of_targets, n))
-            if not best:
-                best = found
-            better = found[0] < best[0]
-            best = tuple(torch.where(better, x, y) for x, y in zip(found, best, strict=True))
-        self._keep(group, *best[1:])
+        tq = weighted.mul(q).sum(1)
+        q1 = importance @ q
+        qq = importance @ q.square_()
+        found = self._held(group, self._fit(qq, tq, q1, weighted.sum(0), importance.sum()))
+        best = found[0].min(0, keepdim=True).indices
+        self._keep(group, *(value.gather(0, best)[0] for value in found[1:]))
 
     def refit(self, group: Tensor, codes: Tensor, targets: Tensor, upper: Tensor) -> None:
         """Fit step and minimum of ``group`` to its codes and targets (columns, out) anew.
@@ -161,9 +154,7 @@ class Scales:
         The error is ‖(Ŵ - T) V‖², V being ``upper`` (columns, columns).
         """
         q, t, ones = upper.t() @ codes, upper.t() @ targets, upper.sum(0)
-        fit = self._fit(
-            q.square().sum(0), (q * t).sum(0), ones @ q, ones @ t, ones.square().sum()
-        )
+        fit = self._fit(q.square().sum(0), (q * t).sum(0), ones @ q, ones @ t, ones.square().sum())
         loss, step, minimum = self._held(group, fit)
         old_step, old_minimum = self.step(group)[0], self.minimum(group)[0]
         better = loss < fit.loss(old_step, old_minimum)
