@@ -141,17 +141,18 @@ def test_rows_do_not_depend_on_each_other(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("type", TYPES)
 def test_odd_weights_are_held_as_well_as_their_block_can(type: str) -> None:
-    weight, gram = weight_of(6, 512), gram_of(512)
+    weight, gram = weight_of(8, 512), gram_of(512)
     weight[0] = 0
     weight[1, :256] = 0
     weight[2] = weight[2].abs()
     weight[3] = -weight[3].abs()
     weight[4] *= 1e-9  # below what fp16 scales can say
     weight[5, 300] = 1e7  # above
+    weight[6], weight[7] = 0.02, -0.02
     result = quantize(weight, factor_of(gram), type).tensor.dequantize()
     assert result.isfinite().all()
     assert not result[0].any()
-    for row in (1, 2, 3):
+    for row in (1, 2, 3, 6, 7):
         difference, whole = (result - weight)[row, None], weight[row, None]
         assert gram_loss(difference, gram) < 0.05 * gram_loss(whole, gram)
 

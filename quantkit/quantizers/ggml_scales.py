@@ -75,7 +75,9 @@ class _Fit:
 
     def best_step(self, *, positive: bool) -> Tensor:
         """The step of the least squares; ``positive``: minima below zero don't exist."""
-        determinant = (self.qq * self.n - self.q1.square()).clamp_(min=_TINY)
+        # Codes that are all alike leave the step open; the floor keeps it from running off.
+        whole = self.qq * self.n
+        determinant = torch.maximum(whole - self.q1.square(), whole * 1e-6).clamp_(min=_TINY)
         step = (self.tq * self.n - self.q1 * self.t1) / determinant
         if not positive:
             return step
@@ -104,6 +106,7 @@ class Scales:
         self.d = self._unit(step.abs(), layout.scales, per_block)
         self.dmin = self._unit(-origin, layout.mins, per_block)
         self.scales, self.mins = torch.ones_like(step), torch.ones_like(step)
+        self._shares = torch.tensor(_SHARES, device=weight.device)[:, None, None]
 
     def _range(self, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
         """Step and value of code 0 with which the codes cover [low, high]."""
@@ -138,8 +141,8 @@ class Scales:
         """
         step, origin = self._range(targets.amax(0), targets.amin(0))
         step = torch.where(step.abs() < _TINY, _TINY, step)
-        shares = torch.tensor(_SHARES, device=targets.device)[:, None, None]
-        q = self._rounding((targets / step / shares).sub_(origin / step))  # (shares, columns, out)
+        scaled = targets / step / self._shares  # (shares, columns, out)
+        q = self._rounding(scaled.sub_(origin / step))
         weighted = targets * importance[:, None]
         tq = weighted.mul(q).sum(1)
         q1 = importance @ q
