@@ -10,6 +10,7 @@ from quantkit.errors import InputError
 from quantkit.quantizers import ggml
 from quantkit.quantizers.ggml_blocks import LAYOUTS, Blocks
 from quantkit.quantizers.ggml_feedback import TYPES, Factor, factorize, quantize
+from quantkit.quantizers.ggml_scales import Rounding, Scales
 from quantkit.quantizers.grid import gram_loss
 
 pytest.importorskip("gguf")
@@ -99,12 +100,63 @@ def test_uncorrelated_inputs_leave_nothing_to_feed_back(type: str) -> None:
     assert (result - weight).abs().max() < spread / steps
 
 
-def test_losing_the_feedback_would_show() -> None:
-    """The factor of the diagonal alone knows no correlations: the loss is higher with it."""
-    weight, gram = weight_of(64, 512), gram_of(512)
+@pytest.mark.parametrize("type", ["Q3_K", "Q4_K", "IQ4_NL"])
+@pytest.mark.parametrize("reach", [16, 512])
+def test_feedback_needs_the_correlations(type: str, reach: int) -> None:
+    """Of neighbours in a group (16 columns), and of columns far apart (512)."""
+    generator = torch.Generator().manual_seed(4)
+    common = torch.randn(1024, 512 // reach, generator=generator).repeat_interleave(reach, 1)
+    x = torch.randn(1024, 512, generator=generator) + 2 * common
+    weight, gram = weight_of(64, 512), x.t() @ x
     blind = factor_of(torch.diag(gram.diagonal()))
-    without = loss(weight, quantize(weight, blind, "Q4_K").tensor, gram)
-    assert quantize(weight, factor_of(gram), "Q4_K").loss < 0.5 * without
+    without = loss(weight, quantize(weight, blind, type).tensor, gram)
+    assert quantize(weight, factor_of(gram), type).loss < 0.5 * without
+
+
+def test_the_second_round_follows_the_recurrence() -> None:
+    """Its scales are the stored ones, so its codes can be derived again, column by column."""
+    weight, gram = weight_of(24, 256), gram_of(256, heavy=True)
+    factor = factor_of(gram)
+    assert factor.free is not None
+    tensor = quantize(weight, factor, "Q4_0").tensor
+    scales = (
+        tensor.blocks.view(24, 8, 18)[..., :2].contiguous().view(torch.float16).double()[..., 0]
+    )
+    order = factor.free.columns
+    assert torch.equal(order, gram.diagonal().argsort(descending=True, stable=True))
+    turned = order.flip(0)
+    damped = gram.double()[turned][:, turned]
+    damped += 0.01 * gram.diagonal().double().mean() * torch.eye(256)
+    v = torch.linalg.cholesky(damped).flip(0, 1)
+    assert torch.allclose(v @ v.t(), damped.flip(0, 1))
+    expected, difference = torch.zeros(24, 256).double(), torch.zeros(24, 256).double()
+    for k, column in enumerate(order.tolist()):
+        target = weight[:, column] + difference @ v[:, k] / v[k, k]
+        scale = scales[:, column // 32]
+        expected[:, column] = (target / scale).round().clamp(-8, 7) * scale
+        difference[:, k] = weight[:, column] - expected[:, column]
+    same = (tensor.dequantize() - expected).abs() < 1e-6
+    assert same.float().mean() > 0.97
+
+
+@pytest.mark.parametrize("type", ["Q2_K", "Q3_K", "Q4_1", "Q6_K", "IQ4_XS"])
+def test_fitting_scales_again_never_costs(type: str) -> None:
+    layout, weight = LAYOUTS[type], weight_of(200, 256)
+    rounding = Rounding(type, weight.device)
+    scales, group = Scales(type, weight, rounding), torch.tensor([3])
+    upper = torch.linalg.cholesky(gram_of(layout.group)).t()
+    targets = weight.t()[3 * layout.group :][: layout.group].clone()
+    scales.choose(group, targets, upper.diagonal().square())
+    q = rounding(((targets + scales.minimum(group)) / scales.step(group)).contiguous())
+
+    def cost() -> Tensor:
+        error = q * scales.step(group) - scales.minimum(group) - targets
+        return (upper.t() @ error).square().sum(0)
+
+    before = cost()
+    scales.refit(group, q, targets, upper)
+    assert (cost() <= before * (1 + 1e-4)).all()
+    assert cost().sum() < 0.995 * before.sum()
 
 
 def test_a_second_round_pays_where_few_inputs_carry_most_of_the_energy() -> None:
@@ -154,7 +206,7 @@ def test_odd_weights_are_held_as_well_as_their_block_can(type: str) -> None:
     assert not result[0].any()
     for row in (1, 2, 3, 6, 7):
         difference, whole = (result - weight)[row, None], weight[row, None]
-        assert gram_loss(difference, gram) < 0.05 * gram_loss(whole, gram)
+        assert gram_loss(difference, gram) < 0.1 * gram_loss(whole, gram)
 
 
 def test_inputs_never_excited_are_harmless() -> None:

@@ -44,12 +44,11 @@ class Rounding:
             self._indices = nearest[::2].to(torch.int8).to(device)  # of the integers from -128
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Round ``x`` (float32, in codes' units, contiguous) in place."""
+        """Round ``x`` (float32, in codes' units) in place."""
         if self._table is None:
             return x.round_().clamp_(self._lowest, self._highest)
         places = x.mul_(2).floor_().clamp_(-256, 255).add_(256).to(torch.int32)
-        torch.index_select(self._table, 0, places.view(-1), out=x.view(-1))
-        return x
+        return x.copy_(self._table.index_select(0, places.flatten()).view(x.shape))
 
     def stored(self, values: Tensor) -> Tensor:
         """Rounded values (int8) as the codes that are stored: themselves, or their indices."""
