@@ -1,0 +1,236 @@
+"""GPTQ's error feedback on ggml's own grids: the same bytes as llama.cpp's, better chosen.
+
+Let H = XᵀX + λI over the calibration tokens, and H = V Vᵀ with V upper triangular. The loss of a
+difference D = W - Ŵ is ‖D V‖², and column k of D V is V_kk D_k + Σ_{i<k} D_i V_ik. So columns are
+visited one after the other, and each is rounded from the value that would make its column of
+D V vanish: GPTQ (Frantar et al., arXiv 2210.17323), seen as Babai's nearest plane (Chen et al.,
+arXiv 2507.18553), with one factorization and no inverse of H.
+
+The units (d, dmin) of a block are fixed first. The integers of a group are chosen when the group
+is reached, for what earlier errors have made of its weights; then its columns are visited, and
+the integers are fitted to the codes once more. The order of visits needs no room in the file:
+groups by falling energy, and so the columns of a group. Where few inputs carry most of the energy
+(as before down projections) a second round follows, with the scales of the first, through the
+columns of all groups by falling energy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantkit.errors import InputError
+from quantkit.quantizers.ggml import GgmlTensor, row_bytes
+from quantkit.quantizers.ggml_blocks import LAYOUTS
+from quantkit.quantizers.ggml_scales import Rounding, Scales
+from quantkit.quantizers.grid import total
+
+TYPES = tuple(LAYOUTS)
+_VISIT = 32  # columns visited together; groups are as wide, or half
+_BLOCK = 256  # columns between matrix products with all that were visited before
+_ROWS = 4096  # done together: no row depends on another, and so memory is bounded
+_RETRIES = 4  # dampings tried, each ten times the one before
+_HEAVY_TAIL = 0.6  # median energy over mean, below which the second round pays
+
+
+@dataclass(frozen=True)
+class Order:
+    """columns: those of the weight in the order of visits; upper: V (in, in) in that order."""
+
+    columns: Tensor
+    upper: Tensor
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A factorized Gram matrix, for all weights that read the same input, of any type.
+
+    grouped: columns of a group stay together; free: by falling energy alone, None where that
+    wouldn't pay. H was divided by ``mean``, the mean diagonal; λ is ``damping`` times it.
+    """
+
+    grouped: Order
+    free: Order | None
+    mean: float
+    damping: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The quantized weight, and its Gram loss tr(D G Dᵀ), D = W - Ŵ."""
+
+    tensor: GgmlTensor
+    loss: float
+
+
+def factorize(gram: Tensor, damping: float = 0.01) -> Factor | None:
+    """Factorize one Gram matrix XᵀX (in, in) float32, ``in`` a multiple of 32.
+
+    None when no damping, up to a thousand times ``damping``, makes it positive definite: where
+    it holds NaN or infinity, or where calibration never excited the input.
+    Raises InputError for another shape.
+    """
+    columns = len(gram)
+    if tuple(gram.shape) != (columns, columns) or columns % _VISIT:
+        raise InputError(f"a Gram matrix {tuple(gram.shape)} doesn't fit ggml's groups of {_VISIT}")
+    energy = gram.diagonal()
+    mean = float(energy.mean())
+    if not 0 < mean < float("inf"):
+        return None
+    hessian = gram / mean
+    for attempt in range(_RETRIES):
+        share = damping * 10**attempt
+        grouped = _factorize(hessian, _by_groups(energy), share)
+        if grouped is None:
+            continue
+        heavy = bool(energy.median() < _HEAVY_TAIL * mean)
+        free = _factorize(hessian, _falling(energy), share) if heavy else None
+        return Factor(grouped, free, mean, share)
+    return None
+
+
+def quantize(weight: Tensor, factor: Factor, type: str) -> Outcome:
+    """Quantize ``weight`` (out, in) float32 to one of ``TYPES``.
+
+    Raises InputError for another type, for rows that its blocks don't divide, for a factor of
+    another width and for NaN or infinite values.
+    """
+    if type not in TYPES:
+        raise InputError(
+            f"{type} gets no error feedback", mend=f"Types that do: {', '.join(TYPES)}."
+        )
+    row_bytes(type, weight.shape[-1])
+    if weight.ndim != 2 or weight.shape[1] != len(factor.grouped.columns):
+        raise InputError(
+            f"weight {tuple(weight.shape)} for {len(factor.grouped.columns)} measured inputs"
+        )
+    if not bool(weight.isfinite().all()):
+        raise InputError("holds NaN or infinite values")
+    rounding = Rounding(type, weight.device)
+    parts = [_quantize_rows(rows, factor, type, rounding) for rows in weight.split(_ROWS)]
+    blocks = torch.cat([part.tensor.blocks for part in parts])
+    loss = math.fsum(part.loss for part in parts)
+    return Outcome(GgmlTensor(type, blocks, tuple(weight.shape)), loss)
+
+
+def _quantize_rows(rows: Tensor, factor: Factor, type: str, rounding: Rounding) -> Outcome:
+    scales = Scales(type, rows, rounding)
+    codes, loss = _visit(rows, factor.grouped, scales, rounding, factor, choose=True)
+    if factor.free is not None:
+        codes, loss = _visit(rows, factor.free, scales, rounding, factor, choose=False)
+    return Outcome(scales.blocks(codes).pack(), loss)
+
+
+def _falling(energy: Tensor) -> Tensor:
+    return torch.argsort(energy, dim=-1, descending=True, stable=True)
+
+
+def _by_groups(energy: Tensor) -> Tensor:
+    """Groups of 32 by falling energy; within them groups of 16; within these, columns."""
+    columns = torch.arange(len(energy), device=energy.device).view(-1, 2, _VISIT // 2)
+    columns = columns.gather(2, _falling(energy[columns]))
+    halves = _falling(energy[columns].sum(2))
+    columns = columns.gather(1, halves[..., None].expand_as(columns))
+    return columns[_falling(energy[columns].sum((1, 2)))].flatten()
+
+
+def _factorize(hessian: Tensor, columns: Tensor, damping: float) -> Order | None:
+    # The Cholesky factor of the matrix turned end for end, turned back, is upper triangular.
+    turned = columns.flip(0)
+    damped = hessian[turned][:, turned]
+    damped.diagonal().add_(damping)
+    with _one_thread():
+        lower, failed = torch.linalg.cholesky_ex(damped)
+    if failed or not bool(lower.isfinite().all()):
+        return None
+    return Order(columns, lower.flip(0, 1))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """LAPACK's factorizations round differently for every number of threads; with one, never."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _visit(
+    weight: Tensor,
+    order: Order,
+    scales: Scales,
+    rounding: Rounding,
+    factor: Factor,
+    *,
+    choose: bool,
+) -> tuple[Tensor, float]:
+    """Visit all columns; ``choose``: scales too, or keep those there are.
+
+    Returns the rounded values (in, out) int8 in stored order, and the Gram loss.
+    """
+    layout, upper = LAYOUTS[scales.type], order.upper
+    groups = order.columns // layout.group
+    width = layout.group if choose else _VISIT
+    # W in the order of visits, (in, out), so that a column is contiguous. D takes its place.
+    work = weight.t()[order.columns]
+    codes = torch.empty_like(work, dtype=torch.int8)
+    loss = torch.zeros_like(work[0])
+    for first in range(0, len(work), _BLOCK):
+        last = min(first + _BLOCK, len(work))
+        # What the columns before have put into these of D V, by products of one fixed shape.
+        carried = torch.zeros_like(work[first:last])
+        for start in range(0, first, _BLOCK):
+            done = slice(start, start + _BLOCK)
+            carried.addmm_(upper[done, first:last].t(), work[done])
+        for at in range(first, last, width):
+            here = slice(at, at + width)
+            due = carried[at - first :][:width]
+            if at > first:
+                due.addmm_(upper[first:at, here].t(), work[first:at])
+            part = upper[here, here]
+            inverse = torch.linalg.solve_triangular(part, _eye(part), upper=True)
+            targets = torch.addmm(work[here], inverse.t(), due)
+            members = groups[here][:1] if choose else groups[here]
+            if choose:
+                scales.choose(members, targets, part.diagonal().square())
+            step, minimum = scales.step(members), scales.minimum(members)
+            q = _codes(targets + minimum, step, inverse, rounding)
+            if choose:
+                scales.refit(members, q, targets, part)
+                step, minimum = scales.step(members), scales.minimum(members)
+            value = (q * step).sub_(minimum)
+            loss += (part.t() @ targets.sub_(value)).square_().sum(0)
+            codes[here] = q
+            work[here] -= value
+    for start in range(0, len(work), _BLOCK):
+        loss -= factor.damping * work[start : start + _BLOCK].square().sum(0)
+    stored = torch.empty_like(codes)
+    stored[order.columns] = codes
+    return stored, total(loss) * factor.mean
+
+
+def _eye(like: Tensor) -> Tensor:
+    return torch.eye(len(like), dtype=like.dtype, device=like.device)
+
+
+def _codes(targets: Tensor, step: Tensor, inverse: Tensor, rounding: Rounding) -> Tensor:
+    """Round ``targets`` (columns, out) in turn, each error carried on to the columns after it.
+
+    step: (columns, out) or (1, out); inverse: of these columns' part of V. Spends ``targets``.
+    """
+    step = step.expand_as(targets)
+    reciprocal = torch.where(step == 0, 0, 1 / step)
+    share = inverse / inverse.diagonal()[:, None]
+    q = torch.empty_like(targets)
+    for k, (target, code) in enumerate(zip(targets, q, strict=True)):
+        rounding(torch.mul(target, reciprocal[k], out=code))
+        error = target.addcmul_(code, step[k], value=-1)
+        targets[k + 1 :].addr_(share[k, k + 1 :], error, alpha=-1)
+    return q
