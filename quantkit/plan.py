@@ -19,7 +19,7 @@ from quantkit.quantizers import nf4
 from quantkit.quantizers.block import Scheme
 from quantkit.quantizers.grid import Grid
 from quantkit.quantizers.nf4 import Nf4Scheme
-from quantkit.recipe import Awq, Ggml, Gptq, Nf4, Rtn
+from quantkit.recipe import Awq, Ggml, Gptq, GptqGguf, Nf4, Rtn
 
 if TYPE_CHECKING:
     from quantkit.formats.gguf_file import GgufPlan
@@ -159,7 +159,7 @@ class GgufFilePlan(Plan):
 
 
 def plan_gguf(
-    method: Ggml, checkpoint: Checkpoint, name: str, *, imatrix: bool = False
+    method: Ggml | GptqGguf, checkpoint: Checkpoint, name: str, *, imatrix: bool = False
 ) -> GgufFilePlan:
     """Give every tensor its ggml type.
 

@@ -39,7 +39,7 @@ from quantkit.model.stream import Stream, slices
 from quantkit.plan import GgufFilePlan, LinearPlan, Plan, plan_gguf, plan_linears
 from quantkit.progress import Progress
 from quantkit.quantizers.block import LayerReport
-from quantkit.recipe import Awq, Ggml, Gptq, Loaded
+from quantkit.recipe import Awq, Ggml, Gptq, GptqGguf, Loaded
 
 _CHECKED_TOKENS = 64
 _SLACK = 1.01  # headers, tokenizer, manifest
@@ -59,7 +59,7 @@ class Job:
     def demands(self) -> int:
         """Place in an order where statistics are measured before they are used for less."""
         method = self.loaded.recipe.quantize
-        if isinstance(method, Gptq | Awq):
+        if isinstance(method, Gptq | GptqGguf | Awq):
             return 0
         return 1 if self.loaded.recipe.calibration is not None else 2
 
@@ -88,8 +88,9 @@ def prepare(
     method = loaded.recipe.quantize
     name = model_name(model)
     plan: Plan
-    if isinstance(method, Ggml):
-        plan = plan_gguf(method, checkpoint, name)
+    if isinstance(method, Ggml | GptqGguf):
+        imatrix = loaded.recipe.calibration is not None
+        plan = plan_gguf(method, checkpoint, name, imatrix=imatrix)
     else:
         plan = plan_linears(method, Skeleton(checkpoint), checkpoint)
     return Job(loaded, model, name, checkpoint, plan)
@@ -100,7 +101,7 @@ def _adapted(
 ) -> AdaptedCheckpoint:
     """The checkpoint with the adapters in it, where quantizing can do without a merged copy."""
     checkpoint = adapt(base, adapters, model, strict=strict)
-    alone = isinstance(loaded.recipe.quantize, Ggml) and checkpoint.brings is not None
+    alone = isinstance(loaded.recipe.quantize, Ggml | GptqGguf) and checkpoint.brings is not None
     if checkpoint.resized or alone:
         what = "resizes the vocabulary" if checkpoint.resized else "brings a tokenizer of its own"
         raise InputError(
@@ -179,7 +180,9 @@ def _same_text(job: Job, manifest: dict[str, Any]) -> bool:
 def _write(run: Run, job: Job) -> list[LayerReport]:
     if isinstance(job.plan, GgufFilePlan):
         # Every tensor was decoded again and compared when it was written.
-        return write_gguf(run, job.plan, job.name)
+        method = job.loaded.recipe.quantize
+        assert isinstance(method, Ggml | GptqGguf)
+        return write_gguf(run, job.plan, job.name, method)
     if isinstance(job.plan, LinearPlan):
         layers = write_linears(run, job.plan)
         _check_runs(job.plan.skeleton, run, job.loaded.recipe.name)

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from quantkit import resources
 from quantkit.errors import InputError
@@ -115,10 +123,7 @@ Mix = Literal[
 # fmt: on
 
 
-class Ggml(_Strict):
-    """llama.cpp's types; with calibration, its importance weights too."""
-
-    method: Literal["ggml"]
+class _Gguf(_Strict):
     mix: Mix
     format: Literal["gguf"] = "gguf"
     overrides: list[TypeOverride] = []
@@ -130,7 +135,40 @@ class Ggml(_Strict):
     )
 
 
-Quantize = Annotated[Rtn | Gptq | Awq | Nf4 | Ggml, Field(discriminator="method")]
+class Ggml(_Gguf):
+    """llama.cpp's types; with calibration, its importance weights too."""
+
+    method: Literal["ggml"]
+
+
+class GptqGguf(_Gguf):
+    """GPTQ's error feedback on the grids of llama.cpp's types."""
+
+    method: Literal["gptq"]
+    format: Literal["gguf"]
+    damp_percent: Annotated[float, Field(gt=0, lt=1)] = 0.01
+
+
+def _tag(value: Any) -> str | None:
+    """Which of the classes below a section ``quantize`` is meant for."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
+    if not isinstance(value, dict):
+        return None
+    method, format = value.get("method"), value.get("format")
+    tag = f"{method}-gguf" if method == "gptq" and format == "gguf" else method
+    return tag if isinstance(tag, str) else None
+
+
+Quantize = Annotated[
+    Annotated[Rtn, Tag("rtn")]
+    | Annotated[Gptq, Tag("gptq")]
+    | Annotated[GptqGguf, Tag("gptq-gguf")]
+    | Annotated[Awq, Tag("awq")]
+    | Annotated[Nf4, Tag("nf4")]
+    | Annotated[Ggml, Tag("ggml")],
+    Discriminator(_tag),
+]
 
 
 class Calibration(_Strict):
@@ -351,7 +389,8 @@ def _explain(model: type[BaseModel], problem: Any) -> str:
     if kind == "missing":
         return f"{key}: missing"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return f"{key}.method: must be one of {', '.join(_METHODS)}"
+        methods_known = ", ".join(name for name in _METHODS if "-" not in name)
+        return f"{key}.method: must be one of {methods_known}"
     message = problem["msg"].removeprefix("Value error, ")
     where = f"{key}: " if key else ""
     if kind == "value_error":
@@ -365,6 +404,7 @@ _METHODS: dict[str, type[_Strict]] = {
     "awq": Awq,
     "nf4": Nf4,
     "ggml": Ggml,
+    "gptq-gguf": GptqGguf,
 }
 
 

@@ -1,57 +1,77 @@
-"""One GGUF file: importance weights first, where there are calibration rows, then the tensors."""
+"""One GGUF file: what the calibration rows tell first, where there are some, then the tensors."""
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from quantkit.assembly.run import Run
-from quantkit.calibration.passing import CalibrationPass, Wanted
-from quantkit.formats.gguf_writer import WrittenTensor, intact, write_file
+from quantkit.calibration.passing import Wanted
+from quantkit.calibration.statistics import InputStatistics
+from quantkit.checkpoint.journal import Step
+from quantkit.formats.gguf_file import GgufTensorPlan
+from quantkit.formats.gguf_writer import WrittenTensor, intact, write_blocks, write_file
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
+from quantkit.parallel import spread
 from quantkit.plan import GgufFilePlan
+from quantkit.quantizers import ggml_feedback
 from quantkit.quantizers.block import LayerReport
+from quantkit.quantizers.ggml import GgmlTensor
+from quantkit.recipe import Ggml, GptqGguf
 
 
-def write_gguf(run: Run, plan: GgufFilePlan, name: str) -> list[LayerReport]:
-    """Write the planned file into ``run.directory``; ``name``: the model's."""
+def write_gguf(
+    run: Run, plan: GgufFilePlan, name: str, method: Ggml | GptqGguf
+) -> list[LayerReport]:
+    """Write the planned file into ``run.directory``; ``name``: the model's.
+
+    With gptq the linears of the blocks are quantized as the rows pass, those whose type has
+    codes that can be chosen one at a time. All other tensors are ggml's, with importance weights
+    where there are rows.
+    """
     path = run.directory / f"{name}-{plan.file.mix.upper()}.gguf"
-    finished = [WrittenTensor(**step["tensor"]) for step in run.journal.steps if "tensor" in step]
-    if finished and not intact(path, finished):
+    if run.journal.steps and not intact(path, _finished(run)):
         run.progress.note("the unfinished work is damaged: starting again")
         run.journal.forget()
-        finished = []
-    importance = {} if run.rows is None else _importance(run)
+    importance = {} if run.rows is None else _calibrate(run, plan, path, method)
     with run.progress.task(f"quantize ({plan.file.mix})", len(plan.file.tensors)) as task:
         written = write_file(
             path,
             plan.file,
             run.checkpoint,
             importance.get,
-            finished=finished,
-            record=lambda tensor: run.journal.record({"tensor": asdict(tensor)}),
+            finished=_finished(run),
+            record=lambda tensor: run.journal.record({"tensors": [asdict(tensor)]}),
             progress=task,
         )
-    return [
-        LayerReport(tensor.name, tensor.type, tensor.error, "weights", tensor.weighted_error)
-        for tensor in written
-    ]
+    return [LayerReport(t.name, t.type, t.error, t.measured_on, t.weighted_error) for t in written]
 
 
-def _importance(run: Run) -> dict[str, Tensor]:
+def _finished(run: Run) -> list[WrittenTensor]:
+    return [WrittenTensor(**t) for step in run.journal.steps for t in step.get("tensors", ())]
+
+
+def _calibrate(
+    run: Run, plan: GgufFilePlan, path: Path, method: Ggml | GptqGguf
+) -> dict[str, Tensor]:
     """Mean square of each input feature, by the checkpoint key of the weight that reads it."""
     steps = [step for step in run.journal.steps if "importance" in step]
     skeleton = Skeleton(run.checkpoint)
     count = len(skeleton.layers)
     if len(steps) < count:
         stream = Stream(skeleton, run.checkpoint, run.device)
+        feedback = method if isinstance(method, GptqGguf) else None
+        label = "importance weights" if feedback is None else f"quantize (gptq, {method.mix})"
         with (
-            run.calibration(stream, Wanted("diagonal")) as calibration,
-            run.progress.task("importance weights", count) as task,
+            run.calibration(stream, Wanted("gram" if feedback else "diagonal")) as calibration,
+            run.progress.task(label, count) as task,
         ):
             assert calibration is not None
             if steps and not calibration.restore(steps[-1]["calibration"]):
@@ -59,23 +79,76 @@ def _importance(run: Run) -> dict[str, Tensor]:
                 steps = []
             task.advance(len(steps))
             for index in range(len(steps), count):
-                step = _measure(index, stream, calibration)
+                with stream.block(index) as block:
+                    inputs, _ = calibration.through(index, block)
+                    keys = _keys(skeleton, index, inputs)
+                    step: Step = {"importance": _importance(inputs, keys)}
+                    if feedback is not None:
+                        known = next(iter(_finished(run)), None)
+                        found = _feedback(run, plan, inputs, keys, feedback)
+                        written = write_blocks(path, plan.file, found, known)
+                        step["tensors"] = [asdict(tensor) for tensor in written]
+                step["calibration"] = calibration.state()
                 run.journal.record(step)
                 steps.append(step)
                 task.advance(doing=f"layer {index + 1} of {count}")
     return {key: _decode(text) for step in steps for key, text in step["importance"].items()}
 
 
-def _measure(index: int, stream: Stream, calibration: CalibrationPass) -> dict[str, object]:
-    skeleton = stream.skeleton
-    with stream.block(index) as block:
-        inputs, _ = calibration.through(index, block)
-    found = {
-        skeleton.key(f"{skeleton.layer_name(index)}.{consumer}.weight"): _encode(group.importance())
+def _keys(skeleton: Skeleton, index: int, inputs: Sequence[InputStatistics]) -> dict[str, str]:
+    """Checkpoint keys of the weights of a layer's linears, by the linear's name within it."""
+    prefix = skeleton.layer_name(index)
+    return {
+        consumer: skeleton.key(f"{prefix}.{consumer}.weight")
         for group in inputs
         for consumer in group.consumers
     }
-    return {"importance": found, "calibration": calibration.state()}
+
+
+def _importance(inputs: Sequence[InputStatistics], keys: dict[str, str]) -> dict[str, str]:
+    return {
+        keys[consumer]: _encode(group.importance())
+        for group in inputs
+        for consumer in group.consumers
+    }
+
+
+def _feedback(
+    run: Run,
+    plan: GgufFilePlan,
+    inputs: Sequence[InputStatistics],
+    keys: dict[str, str],
+    method: GptqGguf,
+) -> list[tuple[GgufTensorPlan, GgmlTensor, float]]:
+    """The linears of one layer by error feedback, each with its relative output error.
+
+    What gets none is left out: types whose codes are not chosen one at a time, inputs whose
+    Gram matrix can't be factorized.
+    """
+    planned = {tensor.key: tensor for tensor in plan.file.tensors}
+    groups = sorted(inputs, key=lambda group: -group.width)
+
+    def factorize(group: InputStatistics) -> ggml_feedback.Factor | None:
+        if group.width % ggml_feedback.WIDTH:
+            return None
+        return ggml_feedback.factorize(group.moment.matrix().cpu(), method.damp_percent)
+
+    factors = spread(factorize, groups, torch.device("cpu"))
+    todo = [
+        (planned[keys[consumer]], factor, group.energy[consumer])
+        for group, factor in zip(groups, factors, strict=True)
+        for consumer in group.consumers
+        if factor is not None and planned[keys[consumer]].type in ggml_feedback.TYPES
+    ]
+
+    def quantize(
+        item: tuple[GgufTensorPlan, ggml_feedback.Factor, Any],
+    ) -> tuple[GgufTensorPlan, GgmlTensor, float]:
+        tensor, factor, energy = item
+        outcome = ggml_feedback.quantize(tensor.value(run.checkpoint).float(), factor, tensor.type)
+        return tensor, outcome.tensor, outcome.loss / max(float(energy), 1e-30)
+
+    return spread(quantize, todo, torch.device("cpu"))
 
 
 def _encode(values: Tensor) -> str:

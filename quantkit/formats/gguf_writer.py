@@ -41,8 +41,8 @@ _AHEAD = 4  # pieces of work a thread may be ahead of the writing
 class WrittenTensor:
     """What quantizing did to one tensor, and where it lies in the file.
 
-    ``error``: ‖W-Ŵ‖²/‖W‖². ``weighted_error``: the same with every input feature's squares
-    multiplied by its importance; None without importance.
+    ``error``: ‖W-Ŵ‖²/‖W‖², or of the outputs (``measured_on``). ``weighted_error``: the former
+    with every input feature's squares multiplied by its importance; None without importance.
     """
 
     name: str
@@ -53,6 +53,45 @@ class WrittenTensor:
     start: int
     nbytes: int
     sha256: str
+    measured_on: str = "weights"
+
+
+def write_blocks(
+    path: Path,
+    plan: GgufPlan,
+    quantized: Iterable[tuple[GgufTensorPlan, GgmlTensor, float]],
+    known: WrittenTensor | None,
+) -> list[WrittenTensor]:
+    """Write tensors that were quantized elsewhere, each with its relative output error.
+
+    ``known``: any tensor that lies in the file already; without one the file is begun.
+    """
+    start = _data_start(path, plan, known)
+    places = {}
+    for tensor in plan.tensors:
+        places[tensor.name] = start
+        start += _padded(tensor.nbytes)
+    written = []
+    with path.open("r+b", buffering=0) as file:
+        for tensor, value, error in quantized:
+            data = value.blocks.contiguous().numpy().data
+            place = places[tensor.name]
+            write_at(file, place, data)
+            digest = hashlib.sha256(data).hexdigest()
+            written.append(
+                WrittenTensor(
+                    tensor.name,
+                    tensor.key,
+                    tensor.type,
+                    error,
+                    None,
+                    place,
+                    tensor.nbytes,
+                    digest,
+                    "outputs",
+                )
+            )
+    return written
 
 
 def write_file(

@@ -17,21 +17,20 @@ columns of all groups by falling energy.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from quantkit.errors import InputError
+from quantkit.parallel import one_thread
 from quantkit.quantizers.ggml import GgmlTensor, row_bytes
 from quantkit.quantizers.ggml_blocks import LAYOUTS
 from quantkit.quantizers.ggml_scales import Rounding, Scales
 from quantkit.quantizers.grid import total
 
 TYPES = tuple(LAYOUTS)
-_VISIT = 32  # columns visited together; groups are as wide, or half
+WIDTH = 32  # columns visited together; groups are as wide, or half. Inputs are a multiple
 _BLOCK = 256  # columns between matrix products with all that were visited before
 _ROWS = 4096  # done together: no row depends on another, and so memory is bounded
 _RETRIES = 4  # dampings tried, each ten times the one before
@@ -76,8 +75,8 @@ def factorize(gram: Tensor, damping: float = 0.01) -> Factor | None:
     Raises InputError for another shape.
     """
     columns = len(gram)
-    if tuple(gram.shape) != (columns, columns) or columns % _VISIT:
-        raise InputError(f"a Gram matrix {tuple(gram.shape)} doesn't fit ggml's groups of {_VISIT}")
+    if tuple(gram.shape) != (columns, columns) or columns % WIDTH:
+        raise InputError(f"a Gram matrix {tuple(gram.shape)} doesn't fit ggml's groups of {WIDTH}")
     energy = gram.diagonal()
     mean = float(energy.mean())
     if not 0 < mean < float("inf"):
@@ -132,7 +131,7 @@ def _falling(energy: Tensor) -> Tensor:
 
 def _by_groups(energy: Tensor) -> Tensor:
     """Groups of 32 by falling energy; within them groups of 16; within these, columns."""
-    columns = torch.arange(len(energy), device=energy.device).view(-1, 2, _VISIT // 2)
+    columns = torch.arange(len(energy), device=energy.device).view(-1, 2, WIDTH // 2)
     columns = columns.gather(2, _falling(energy[columns]))
     halves = _falling(energy[columns].sum(2))
     columns = columns.gather(1, halves[..., None].expand_as(columns))
@@ -144,22 +143,11 @@ def _factorize(hessian: Tensor, columns: Tensor, damping: float) -> Order | None
     turned = columns.flip(0)
     damped = hessian[turned][:, turned]
     damped.diagonal().add_(damping)
-    with _one_thread():
+    with one_thread():
         lower, failed = torch.linalg.cholesky_ex(damped)
     if failed or not bool(lower.isfinite().all()):
         return None
     return Order(columns, lower.flip(0, 1))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """LAPACK's factorizations round differently for every number of threads; with one, never."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _visit(
@@ -177,7 +165,7 @@ def _visit(
     """
     layout, upper = LAYOUTS[scales.type], order.upper
     groups = order.columns // layout.group
-    width = layout.group if choose else _VISIT
+    width = layout.group if choose else WIDTH
     # W in the order of visits, (in, out), so that a column is contiguous. D takes its place.
     work = weight.t()[order.columns]
     codes = torch.empty_like(work, dtype=torch.int8)
