@@ -27,7 +27,10 @@ from quantkit.quantizers.grid import QuantizedTensor
 from quantkit.recipe import load_recipe, load_suite
 from quantkit.resources import demo_model
 
-SHIPPED = ["awq-w4-g128", "gptq-w4-g128", "nf4", "gguf-q4-k-m", "gguf-q8-0", "rtn-w4-g128"]
+SHIPPED = [
+    *("awq-w4-g128", "gptq-w4-g128", "nf4", "gguf-q4-k-m", "gguf-q8-0", "rtn-w4-g128"),
+    "gguf-q4-k-m-gptq",
+]
 TWO_BITS = ["quantize.bits=2", "quantize.format=gptq"]
 CPU = torch.device("cpu")
 
@@ -109,6 +112,41 @@ def test_the_methods_report_what_they_did(artifacts):
     for layer in range(4):
         scaled = [x for x in awq["layers"] if f"layers.{layer}." in x["name"] and x["scaled"]]
         assert len(scaled) >= 5
+
+
+@pytest.mark.parametrize("mix", ["q2_k", "q3_k_m", "q5_k_m", "q6_k"])
+def test_error_feedback_in_k_quants(tmp_path, mix):
+    """Types and size are llama.cpp's, the outputs nearer, the bytes those of any thread count."""
+    few = ["calibration.samples=16"]
+    name = f"gguf-{mix.replace('_', '-')}-gptq"
+    make(name, tmp_path / "feedback", few)
+    make("gguf-q4-k-m", tmp_path / "plain", [*few, f"quantize.mix={mix}"])
+    ours, theirs = (
+        open_artifact(tmp_path / folder).types
+        for folder in ("feedback", "plain")  # type: ignore[attr-defined]
+    )
+    assert ours == theirs
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if threads > 1 else 2)
+    try:
+        make(name, tmp_path / "again", few)
+    finally:
+        torch.set_num_threads(threads)
+    (file,) = (tmp_path / "feedback").glob("*.gguf")
+    (plain,) = (tmp_path / "plain").glob("*.gguf")
+    assert sha256(tmp_path / "again" / file.name) == sha256(file)
+    assert file.stat().st_size == plain.stat().st_size
+    suite = load_suite("demo")
+    suite.suite = suite.suite.model_copy(update={"regression": None})
+    found = evaluate(
+        [tmp_path / "feedback", tmp_path / "plain"],
+        Checkpoint(demo_model()),
+        suite,
+        device="cpu",
+        progress=Silent(),
+    )
+    kl = [quality.kl_divergence.mean for quality in found.artifacts]
+    assert kl[0] < 0.8 * kl[1]
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -291,3 +291,44 @@ def test_gates_on_unknown_metrics_are_refused_before_work(tmp_path):
     )
     message = refused(2, "eval", tmp_path, "--baseline", "demo", "--suite", suite)
     assert "no such metric: kl.mean" in message and "kl_divergence.mean" in message
+
+
+def test_a_sweep_makes_all_and_keeps_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("QUANTKIT_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    command = ["sweep", "rtn-w4-g128", "gguf-q4-k-m", "gptq-w4-g128", "--model", "demo"]
+    command += ["--out", out, "--json"]
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)
+    assert [row["name"] for row in rows] == ["rtn-w4-g128", "gguf-q4-k-m", "gptq-w4-g128"]
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    again = run(*command)
+    assert again.exit_code == 0 and "made already" in again.stderr
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == before
+    assert "given twice" in refused(2, "sweep", "nf4", "nf4", "--model", "demo", "--out", out)
+
+    listed = json.loads(run("cache", "list", "--json").stdout)
+    assert listed and all(entry["bytes"] > 0 for entry in listed)
+    assert json.loads(run("cache", "clear", "--json").stdout)["freed_bytes"] > 0
+    assert json.loads(run("cache", "list", "--json").stdout) == []
+
+
+def test_a_memory_budget_that_is_no_size(tmp_path):
+    out = tmp_path / "out"
+    message = refused(
+        2, "quantize", "nf4", "--model", "demo", "--out", out, "--memory-budget", "much"
+    )
+    assert "--memory-budget" in message and "isn't a size" in message
+    assert not out.exists()
+
+
+def test_gptq_in_gguf_needs_calibration_and_a_known_mix(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    head = "schema: 1\nname: r\nversion: 1.0.0\n"
+    recipe.write_text(head + "quantize: {method: gptq, format: gguf, mix: q4_k_m}\n")
+    assert "needs a calibration" in refused(2, "recipes", "show", recipe)
+    recipe.write_text(head + "quantize: {method: gptq, format: gguf, mix: q9_k}\n")
+    assert "quantize.mix" in refused(2, "recipes", "show", recipe)
+    recipe.write_text(head + "quantize: {method: gptq, format: gguf, bits: 4, mix: q4_k_m}\n")
+    assert "quantize.bits: unknown key" in refused(2, "recipes", "show", recipe)

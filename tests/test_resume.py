@@ -62,7 +62,7 @@ class StopsAfter(Silent):
 def whole(tmp_path_factory) -> dict[str, Path]:
     """Uninterrupted artifacts."""
     folder = tmp_path_factory.mktemp("whole")
-    for recipe in ("awq-w4-g128", "gptq-w4-g128", "gguf-q4-k-m"):
+    for recipe in ("awq-w4-g128", "gptq-w4-g128", "gguf-q4-k-m", "gguf-q4-k-m-gptq"):
         make(recipe, folder / recipe)
     quantized = [*FEW, "quantize.propagate=quantized"]
     make("gptq-w4-g128", folder / "quantized", quantized)
@@ -92,7 +92,9 @@ def test_killed_runs_end_in_the_same_bytes(whole, tmp_path, recipe):
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
-@pytest.mark.parametrize("name", ["awq-w4-g128", "gptq-w4-g128", "gguf-q4-k-m", "quantized"])
+@pytest.mark.parametrize(
+    "name", ["awq-w4-g128", "gptq-w4-g128", "gguf-q4-k-m", "gguf-q4-k-m-gptq", "quantized"]
+)
 @pytest.mark.parametrize("steps", [3, 9])
 def test_no_block_is_done_twice(whole, tmp_path, name, steps):
     recipe = "gptq-w4-g128" if name == "quantized" else name
