@@ -46,7 +46,11 @@ class Diagonal:
         self._sums = torch.zeros(width, device=device)
 
     def add(self, rows: Tensor) -> None:
-        self._sums += rows.float().square().sum(0)
+        for part in rows.split(_TOKENS):
+            self._take(part.float())
+
+    def _take(self, rows: Tensor) -> None:
+        self._sums += rows.square().sum(0)
 
     def diagonal(self) -> Tensor:
         return self._sums
@@ -72,13 +76,11 @@ class Gram(Diagonal):
             for first in range(0, width, _PANEL)
         ]
 
-    def add(self, rows: Tensor) -> None:
-        super().add(rows)
-        for part in rows.split(_TOKENS):
-            values = part.float()
-            for panel in self._panels:
-                right = values[:, -panel.shape[1] :]
-                panel.addmm_(right[:, : len(panel)].t(), right)
+    def _take(self, rows: Tensor) -> None:
+        super()._take(rows)
+        for panel in self._panels:
+            right = rows[:, -panel.shape[1] :]
+            panel.addmm_(right[:, : len(panel)].t(), right)
 
     def matrix(self) -> Tensor:
         width = self._panels[0].shape[1]

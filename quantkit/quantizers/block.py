@@ -121,7 +121,7 @@ def _gptq(
     problems = [
         gptq.Problem(
             group.moment.matrix,
-            [weights[name].float() for name in names],
+            [weights[name] for name in names],
             [_grid(schemes[name]) for name in names],
         )
         for group, names in groups

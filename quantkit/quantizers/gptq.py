@@ -98,6 +98,7 @@ def factorize(gram: Tensor, settings: Settings) -> Factor | None:
             hessian = gram[order].index_select(1, order)
             hessian.diagonal().add_(damping * mean)
             lower, failed = torch.linalg.cholesky_ex(hessian)
+            del hessian
             if not failed and bool(lower.isfinite().all()):
                 pivots = lower.diagonal().clone()
                 return Factor(lower.div_(pivots), pivots, order, damping, float(damping * mean))
@@ -106,7 +107,8 @@ def factorize(gram: Tensor, settings: Settings) -> Factor | None:
 
 @dataclass(frozen=True)
 class Problem:
-    """The readers of one input: weights (out, in) float32 and their grids; ``gram()``: (in, in)."""
+    """The readers of one input: weights (out, in) of any float dtype and their grids; ``gram()``:
+    (in, in) float32."""
 
     gram: Callable[[], Tensor]
     weights: Sequence[Tensor]
@@ -184,14 +186,14 @@ def _nearest(problem: Problem) -> list[Outcome]:
     outcomes = []
     for weight, grid in zip(problem.weights, problem.grids, strict=True):
         tensor = rtn.quantize(weight, grid)
-        loss = total(gram_loss(tensor.dequantize() - weight, gram))
+        loss = total(gram_loss(tensor.dequantize() - weight.float(), gram))
         outcomes.append(Outcome(tensor, loss, None))
     return outcomes
 
 
 def _quantize(piece: _Piece, settings: Settings) -> tuple[QuantizedTensor, Tensor]:
     """The tensor, and each row's Gram loss."""
-    weight, grid = piece.weight, piece.grid
+    weight, grid = piece.weight.float(), piece.grid
     groups = grouped(weight, grid)
     if settings.clip_search:
         importance = piece.importance.view(groups.shape[1:])
