@@ -7,9 +7,10 @@ fixed beforehand: more cores finish sooner, with the same bytes.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -53,6 +54,12 @@ def one_thread() -> Iterator[None]:
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether products of bfloat16 matrices are faster than those of float32 there."""
     return device.type != "cpu" or bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def give_back() -> None:
+    """Hand freed memory back to the system, where the C library keeps it for every thread."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Ahead:

@@ -95,10 +95,10 @@ def test_inputs_that_are_always_zero_are_harmless():
 def test_damping_is_raised_until_it_factorizes_and_not_for_ever():
     _, gram = problem()
     indefinite = gram - 0.05 * gram.diagonal().mean() * torch.eye(len(gram))
-    factor = factorize(indefinite, Settings())
+    factor = factorize(lambda: indefinite, Settings())
     assert factor is not None and factor.damping > 0.01
-    assert factorize(-gram, Settings()) is None
-    assert factorize(torch.full_like(gram, torch.nan), Settings()) is None
+    assert factorize(lambda: -gram, Settings()) is None
+    assert factorize(lambda: torch.full_like(gram, torch.nan), Settings()) is None
 
 
 def test_without_a_factor_the_codes_are_the_nearest_and_it_is_said():

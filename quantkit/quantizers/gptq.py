@@ -42,7 +42,7 @@ _RETRIES = 4  # dampings tried, each ten times the one before
 _CLIP_STEPS = 12
 _SMALLEST_CLIP = 0.6  # share of a group's range
 _INNER = 8  # columns between two products inside a block
-_SLAB = 2048  # rows whose columns are visited together: fixed, so that bytes never vary
+_SLAB = 2048  # at most so many rows are visited together; the same for any number of threads
 
 
 @dataclass(frozen=True)
@@ -73,35 +73,43 @@ class Factor:
     """L with H = L Lᵀ in ``order``, whose last column is visited first.
 
     unit: L with each column divided by its diagonal element, so that the diagonal is 1; pivots:
-    that diagonal; damping: share of the mean diagonal; ridge: λ. Shared by all readers of an input.
+    that diagonal; size: root of G's diagonal, in stored order; damping: share of the mean
+    diagonal; ridge: λ. Shared by all readers of an input.
     """
 
     unit: Tensor
     pivots: Tensor
     order: Tensor
+    size: Tensor
     damping: float
     ridge: float
 
 
-def factorize(gram: Tensor, settings: Settings) -> Factor | None:
-    """Factorize one Gram matrix (in, in); None when no damping makes it positive definite."""
-    diagonal = gram.diagonal()
-    order = (
-        torch.argsort(diagonal, stable=True)
-        if settings.activation_order
-        else torch.arange(gram.shape[0] - 1, -1, -1, device=gram.device)
-    )
-    mean = diagonal.mean().clamp(min=torch.finfo(gram.dtype).tiny)
+def factorize(gram: Callable[[], Tensor], settings: Settings) -> Factor | None:
+    """Factorize a Gram matrix (in, in); None when no damping makes it positive definite.
+
+    ``gram`` makes it: in turn with its permuted copies, it need not lie in memory beside them.
+    """
     with one_thread():
         for attempt in range(_RETRIES):
+            hessian = gram()
+            diagonal = hessian.diagonal().clone()
+            mean = diagonal.mean().clamp(min=torch.finfo(hessian.dtype).tiny)
+            order = (
+                torch.argsort(diagonal, stable=True)
+                if settings.activation_order
+                else torch.arange(len(diagonal) - 1, -1, -1, device=hessian.device)
+            )
+            hessian = hessian[order]
+            hessian = hessian.index_select(1, order)
             damping = settings.damping * 10**attempt
-            hessian = gram[order].index_select(1, order)
             hessian.diagonal().add_(damping * mean)
             lower, failed = torch.linalg.cholesky_ex(hessian)
             del hessian
             if not failed and bool(lower.isfinite().all()):
                 pivots = lower.diagonal().clone()
-                return Factor(lower.div_(pivots), pivots, order, damping, float(damping * mean))
+                ridge = float(damping * mean)
+                return Factor(lower.div_(pivots), pivots, order, diagonal.sqrt(), damping, ridge)
     return None
 
 
@@ -121,32 +129,24 @@ class _Piece:
 
     weight: Tensor
     grid: Grid
-    importance: Tensor
     factor: Factor
 
 
 def quantize(problems: Sequence[Problem], settings: Settings) -> list[list[Outcome]]:
     """Quantize the readers of several inputs; outcomes in the order of problems and readers."""
     device = problems[0].weights[0].device
-    prepared = spread(lambda problem: _prepare(problem, settings), problems, device)
+    factors = spread(lambda problem: factorize(problem.gram, settings), problems, device)
     pieces = [
         piece
-        for problem, found in zip(problems, prepared, strict=True)
-        if found is not None
-        for piece in _cut(problem, *found)
+        for problem, factor in zip(problems, factors, strict=True)
+        if factor is not None
+        for piece in _cut(problem, factor)
     ]
     done = iter(spread(lambda piece: _quantize(piece, settings), pieces, device))
     return [
-        _join(problem, found[0], done) if found is not None else _nearest(problem)
-        for problem, found in zip(problems, prepared, strict=True)
+        _join(problem, factor, done) if factor is not None else _nearest(problem)
+        for problem, factor in zip(problems, factors, strict=True)
     ]
-
-
-def _prepare(problem: Problem, settings: Settings) -> tuple[Factor, Tensor] | None:
-    """The factor, and the mean size of each input feature up to a constant."""
-    gram = problem.gram()
-    factor = factorize(gram, settings)
-    return None if factor is None else (factor, gram.diagonal().sqrt())
 
 
 def _stacks(problem: Problem) -> list[tuple[Grid, list[int]]]:
@@ -157,12 +157,17 @@ def _stacks(problem: Problem) -> list[tuple[Grid, list[int]]]:
     ]
 
 
-def _cut(problem: Problem, factor: Factor, importance: Tensor) -> list[_Piece]:
+def _cut(problem: Problem, factor: Factor) -> list[_Piece]:
     return [
-        _Piece(rows, grid, importance, factor)
+        _Piece(rows, grid, factor)
         for grid, places in _stacks(problem)
-        for rows in torch.cat([problem.weights[place] for place in places]).split(_SLAB)
+        for rows in torch.cat([problem.weights[place] for place in places]).split(_slab(factor))
     ]
+
+
+def _slab(factor: Factor) -> int:
+    """Rows whose columns are visited together: as many as keep a few copies of them small."""
+    return min(_SLAB, max(_SLAB // 4, _SLAB**2 // len(factor.order)))
 
 
 def _join(
@@ -172,7 +177,7 @@ def _join(
     outcomes: dict[int, Outcome] = {}
     for grid, places in _stacks(problem):
         heights = [len(problem.weights[place]) for place in places]
-        parts = list(itertools.islice(done, -(-sum(heights) // _SLAB)))
+        parts = list(itertools.islice(done, -(-sum(heights) // _slab(factor))))
         columns = zip(*((t.codes, t.scales, t.zeros, losses) for t, losses in parts), strict=True)
         divided = [torch.cat(column).split(heights) for column in columns]
         for place, codes, scales, zeros, losses in zip(places, *divided, strict=True):
@@ -196,7 +201,7 @@ def _quantize(piece: _Piece, settings: Settings) -> tuple[QuantizedTensor, Tenso
     weight, grid = piece.weight.float(), piece.grid
     groups = grouped(weight, grid)
     if settings.clip_search:
-        importance = piece.importance.view(groups.shape[1:])
+        importance = piece.factor.size.view(groups.shape[1:])
         scale, zero = search_range(
             weight,
             grid,
