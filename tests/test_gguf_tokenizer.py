@@ -111,6 +111,8 @@ def test_an_override_is_taken_unproven(model: Path, tmp_path: Path) -> None:
     path.write_text(json.dumps({**data, "normalizer": {"type": "Lowercase"}}))
     values = gguf_tokenizer.metadata(directory, VOCABULARY, "dbrx")
     assert values["tokenizer.ggml.pre"] == "dbrx"
+    with pytest.raises(InputError, match="knows no pre-tokenizer 'dbrxx'"):
+        gguf_tokenizer.metadata(directory, VOCABULARY, "dbrxx")
     spm = checkpoint(tmp_path, split=None, num_hidden_layers=1)
     with pytest.raises(InputError, match="one pre-tokenizer, default, not dbrx"):
         gguf_tokenizer.metadata(spm, VOCABULARY, "dbrx")

@@ -140,8 +140,10 @@ def find(
                 continue
             agreed, got = _agreement(vocab, ids, texts, expected)
         if agreed > furthest:
-            settings = {"pre": candidate.pre, "add_space_prefix": candidate.add_space_prefix}
-            furthest, best = agreed, replace(vocabulary, **settings)
+            furthest = agreed
+            best = replace(
+                vocabulary, pre=candidate.pre, add_space_prefix=candidate.add_space_prefix
+            )
         if agreed == len(texts):
             return best
         if agreed == furthest:
@@ -153,6 +155,20 @@ def find(
         f"llama.cpp has no pre-tokenizer that splits text as this tokenizer does: {example}",
         mend="If you know which one is meant to be used, name it: quantize.pre_tokenizer.",
     )
+
+
+def check_name(name: str) -> None:
+    """Raise InputError for a pre-tokenizer that llama.cpp, where it is installed, doesn't know."""
+    if load_library(_SYMBOLS) is None:
+        return
+    smallest = Vocabulary("gpt2", ["a", "b", "ab"], [1, 1, 1], ["a b"], [], pre=name)
+    with _loaded(smallest) as vocab:
+        if vocab is None:
+            raise InputError(
+                f"llama.cpp knows no pre-tokenizer {name!r}",
+                where="quantize.pre_tokenizer",
+                mend=f"Known, among others: {', '.join((*WHOLE_WORDS, *MERGES_ONLY))}.",
+            )
 
 
 def _agreement(
@@ -168,10 +184,10 @@ def _agreement(
 
 def _candidates(vocabulary: Vocabulary) -> Iterator[Vocabulary]:
     if vocabulary.model == "gpt2":
-        likely, others = MERGES_ONLY, WHOLE_WORDS
+        names = (*MERGES_ONLY, *WHOLE_WORDS)
         if vocabulary.ignore_merges:
-            likely, others = others, likely
-        for name in (*likely, *others):
+            names = (*WHOLE_WORDS, *MERGES_ONLY)
+        for name in names:
             yield replace(vocabulary, pre=name)
     else:
         for prefix in (True, False):

@@ -18,7 +18,7 @@ from typing import Any
 from quantkit.checkpoint.reader import read_json
 from quantkit.errors import InputError
 from quantkit.formats.gguf_architectures import Metadata
-from quantkit.formats.gguf_pretokenizer import Vocabulary, find
+from quantkit.formats.gguf_pretokenizer import Vocabulary, check_name, find
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
@@ -51,6 +51,7 @@ def metadata(directory: Path, vocab_size: int, pre_tokenizer: str | None = None)
         tokenizer = _tokenizer(text)
         vocabulary = _vocabulary(json.loads(text), vocab_size)
         if vocabulary.model == "gpt2" and pre_tokenizer is not None:
+            check_name(pre_tokenizer)
             vocabulary = replace(vocabulary, pre=pre_tokenizer)
         elif pre_tokenizer in (None, "default"):
             cut_at = (CONTROL, USER_DEFINED)
@@ -58,7 +59,7 @@ def metadata(directory: Path, vocab_size: int, pre_tokenizer: str | None = None)
         else:
             raise InputError(f"SentencePiece has one pre-tokenizer, default, not {pre_tokenizer}")
     except InputError as error:
-        raise InputError(error.what, where=str(path), mend=error.mend) from error
+        raise InputError(error.what, where=error.where or str(path), mend=error.mend) from error
     settings = _optional_json(directory / "tokenizer_config.json")
     special = _special_ids(directory, settings, vocabulary.tokens)
     values = {
