@@ -184,9 +184,10 @@ def _agreement(
 
 def _candidates(vocabulary: Vocabulary) -> Iterator[Vocabulary]:
     if vocabulary.model == "gpt2":
-        names: tuple[tuple[str, ...], tuple[str, ...]] = (MERGES_ONLY, WHOLE_WORDS)
-        likely, others = reversed(names) if vocabulary.ignore_merges else names
-        for name in (*likely, *others):
+        names = (*MERGES_ONLY, *WHOLE_WORDS)
+        if vocabulary.ignore_merges:
+            names = (*WHOLE_WORDS, *MERGES_ONLY)
+        for name in names:
             yield replace(vocabulary, pre=name)
     else:
         for prefix in (True, False):
