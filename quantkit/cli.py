@@ -135,6 +135,14 @@ def quantize_command(
     force: ForceOpt = False,
     memory_budget: BudgetOpt = None,
     cache: CacheOpt = True,
+    no_fallback: Annotated[
+        bool,
+        typer.Option("--no-fallback", help="GGUF: refuse rows that the mix's type can't hold."),
+    ] = False,
+    pre_tokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="GGUF: llama.cpp's name of it, where none can be found."),
+    ] = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Make an artifact from a checkpoint as a recipe says.
@@ -149,6 +157,9 @@ def quantize_command(
     from quantkit.sizes import parse_size
 
     console = Console(as_json=as_json)
+    settings = list(settings or [])
+    settings += ["quantize.no_fallback=true"] if no_fallback else []
+    settings += [f"quantize.pre_tokenizer={pre_tokenizer}"] if pre_tokenizer else []
     loaded = load_recipe(recipe, settings)
     job = prepare(loaded, model, [_weighted(a) for a in adapters or []], strict=strict)
     if dry_run:
