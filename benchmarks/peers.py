@@ -323,7 +323,8 @@ def make_feed(model: str, work: Path) -> Path:
 def measure(tool: Tool, job: str, feed: Path, options: Options) -> tuple[processes.Measured, int]:
     """Run a tool once; what it took, and the bytes of the weights that it wrote."""
     out = options.work / "out"
-    shutil.rmtree(out, ignore_errors=True)
+    for left in (out, out.with_name("out.partial")):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
     filled = {"feed": str(feed), "out": str(out), "device": options.device}
     python = sys.executable
     if tool.environment:
