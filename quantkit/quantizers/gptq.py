@@ -125,9 +125,9 @@ class Problem:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows of readers on one grid, whose columns are visited together."""
+    """Rows of readers on one grid, whose columns are visited together: views of the weights."""
 
-    weight: Tensor
+    parts: Sequence[Tensor]
     grid: Grid
     factor: Factor
 
@@ -159,10 +159,26 @@ def _stacks(problem: Problem) -> list[tuple[Grid, list[int]]]:
 
 def _cut(problem: Problem, factor: Factor) -> list[_Piece]:
     return [
-        _Piece(rows, grid, factor)
+        _Piece(parts, grid, factor)
         for grid, places in _stacks(problem)
-        for rows in torch.cat([problem.weights[place] for place in places]).split(_slab(factor))
+        for parts in _slabs([problem.weights[place] for place in places], _slab(factor))
     ]
+
+
+def _slabs(weights: Sequence[Tensor], size: int) -> Iterator[list[Tensor]]:
+    """The rows of all weights, one after the other, in slabs of ``size``."""
+    parts: list[Tensor] = []
+    room = size
+    for weight in weights:
+        while len(weight):
+            parts.append(weight[:room])
+            weight = weight[room:]
+            room -= len(parts[-1])
+            if not room:
+                yield parts
+                parts, room = [], size
+    if parts:
+        yield parts
 
 
 def _slab(factor: Factor) -> int:
@@ -198,7 +214,7 @@ def _nearest(problem: Problem) -> list[Outcome]:
 
 def _quantize(piece: _Piece, settings: Settings) -> tuple[QuantizedTensor, Tensor]:
     """The tensor, and each row's Gram loss."""
-    weight, grid = piece.weight.float(), piece.grid
+    weight, grid = torch.cat([part.float() for part in piece.parts]), piece.grid
     groups = grouped(weight, grid)
     if settings.clip_search:
         importance = piece.factor.size.view(groups.shape[1:])
