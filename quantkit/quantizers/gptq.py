@@ -214,7 +214,7 @@ def _nearest(problem: Problem) -> list[Outcome]:
 
 def _quantize(piece: _Piece, settings: Settings) -> tuple[QuantizedTensor, Tensor]:
     """The tensor, and each row's Gram loss."""
-    weight, grid = torch.cat([part.float() for part in piece.parts]), piece.grid
+    weight, grid = torch.cat(list(piece.parts)).float(), piece.grid
     groups = grouped(weight, grid)
     if settings.clip_search:
         importance = piece.factor.size.view(groups.shape[1:])
