@@ -21,6 +21,7 @@ from quantkit.model.adapt import tokenizer_directory
 from quantkit.model.device import resolve_device
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
+from quantkit.parallel import return_large_blocks
 from quantkit.progress import Progress
 from quantkit.quality import regression
 from quantkit.quality.likelihood import Divergence, Finished, compare, finish
@@ -44,6 +45,7 @@ def evaluate(
     below its figures is rounding, not quantization. A baseline with adapters in it is compared
     with its base in the same way, which shows what the adapters are worth.
     """
+    return_large_blocks()
     bench = _Bench.prepare(baseline, loaded, device)
     sources = [(path.name, open_artifact(path)) for path in artifacts]
     for (_, source), path in zip(sources, artifacts, strict=True):

@@ -36,6 +36,7 @@ from quantkit.model.adapt import Weighted, adapt, tokenizer_directory
 from quantkit.model.device import resolve_device
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream, slices
+from quantkit.parallel import return_large_blocks
 from quantkit.plan import GgufFilePlan, LinearPlan, Plan, plan_gguf, plan_linears
 from quantkit.progress import Progress
 from quantkit.quantizers.block import LayerReport
@@ -131,6 +132,7 @@ def quantize(
     Raises QuantkitError. Finished blocks are kept then, unless the inputs were at fault.
     """
     started = time.monotonic()
+    return_large_blocks()
     where = resolve_device(device)
     check_output(out, force=force, needed=int(job.plan.nbytes * _SLACK))
     rows = _calibration_rows(job, progress)

@@ -17,7 +17,7 @@ from quantkit.checkpoint.writer import TensorWriter, Written, write_json
 from quantkit.errors import not_finite
 from quantkit.formats import packed
 from quantkit.model.stream import Stream
-from quantkit.parallel import give_back, spread
+from quantkit.parallel import spread
 from quantkit.plan import LinearPlan
 from quantkit.quantizers.block import BlockResult, LayerReport, quantize_block
 from quantkit.recipe import Awq, Gptq
@@ -58,8 +58,6 @@ def write_linears(run: Run, plan: LinearPlan) -> list[LayerReport]:
                     calibration.carry(index, block, step)
             run.journal.record(_step(written, result.layers, calibration))
             layers += result.layers
-            del result
-            give_back()
             task.advance(doing=doing)
     write_config(run.directory, run.checkpoint.config, plan.quantization_config)
     if plan.format == "gptq":
