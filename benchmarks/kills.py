@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import random
 import shutil
 import signal
@@ -39,6 +38,15 @@ def command(recipe: str, model: str, out: Path, samples: int) -> list[str]:
     return [*start, "--out", str(out), "--no-cache", "--set", f"calibration.samples={samples}"]
 
 
+def begin(line: list[str], out: Path) -> subprocess.Popen[bytes]:
+    """Start a command; returns when it has begun to work, after all its imports."""
+    process = subprocess.Popen(line, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    partial = out.with_name(out.name + ".partial")
+    while not partial.exists() and process.poll() is None:
+        time.sleep(0.005)
+    return process
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
@@ -53,9 +61,11 @@ def main() -> None:
         work = Path(folder)
         whole, seconds = {}, {}
         for recipe in options.recipes:
-            started = time.monotonic()
             line = command(recipe, options.model, work / recipe, options.samples)
-            subprocess.run(line, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            process = begin(line, work / recipe)
+            started = time.monotonic()
+            if process.wait():
+                sys.exit(f"{recipe} failed")
             seconds[recipe] = time.monotonic() - started
             whole[recipe] = digests(work / recipe)
             shutil.rmtree(work / recipe)
@@ -65,11 +75,9 @@ def main() -> None:
             out.parent.mkdir(exist_ok=True)
             line = command(recipe, options.model, out, options.samples)
             for _ in range(chance.randint(1, 3)):  # some are killed more than once
-                process = subprocess.Popen(
-                    line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=os.environ
-                )
+                process = begin(line, out)
                 try:
-                    process.wait(timeout=chance.uniform(0.2, 1.0) * seconds[recipe])
+                    process.wait(timeout=chance.random() * seconds[recipe])
                     break  # it was quicker
                 except subprocess.TimeoutExpired:
                     process.send_signal(signal.SIGKILL)
