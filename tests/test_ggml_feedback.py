@@ -84,6 +84,10 @@ def test_loss_is_reported_and_far_below_ggmls_own(type: str, heavy: bool) -> Non
     factor = factor_of(gram)
     assert (factor.free is not None) is heavy
     outcome = quantize(weight, factor, type)
+    assert torch.equal(
+        quantize(weight.bfloat16(), factor, type).tensor.blocks,
+        quantize(weight.bfloat16().float(), factor, type).tensor.blocks,
+    )
     assert outcome.tensor.type == type and outcome.tensor.shape == weight.shape
     assert outcome.loss == pytest.approx(loss(weight, outcome.tensor, gram), rel=1e-3)
     own = ggml.quantize(weight, type, gram.diagonal())

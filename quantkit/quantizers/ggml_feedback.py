@@ -94,7 +94,7 @@ def factorize(gram: Tensor, damping: float = 0.01) -> Factor | None:
 
 
 def quantize(weight: Tensor, factor: Factor, type: str) -> Outcome:
-    """Quantize ``weight`` (out, in) float32 to one of ``TYPES``.
+    """Quantize ``weight`` (out, in; any float dtype) to one of ``TYPES``.
 
     Raises InputError for another type, for rows that its blocks don't divide, for a factor of
     another width and for NaN or infinite values.
@@ -111,7 +111,7 @@ def quantize(weight: Tensor, factor: Factor, type: str) -> Outcome:
     if not bool(weight.isfinite().all()):
         raise InputError("holds NaN or infinite values")
     rounding = Rounding(type, weight.device)
-    parts = [_quantize_rows(rows, factor, type, rounding) for rows in weight.split(_ROWS)]
+    parts = [_quantize_rows(rows.float(), factor, type, rounding) for rows in weight.split(_ROWS)]
     blocks = torch.cat([part.tensor.blocks for part in parts])
     loss = math.fsum(part.loss for part in parts)
     return Outcome(GgmlTensor(type, blocks, tuple(weight.shape)), loss)
@@ -167,7 +167,7 @@ def _visit(
     groups = order.columns // layout.group
     width = layout.group if choose else WIDTH
     # W in the order of visits, (in, out), so that a column is contiguous. D takes its place.
-    work = weight.t()[order.columns]
+    work = weight.t()[order.columns].contiguous()
     codes = torch.empty_like(work, dtype=torch.int8)
     loss = torch.zeros_like(work[0])
     for first in range(0, len(work), _BLOCK):
