@@ -37,7 +37,8 @@ def write_gguf(
     where there are rows.
     """
     path = run.directory / f"{name}-{plan.file.mix.upper()}.gguf"
-    if run.journal.steps and not intact(path, _finished(run)):
+    finished = _finished(run)
+    if finished and not intact(path, finished):
         run.progress.note("the unfinished work is damaged: starting again")
         run.journal.forget()
     importance = {} if run.rows is None else _calibrate(run, plan, path, method)

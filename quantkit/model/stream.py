@@ -128,7 +128,7 @@ class Stream:
         held: dict[tuple[int, int], Tensor] = {}
 
         def rows(part: slice) -> Tensor:
-            place = (part.start, part.stop)
+            place = part.indices(self.vocabulary)[:2]
             if place not in held:
                 held.clear()
                 value = self.source.read_rows(key, *place)
