@@ -107,16 +107,14 @@ def seal(
     is ``run`` with when it was done, how long it took and where. ``started``: monotonic seconds.
     """
     files = sorted(path for path in directory.iterdir() if path.is_file())
-    with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(sha256, files))
+    found = digests(files)
     manifest = {
         "schema": 1,
         "quantkit": __version__,
         **content,
         "libraries": library_versions(),
         "files": {
-            path.name: {"bytes": path.stat().st_size, "sha256": digest}
-            for path, digest in zip(files, digests, strict=True)
+            path.name: {"bytes": path.stat().st_size, "sha256": found[path.name]} for path in files
         },
     }
     write_json(directory / MANIFEST, manifest)
@@ -144,6 +142,11 @@ def file_digests(directory: Path) -> dict[str, str]:
         for path in sorted(directory.iterdir())
         if path.suffix == ".safetensors" or path.name in ("config.json", CONFIG_FILE)
     ]
+    return digests(paths)
+
+
+def digests(paths: Sequence[Path]) -> dict[str, str]:
+    """sha256 of files, by their names."""
     with ThreadPoolExecutor() as pool:
         return dict(zip([path.name for path in paths], pool.map(digest, paths), strict=True))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from quantkit.checkpoint.adapted import AdaptedCheckpoint
 from quantkit.checkpoint.journal import Journal
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import sidecars
-from quantkit.manifest import digest, file_digests, library_versions
+from quantkit.manifest import digests, file_digests, library_versions
 from quantkit.model.stream import Stream
 from quantkit.progress import Progress
 
@@ -76,7 +75,7 @@ def describe_inputs(
     inputs = {
         "recipe": recipe,
         "checkpoint": _digest(files),
-        "tokenizer and other files": _digest(_hash_all(sidecars(checkpoint.directory))),
+        "tokenizer and other files": _digest(digests(sidecars(checkpoint.directory))),
         "device": device.type,
         "quantkit": __version__,
         **library_versions(),
@@ -84,14 +83,9 @@ def describe_inputs(
     if rows is not None:
         inputs["calibration rows"] = hashlib.sha256(rows.ids.numpy().tobytes()).hexdigest()
     for number, adapter in enumerate(adapters, 1):
-        digests = _hash_all([p for p in adapter.directory.iterdir() if p.is_file()])
-        inputs[f"adapter {number}"] = _digest({**digests, "weight": str(adapter.weight)})
+        found = digests([p for p in adapter.directory.iterdir() if p.is_file()])
+        inputs[f"adapter {number}"] = _digest({**found, "weight": str(adapter.weight)})
     return inputs, files
-
-
-def _hash_all(paths: list[Path]) -> dict[str, str]:
-    with ThreadPoolExecutor() as pool:
-        return dict(zip([path.name for path in paths], pool.map(digest, paths), strict=True))
 
 
 def _digest(files: dict[str, str]) -> str:
