@@ -11,7 +11,6 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import InputError
 from quantkit.formats.packed import open_artifact
 from quantkit.manifest import read_manifest
-from quantkit.recipe import Gate, LoadedSuite
 from quantkit.results import (
     METRICS,
     Comparison,
@@ -23,6 +22,7 @@ from quantkit.results import (
     Variant,
     Verdict,
 )
+from quantkit.suite import Gate, LoadedSuite
 
 
 def describe(path: Path, quality: Quality | None, cost: Cost | None) -> Variant:

@@ -26,8 +26,8 @@ from quantkit.progress import Progress
 from quantkit.quality import regression
 from quantkit.quality.likelihood import Divergence, Finished, compare, finish
 from quantkit.quality.regression import Case
-from quantkit.recipe import LoadedSuite
 from quantkit.results import Qualities, Quality
+from quantkit.suite import LoadedSuite
 
 
 def evaluate(

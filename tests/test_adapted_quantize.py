@@ -18,8 +18,9 @@ from quantkit.merge import merge
 from quantkit.model.adapt import adapt
 from quantkit.progress import Silent
 from quantkit.quantize import prepare, quantize
-from quantkit.recipe import load_recipe, load_suite
+from quantkit.recipe import load_recipe
 from quantkit.resources import demo_adapter, demo_model
+from quantkit.suite import load_suite
 
 DEMO = [("demo", 1.0)]
 

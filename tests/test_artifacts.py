@@ -24,8 +24,9 @@ from quantkit.progress import Silent
 from quantkit.quality.regression import encode_prompt, load_cases
 from quantkit.quantize import prepare, quantize
 from quantkit.quantizers.grid import QuantizedTensor
-from quantkit.recipe import load_recipe, load_suite
+from quantkit.recipe import load_recipe
 from quantkit.resources import demo_model
+from quantkit.suite import load_suite
 
 SHIPPED = [
     *("awq-w4-g128", "gptq-w4-g128", "nf4", "gguf-q4-k-m", "gguf-q8-0", "rtn-w4-g128"),

@@ -7,7 +7,6 @@ import json
 import pytest
 
 from quantkit.compare import decide
-from quantkit.recipe import Gate
 from quantkit.reports.cells import notes, table
 from quantkit.reports.markdown import comparison_markdown
 from quantkit.results import (
@@ -21,6 +20,7 @@ from quantkit.results import (
     Variant,
     Verdict,
 )
+from quantkit.suite import Gate
 
 
 def quality(kl: float = 0.01, broken: int = 0) -> Quality:

@@ -10,7 +10,8 @@ from quantkit import resources
 from quantkit.compare import check_gates
 from quantkit.errors import InputError
 from quantkit.quality.regression import load_cases
-from quantkit.recipe import load_recipe, load_suite, shipped_recipes
+from quantkit.recipe import load_recipe, shipped_recipes
+from quantkit.suite import load_suite
 
 SHIPPED = sorted(path.stem for path in resources.recipes().glob("*.yaml"))
 SUITES = sorted(path.stem for path in resources.suites().glob("*.yaml"))

@@ -39,7 +39,7 @@ from quantkit.quantizers.grid import (
 )
 
 _RETRIES = 4  # dampings tried, each ten times the one before
-_CLIP_STEPS = 12
+_CLIP_STEPS = 20
 _SMALLEST_CLIP = 0.6  # share of a group's range
 _INNER = 8  # columns between two products inside a block
 _SLAB = 2048  # at most so many rows are visited together; the same for any number of threads

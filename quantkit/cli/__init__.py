@@ -1,0 +1,17 @@
+"""The commands: parse, call verbs, print. Heavy imports live inside the commands that need them."""
+
+from __future__ import annotations
+
+import signal
+
+# Importing a module of commands adds them to the application, in the order of --help.
+from quantkit.cli import making, judging, shelves  # isort: skip
+from quantkit.cli.app import app  # isort: skip
+
+__all__ = ["app", "judging", "main", "making", "shelves"]
+
+
+def main() -> None:
+    """Run the command line. Being told to end is the same as Ctrl-C: clean up, then go."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    app()

@@ -1,0 +1,73 @@
+"""From a suite and artifacts to a verdict, and its exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from quantkit.cli.app import with_weight
+from quantkit.errors import ExitCode
+
+if TYPE_CHECKING:
+    from quantkit.console import Console
+    from quantkit.measure import Load
+    from quantkit.results import Comparison
+    from quantkit.suite import LoadedSuite
+
+
+def judge(
+    console: Console,
+    artifacts: list[Path],
+    baseline: tuple[str, list[str] | None],
+    suite: LoadedSuite,
+    device: str,
+    load: Load | None = None,
+) -> Comparison:
+    """Evaluate, measure where a load is given, and compare. ``baseline`` may have adapters."""
+    from quantkit.checkpoint.reader import Checkpoint
+    from quantkit.checkpoint.source import locate
+    from quantkit.compare import check_gates, compare
+    from quantkit.evaluate import evaluate
+    from quantkit.measure import measure
+
+    check_gates(suite.suite.gates)
+    model, adapters = baseline
+    source = Checkpoint(locate(model))
+    if adapters:
+        from quantkit.model.adapt import adapt
+
+        source = adapt(source, [with_weight(adapter) for adapter in adapters], model)
+    qualities = evaluate(artifacts, source, suite, device=device, progress=console)
+    costs = None if load is None else measure(artifacts, source, load, console)
+    return compare(source, artifacts, suite, qualities, costs)
+
+
+def write_comparison(console: Console, comparison: Comparison, out: Path) -> None:
+    from quantkit.checkpoint.writer import write_json
+    from quantkit.reports.markdown import comparison_markdown
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "comparison.md").write_text(comparison_markdown(comparison), encoding="utf-8")
+    write_json(out / "comparison.json", comparison.to_json())
+    console.note(f"written: {out / 'comparison.md'}, {out / 'comparison.json'}")
+
+
+def finish(console: Console, comparison: Comparison, out: Path | None) -> None:
+    """Print a comparison and leave with the code of its verdict."""
+    from quantkit.checkpoint.writer import write_json
+    from quantkit.reports.cells import notes
+    from quantkit.reports.terminal import comparison_table
+    from quantkit.results import Verdict
+
+    value = comparison.to_json()
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, value)
+    console.show(value, comparison_table(comparison))
+    for note in notes(comparison):
+        console.note(note)
+    codes = {Verdict.FAIL: ExitCode.GATE_FAILED, Verdict.INCONCLUSIVE: ExitCode.INCONCLUSIVE}
+    if comparison.verdict in codes:
+        raise typer.Exit(int(codes[comparison.verdict]))
