@@ -13,7 +13,7 @@ import torch
 
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import InputError, not_installed
-from quantkit.formats import awq_gemm, bnb, gptq_v1
+from quantkit.formats import awq_gemm, bnb, compressed, gptq_v1
 from quantkit.model.skeleton import Skeleton
 from quantkit.quantizers import nf4
 from quantkit.quantizers.block import Scheme
@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 Linears = Rtn | Gptq | Awq | Nf4
 _FLOATS = ("F32", "F16", "BF16")
-_AFFINE_FORMATS: dict[str, ModuleType] = {"awq": awq_gemm, "gptq": gptq_v1}
+_AFFINE_FORMATS: dict[str, ModuleType] = {
+    "awq": awq_gemm,
+    "gptq": gptq_v1,
+    "compressed-tensors": compressed,
+}
 # Engines load each of these as one matrix, so its parts must share one scheme.
 _FUSED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
 
@@ -233,7 +237,7 @@ def plan_linears(method: Linears, skeleton: Skeleton, checkpoint: Checkpoint) ->
         shape = checkpoint.shape(key)
         if key in quantized:
             scheme = schemes[quantized[key]]
-            nbytes = _packed_bytes(method.format, scheme, shape)
+            nbytes = _packed_bytes(method.format, scheme, shape, skeleton.model.dtype)
             tensors.append(PlannedTensor(key, shape, str(scheme), nbytes, True))
         else:
             dtype = checkpoint.dtype(key)
@@ -341,8 +345,14 @@ def _check(
                 )
 
 
-def _packed_bytes(format_name: str, scheme: Scheme, shape: tuple[int, ...]) -> int:
+def _packed_bytes(
+    format_name: str, scheme: Scheme, shape: tuple[int, ...], dtype: torch.dtype
+) -> int:
+    size = (shape[0], shape[1])
     if isinstance(scheme, Nf4Scheme):
-        return bnb.nbytes((shape[0], shape[1]), scheme)
-    nbytes: int = _AFFINE_FORMATS[format_name].nbytes((shape[0], shape[1]), scheme)
+        return bnb.nbytes(size, scheme)
+    codec = _AFFINE_FORMATS[format_name]
+    if codec is compressed:
+        return compressed.nbytes(size, scheme, dtype)
+    nbytes: int = codec.nbytes(size, scheme)
     return nbytes

@@ -42,7 +42,7 @@ class _Affine(Strict):
     bits: Bits
     group_size: GroupSize
     symmetric: bool
-    format: Literal["awq", "gptq"]
+    format: Literal["awq", "gptq", "compressed-tensors"]
     ignore: list[str] = Field(default=["lm_head"], description="globs of modules left as they are")
     overrides: list[Override] = Field(default=[])
 

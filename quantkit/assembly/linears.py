@@ -118,7 +118,7 @@ def _write_block(
     }
 
     def pack(name: str) -> dict[str, Tensor]:
-        return packed.pack(plan.format, names[name], quantized[name])
+        return packed.pack(plan.format, names[name], quantized[name], plan.skeleton.model.dtype)
 
     parts = dict(zip(quantized, spread(pack, quantized, torch.device("cpu")), strict=True))
     written = []
