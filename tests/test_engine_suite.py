@@ -104,19 +104,22 @@ def test_an_answer_of_another_shape_is_refused(job: Job, answer: Answer, logits:
         compare(job, replace(answer, log_probabilities=narrow), logits, TOLERANCE)
 
 
-def test_an_engine_in_its_own_process(tmp_path: Path, directory: Path, job: Job) -> None:
+def test_an_engine_in_its_own_process(
+    tmp_path: Path, directory: Path, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """transformers of this environment in place of an engine; then a script that isn't there."""
     [artifact] = [it for it in run.artifacts() if it.name == "awq-w4-g128"]
     options = run.Options([], [], tmp_path, tmp_path, 120.0, tmp_path / "page.md")
     target = run.place(artifact, options)
     target.parent.mkdir()
     target.symlink_to(directory)
+    monkeypatch.setattr(run, "locate", lambda model, work: directory)
     engine = Engine("here", "with_transformers.py", "float32", ("torch",))
-    cell = run.try_out(artifact, engine, job, Checkpoint(directory), options)
+    cell = run.try_out(artifact, engine, job, options)
     assert cell.status == MATCHED, cell
     assert cell.error is not None and cell.error < 1e-4
     wrong = replace(engine, dtype="float33")
-    cell = run.try_out(artifact, wrong, job, Checkpoint(directory), options)
+    cell = run.try_out(artifact, wrong, job, options)
     assert cell.status == FAILED
     assert "float33" in cell.why
 

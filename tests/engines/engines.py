@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks import environments
 from benchmarks.environments import TORCH, Environment
+from tests.engines.models import DEMO
 
 DIRECTORY = Path(".venv-engines")
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -57,7 +58,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Artifact:
-    """What is tried: a shipped recipe, or one changed by ``--set``.
+    """What is tried: a shipped recipe, or one changed by ``--set``, on a model of models.py.
 
     format, bits, symmetric, group_size: what decides who can load it (None where the format has
     no such thing). activations: whether engines round them too.
@@ -65,6 +66,7 @@ class Artifact:
 
     recipe: str
     settings: tuple[str, ...]
+    model: str
     format: str
     bits: int | None
     symmetric: bool | None
@@ -73,7 +75,8 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        return "+".join([self.recipe, *(s.removeprefix("quantize.") for s in self.settings)])
+        recipe = "+".join([self.recipe, *(s.removeprefix("quantize.") for s in self.settings)])
+        return recipe if self.model == DEMO else f"{recipe} of {self.model}"
 
 
 def _vllm_refuses(artifact: Artifact) -> str | None:

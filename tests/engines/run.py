@@ -2,10 +2,11 @@
 
     python -m tests.engines.run [--engines ENGINE...] [--recipes RECIPE...]
 
-Every shipped recipe, and some that differ from one by ``--set``, is made of the demo model and run
-by each engine in a process of that engine's own environment. Greedy tokens and log-probabilities
-are compared with what quantkit predicts from the same files. The table goes to --out, everything to
-the .json beside it, after each cell; what isn't run this time stays as it was.
+Every shipped recipe, and some that differ from one by ``--set``, is made of the demo model, a few
+of other architectures too, and run by each engine in a process of that engine's own environment.
+Greedy tokens and log-probabilities are compared with what quantkit predicts from the same files.
+The table goes to --out, everything to the .json beside it, after each cell; what isn't run this
+time stays as it was.
 
 Exit codes: 0 all that was run matched, 1 something didn't.
 """
@@ -29,11 +30,12 @@ from quantkit.recipe import load_recipe
 from quantkit.resources import demo_model, recipes, suites
 from tests.engines import prediction
 from tests.engines.engines import DIRECTORY, ENGINES, SCRIPTS, Artifact, Engine
+from tests.engines.models import DEMO, RANDOM, locate
 from tests.engines.record import FAILED, MATCHED, NOT_RUN, Cell, Record, Setting
 from tests.engines.scripts.exchange import Answer, Job
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PROMPTS, NEW_TOKENS = 16, 24
+PROMPTS, NEW_TOKENS = 64, 24
 ROWS, ROW_LENGTH = 6, 64
 TOLERANCE, ROUNDED_TOLERANCE = 0.01, 0.05
 # What no shipped recipe has, and engines differ on.
@@ -45,20 +47,26 @@ VARIANTS = (
     ("gptq-w4-g128", "quantize.bits=8"),
     ("nf4", "quantize.double_quant=false"),
 )
+# What is tried on every random model.
+EVERYWHERE = ("awq-w4-g128", "gptq-w4-g128", "nf4", "gguf-q4-k-m")
 # Nothing is looked up on a hub, and no engine imports what lies in this checkout by accident.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
 HEAD = """# Compatibility
 
-Made by `make test-engines`. Every artifact is made of the demo model, loaded by the engine as it
-is, and run on CPU: {prompts} prompts continued greedily by up to {new} tokens, and the
-log-probabilities of the whole vocabulary at {positions} places of held-out text. Both are compared
-with quantkit's prediction: the model in float32 with the weights as unpacked from the artifact.
+Made by `make test-engines`. Every artifact is loaded by the engine as it is, and run on CPU:
+{prompts} prompts continued greedily by up to {new} tokens, and the log-probabilities of the whole
+vocabulary at {positions} places of held-out text. Both are compared with quantkit's prediction: the
+model in float32 with the weights as unpacked from the artifact.
 
 **matched**: the error of all places together is within the tolerance, that of none is beyond twice
 the tolerance, and every token is the predicted one or a tie. The error is
 ‖engine - prediction‖ / ‖prediction‖ of the logits less their mean. A tie: the two best logits are
 closer than the tolerance can tell apart. Where activations are rounded to 8 bits, as llama.cpp
 always does, the tolerance is {rounded:.0%}, else {exact:.0%}.
+
+Artifacts are made of the demo model, a Llama. Those *of* another architecture are made of a small
+random model with the demo's tokenizer, so that biases, norms of queries and keys, and fused linears
+pass through the engines too. What follows a `+` was changed in the recipe by `--set`.
 
     make test-engines                           # all, in environments of their own
     make test-engines ENGINES="vllm llama.cpp"  # the other columns stay as they were
@@ -104,18 +112,21 @@ def main() -> None:
 
 
 def artifacts() -> Iterator[Artifact]:
-    """Every shipped recipe, then the variants."""
+    """Every shipped recipe, then the variants, then the other models."""
     shipped = [(path.stem,) for path in sorted(recipes().glob("*.yaml"))]
-    for recipe, *settings in [*shipped, *VARIANTS]:
+    tried = [(DEMO, *recipe) for recipe in (*shipped, *VARIANTS)]
+    tried += [(model, recipe) for model in RANDOM for recipe in EVERYWHERE]
+    for model, recipe, *settings in tried:
         scheme = load_recipe(recipe, settings).recipe.quantize.model_dump()
         yield Artifact(
             recipe,
             tuple(settings),
+            model,
             scheme["format"],
             scheme.get("bits"),
             scheme.get("symmetric"),
             scheme.get("group_size"),
-            activations=False,
+            activations=scheme["method"] in ("smoothquant", "fp8"),
         )
 
 
@@ -124,7 +135,6 @@ def run(
 ) -> Iterator[tuple[str, str, Cell]]:
     """Every cell, one engine after the other."""
     job = questions()
-    baseline = Checkpoint(demo_model())
     unmade: dict[str, str | None] = {}
     for engine in (ENGINES[name] for name in options.engines):
         chosen = [it for it in shelf.values() if it.recipe in options.recipes]
@@ -148,13 +158,12 @@ def run(
             if why := unmade[artifact.name]:
                 yield artifact.name, engine.name, Cell(FAILED, f"can't be made: {why}")
             else:
-                yield artifact.name, engine.name, try_out(artifact, engine, job, baseline, options)
+                yield artifact.name, engine.name, try_out(artifact, engine, job, options)
 
 
 def questions() -> Job:
     """What every engine is asked, its path and dtype left open."""
     from quantkit.calibration.text import load_tokenizer, pack
-    from quantkit.engines import hf
     from quantkit.quality.regression import encode_prompt, load_cases
 
     tokenizer = load_tokenizer(demo_model())
@@ -169,7 +178,7 @@ def questions() -> Job:
             :PROMPTS
         ],
         new_tokens=NEW_TOKENS,
-        end=hf.end_tokens(demo_model(), tokenizer),
+        end=[tokenizer.eos_token_id],
         rows=rows.ids.tolist(),
     )
 
@@ -181,15 +190,14 @@ def place(artifact: Artifact, options: Options) -> Path:
 
 def make(artifact: Artifact, options: Options) -> str | None:
     """Make an artifact by the command line; what was said last if that failed."""
+    model = str(locate(artifact.model, options.work))
     command = [sys.executable, "-m", "quantkit.cli", "quantize", artifact.recipe]
-    command += ["--model", "demo", "--out", str(place(artifact, options)), "--force"]
+    command += ["--model", model, "--out", str(place(artifact, options)), "--force"]
     command += [part for setting in artifact.settings for part in ("--set", setting)]
     return launch(command, f"quantize-{artifact.name}", {"PYTHONPATH": str(ROOT)}, options)
 
 
-def try_out(
-    artifact: Artifact, engine: Engine, job: Job, baseline: Checkpoint, options: Options
-) -> Cell:
+def try_out(artifact: Artifact, engine: Engine, job: Job, options: Options) -> Cell:
     """Ask one engine about one artifact, and judge its answer."""
     directory = place(artifact, options)
     path = next(directory.glob("*.gguf"), directory)
@@ -206,6 +214,7 @@ def try_out(
         return Cell(FAILED, why)
     rounded = engine.rounds_activations or artifact.activations
     tolerance = ROUNDED_TOLERANCE if rounded else TOLERANCE
+    baseline = Checkpoint(locate(artifact.model, options.work))
     given = Answer(**json.loads(answer.read_text()))
     try:
         with prediction.predicted(directory, baseline) as logits:

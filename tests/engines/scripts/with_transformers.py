@@ -4,17 +4,16 @@ from pathlib import Path
 
 import exchange
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 
-def load(job: exchange.Job) -> torch.nn.Module:
+def load(job: exchange.Job) -> PreTrainedModel:
     path = Path(job.path)
     place = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
     directory = path.parent if place else path
-    model = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=getattr(torch, job.dtype), **place
-    )
-    return model.eval()
+    dtype = getattr(torch, job.dtype)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **place)
+    return model
 
 
 @torch.inference_mode()
