@@ -25,6 +25,7 @@ class Engine:
     script: of tests/engines/scripts. dtype: what it is asked to compute in.
     environment: None for quantkit's own. shown: the distributions whose versions count.
     settings: environment variables. lacks: for a format that it can't load, the reason.
+    rounds: formats whose linears get their inputs with 8 significant bits, whatever is asked for.
     """
 
     name: str
@@ -34,7 +35,7 @@ class Engine:
     environment: Environment | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     lacks: Mapping[str, str] = field(default_factory=dict)
-    rounds_activations: bool = False
+    rounds: tuple[str, ...] = ()
 
     def python(self, directory: Path) -> str:
         """The interpreter that runs the script."""
@@ -140,6 +141,7 @@ ENGINES = {
                 shown=(),
             ),
             lacks=_reasons("needs gptqmodel: see the next column", "awq", "gptq"),
+            rounds=("bitsandbytes",),  # its CPU kernel computes in BF16
         ),
         Engine(
             name="gptqmodel",
@@ -162,7 +164,7 @@ ENGINES = {
             dtype="its own",
             shown=("xllamacpp",),
             lacks=_reasons("llama.cpp loads GGUF only", *SAFETENSORS),
-            rounds_activations=True,
+            rounds=("gguf",),
         ),
     )
 }

@@ -25,7 +25,7 @@ _SIZES = {
     "pad_token_id": 0,
     "tie_word_embeddings": False,
 }
-RANDOM = {"qwen2": {}, "qwen3": {"head_dim": 64}, "phi3": {}}
+RANDOM = {"qwen2": {}, "qwen3": {"head_dim": 128}, "phi3": {}}
 _OF_THE_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "chat_template.jinja")
 
 

@@ -61,8 +61,9 @@ model in float32 with the weights as unpacked from the artifact.
 **matched**: the error of all places together is within the tolerance, that of none is beyond twice
 the tolerance, and every token is the predicted one or a tie. The error is
 ‖engine - prediction‖ / ‖prediction‖ of the logits less their mean. A tie: the two best logits are
-closer than the tolerance can tell apart. Where activations are rounded to 8 bits, as llama.cpp
-always does, the tolerance is {rounded:.0%}, else {exact:.0%}.
+closer than the tolerance can tell apart. The tolerance is {exact:.0%}, or {rounded:.0%} where the
+engine rounds what its linears read to 8 bits, or to BF16, which has as many: llama.cpp always does,
+bitsandbytes' CPU kernel too, and INT8 and FP8 are made for it.
 
 Artifacts are made of the demo model, a Llama. Those *of* another architecture are made of a small
 random model with the demo's tokenizer, so that biases, norms of queries and keys, and fused linears
@@ -212,7 +213,7 @@ def try_out(artifact: Artifact, engine: Engine, job: Job, options: Options) -> C
     command = [engine.python(options.environments), script, str(question), str(answer)]
     if why := launch(command, f"{engine.name}-{artifact.name}", settings, options):
         return Cell(FAILED, why)
-    rounded = engine.rounds_activations or artifact.activations
+    rounded = artifact.format in engine.rounds or artifact.activations
     tolerance = ROUNDED_TOLERANCE if rounded else TOLERANCE
     baseline = Checkpoint(locate(artifact.model, options.work))
     given = Answer(**json.loads(answer.read_text()))
