@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ class Engine:
     script: of tests/engines/scripts. dtype: what it is asked to compute in.
     environment: None for quantkit's own. shown: the distributions whose versions count.
     settings: environment variables. lacks: for a format that it can't load, the reason.
+    refuses: the same where more than the format decides.
     rounds: formats whose linears get their inputs with 8 significant bits, whatever is asked for.
     """
 
@@ -36,6 +37,7 @@ class Engine:
     settings: Mapping[str, str] = field(default_factory=dict)
     lacks: Mapping[str, str] = field(default_factory=dict)
     rounds: tuple[str, ...] = ()
+    refuses: Callable[[Artifact], str | None] | None = None
 
     def python(self, directory: Path) -> str:
         """The interpreter that runs the script."""
@@ -52,9 +54,7 @@ class Engine:
         """Why an artifact isn't expected to run here, None when it is."""
         if artifact.format in self.lacks:
             return self.lacks[artifact.format]
-        if self.name == "vllm":
-            return _vllm_refuses(artifact)
-        return None
+        return self.refuses(artifact) if self.refuses else None
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,12 @@ def _vllm_refuses(artifact: Artifact) -> str | None:
         return "vLLM's CPU kernel takes GPTQ with 4 bits only"
     if artifact.bits == 4 and not _has_avx512():
         return "vLLM's 4-bit CPU kernel needs AVX-512, which this machine lacks"
+    return None
+
+
+def _gptqmodel_refuses(artifact: Artifact) -> str | None:
+    if artifact.group_size == -1 and artifact.bits == 4:
+        return "GPTQModel's 4-bit CPU kernel takes groups of 32, 64, 128 or 256 only"
     return None
 
 
@@ -126,6 +132,7 @@ ENGINES = {
                 **_reasons("vLLM 0.32 has no bitsandbytes method", "bitsandbytes"),
                 **_reasons("vLLM 0.32 loads no GGUF", "gguf"),
             },
+            refuses=_vllm_refuses,
         ),
         Engine(
             name="transformers",
@@ -157,6 +164,7 @@ ENGINES = {
             lacks=_reasons(
                 "needs no gptqmodel: see transformers", "bitsandbytes", "compressed-tensors", "gguf"
             ),
+            refuses=_gptqmodel_refuses,
         ),
         Engine(
             name="llama.cpp",

@@ -1,7 +1,7 @@
 """The checkpoints that artifacts are made of: the demo, and small random ones of other shapes.
 
 The random ones have what the demo lacks and engines fuse or rename: biases, norms of queries and
-keys, one linear for queries, keys and values. Their tokenizer is the demo's.
+keys, one linear for queries, keys and values. Their tokenizer and end tokens are the demo's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ _SIZES = {
     "tie_word_embeddings": False,
 }
 RANDOM = {"qwen2": {}, "qwen3": {"head_dim": 128}, "phi3": {}}
-_OF_THE_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "chat_template.jinja")
+_OF_THE_DEMO = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 
 
 def locate(name: str, work: Path) -> Path:
@@ -55,6 +60,6 @@ def _build(name: str, directory: Path) -> None:
             else:  # wide enough for attention that looks somewhere, and logits that differ
                 parameter.normal_(std=0.08)
     model.save_pretrained(directory)
-    for pattern in _OF_THE_TOKENIZER:
+    for pattern in _OF_THE_DEMO:
         for file in demo_model().glob(pattern):
             shutil.copy(file, directory / file.name)

@@ -48,7 +48,7 @@ VARIANTS = (
     ("nf4", "quantize.double_quant=false"),
 )
 # What is tried on every random model.
-EVERYWHERE = ("awq-w4-g128", "gptq-w4-g128", "nf4", "gguf-q4-k-m")
+EVERYWHERE = ("awq-w4-g128", "gptq-w4-g128", "ct-awq-w4a16-g128", "nf4", "gguf-q4-k-m")
 # Nothing is looked up on a hub, and no engine imports what lies in this checkout by accident.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
 HEAD = """# Compatibility
@@ -165,6 +165,7 @@ def run(
 def questions() -> Job:
     """What every engine is asked, its path and dtype left open."""
     from quantkit.calibration.text import load_tokenizer, pack
+    from quantkit.engines import hf
     from quantkit.quality.regression import encode_prompt, load_cases
 
     tokenizer = load_tokenizer(demo_model())
@@ -179,7 +180,7 @@ def questions() -> Job:
             :PROMPTS
         ],
         new_tokens=NEW_TOKENS,
-        end=[tokenizer.eos_token_id],
+        end=hf.end_tokens(demo_model(), tokenizer),
         rows=rows.ids.tolist(),
     )
 
