@@ -61,9 +61,9 @@ def test_the_prediction_agrees_with_itself(job: Job, answer: Answer, logits: Log
 def test_one_place_that_is_off_is_seen(job: Job, answer: Answer, logits: Logits) -> None:
     values = torch.tensor(answer.log_probabilities)
     spread = values[1, 4].std() * math.sqrt(values.shape[-1])
-    values[1, 4, 9] += 0.03 * spread
+    values[1, 4, 9] += 0.05 * spread
     agreement = compare(job, replace(answer, log_probabilities=values.tolist()), logits, TOLERANCE)
-    assert agreement.worst == pytest.approx(0.03, rel=0.05)
+    assert agreement.worst == pytest.approx(0.05, rel=0.05)
     assert agreement.error < TOLERANCE
     assert not agreement.holds(TOLERANCE)
     assert agreement.holds(2 * TOLERANCE)

@@ -56,10 +56,11 @@ HEAD = """# Compatibility
 Made by `make test-engines`. Every artifact is loaded by the engine as it is, and run on CPU:
 {prompts} prompts continued greedily by up to {new} tokens, and the log-probabilities of the whole
 vocabulary at {positions} places of held-out text. Both are compared with quantkit's prediction: the
-model in float32 with the weights as unpacked from the artifact.
+model in float32 with the weights as unpacked from the artifact, and the inputs of its linears
+rounded where the artifact says so.
 
-**matched**: the error of all places together is within the tolerance, that of none is beyond twice
-the tolerance, and every token is the predicted one or a tie. The error is
+**matched**: the error of all places together is within the tolerance, none is off by more than
+four times the tolerance, and every token is the predicted one or a tie. The error is
 ‖engine - prediction‖ / ‖prediction‖ of the logits less their mean. A tie: the two best logits are
 closer than the tolerance can tell apart. The tolerance is {exact:.0%}, or {rounded:.0%} where the
 engine rounds what its linears read to 8 bits, or to BF16, which has as many: llama.cpp always does,
