@@ -1,8 +1,9 @@
 """What quantkit predicts of an artifact, and how far an engine's answer is from it.
 
 The prediction is the model in float32 with weights unpacked from what lies on disk, and inputs
-rounded where that says so. Engines are asked for the log-probabilities of the whole vocabulary; with their mean taken away these are the
-logits but for a constant, so both sides are compared as such:
+rounded where that says so. Engines are asked for the log-probabilities of the whole vocabulary;
+with their mean taken away these are the logits but for a constant, so both sides are compared as
+such:
 
     error = ‖engine - prediction‖ / ‖prediction‖
 
