@@ -47,7 +47,9 @@ def locate(name: str, work: Path) -> Path:
 def _build(name: str, directory: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     torch.manual_seed(0)
     config = AutoConfig.for_model(name, **{**_SIZES, **RANDOM[name]})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
