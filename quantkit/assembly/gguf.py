@@ -11,37 +11,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quantkit.assembly.grids import write_grids
 from quantkit.assembly.run import Run
 from quantkit.calibration.passing import Wanted
 from quantkit.calibration.statistics import InputStatistics
 from quantkit.checkpoint.journal import Step
 from quantkit.formats.gguf_file import GgufTensorPlan
-from quantkit.formats.gguf_writer import WrittenTensor, intact, write_blocks, write_file
+from quantkit.formats.gguf_writer import Made, WrittenTensor, intact, write_blocks, write_file
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
 from quantkit.parallel import spread
 from quantkit.plan import GgufFilePlan
 from quantkit.quantizers import ggml_feedback
 from quantkit.quantizers.block import LayerReport
-from quantkit.quantizers.ggml import GgmlTensor
-from quantkit.recipe import Ggml, GptqGguf
+from quantkit.recipe import Awq, Ggml, Gptq, GptqGguf, Rtn
 
 
 def write_gguf(
-    run: Run, plan: GgufFilePlan, name: str, method: Ggml | GptqGguf
+    run: Run, plan: GgufFilePlan, name: str, method: Ggml | GptqGguf | Rtn | Gptq | Awq
 ) -> list[LayerReport]:
     """Write the planned file into ``run.directory``; ``name``: the model's.
 
     With gptq the linears of the blocks are quantized as the rows pass, those whose type has
-    codes that can be chosen one at a time. All other tensors are ggml's, with importance weights
-    where there are rows.
+    codes that can be chosen one at a time; with integer grids all of them are, as they are in
+    safetensors. All other tensors are ggml's, with importance weights where there are rows.
     """
     path = run.directory / f"{name}-{plan.file.mix.upper()}.gguf"
     finished = _finished(run)
     if finished and not intact(path, finished):
         run.progress.note("the unfinished work is damaged: starting again")
         run.journal.forget()
-    importance = {} if run.rows is None else _calibrate(run, plan, path, method)
+    importance: dict[str, Tensor] = {}
+    if plan.linears is not None:
+        write_grids(run, plan, plan.linears, path)
+    elif isinstance(method, Ggml | GptqGguf) and run.rows is not None:
+        importance = _calibrate(run, plan, path, method)
     with run.progress.task(f"quantize ({plan.file.mix})", len(plan.file.tensors)) as task:
         written = write_file(
             path,
@@ -120,7 +124,7 @@ def _feedback(
     inputs: Sequence[InputStatistics],
     keys: dict[str, str],
     method: GptqGguf,
-) -> list[tuple[GgufTensorPlan, GgmlTensor, float]]:
+) -> list[Made]:
     """The linears of one layer by error feedback, each with its relative output error.
 
     What gets none is left out: types whose codes are not chosen one at a time, inputs whose
@@ -144,10 +148,11 @@ def _feedback(
 
     def quantize(
         item: tuple[GgufTensorPlan, ggml_feedback.Factor, Any],
-    ) -> tuple[GgufTensorPlan, GgmlTensor, float]:
+    ) -> Made:
         tensor, factor, energy = item
         outcome = ggml_feedback.quantize(tensor.value(run.checkpoint).float(), factor, tensor.type)
-        return tensor, outcome.tensor, outcome.loss / max(float(energy), 1e-30)
+        error = outcome.loss / max(float(energy), 1e-30)
+        return Made(tensor, outcome.tensor, error, "outputs")
 
     return spread(quantize, todo, torch.device("cpu"))
 
