@@ -174,6 +174,8 @@ def _text_or_file(value: str) -> str:
         is_file = Path(value).is_file()
     except OSError:  # a text too long for a path
         is_file = False
+    if not is_file and not value.strip():
+        raise InputError("is empty", where="--system")
     return _read(Path(value)).rstrip("\n") if is_file else value
 
 

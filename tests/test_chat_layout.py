@@ -143,14 +143,18 @@ def test_a_layout_knows_its_parts() -> None:
     )
 
 
-def test_braces_and_quotes_in_a_template_are_text(go: Go) -> None:
-    source = TEMPLATES["chatml"][0].replace("<|im_end|>", "{{ '{{ \"end\" }} \\\\ {%' }}é\t")
-    source = source.replace("+ '{{ '", "+ '").replace("' }}é", "é")
-    layout = observe(JinjaTemplate(source, {}), adds_bos=False).layout
-    assert '{{ "end" }} \\ {%é\t' in layout.user.after
+def test_whatever_a_template_writes_is_text(go: Go) -> None:
+    """Go's own signs, quotes, and what isn't printable or not in Unicode's first plane."""
+    end = '{{ "end" }} \\ {% """ é\t\u200b\x7f🦙'
+    source = TEMPLATES["chatml"][0].replace("'<|im_end|>'", "eos_token")
+    template = JinjaTemplate(source, {"eos_token": end})
+    layout = observe(template, adds_bos=False).layout
+    assert layout.user.after == f"{end}\n"
+    assert go_template(layout).replace("\n", "").isprintable()
     messages = conversations(system=True)[-1]
     made = go([{"template": go_template(layout), "messages": messages}])[0]["text"]
-    assert made == JinjaTemplate(source, {}).render(messages)
+    assert made == template.render(messages)
+    assert '"""' not in go_template(layout)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from quantkit.chat.observe import conversations
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import InputError
 from quantkit.export import export_ollama
+from quantkit.formats.gguf_chat import _header, read_chat
 from quantkit.formats.gguf_writer import write_bf16
 from quantkit.formats.modelfile import parse_parameters
 from quantkit.resources import demo_model
@@ -201,17 +202,20 @@ def test_refusals_write_nothing(artifact: Path, tmp_path: Path) -> None:
     (damaged / "model.gguf").write_bytes(b"GGUF")
     two = Path(shutil.copytree(artifact, tmp_path / "two"))
     shutil.copy(two / "model.gguf", two / "more.gguf")
+    unprintable = Path(shutil.copytree(artifact, tmp_path / "zero\u200bwidth"))
     to = ("--to", "ollama", "--out", other)
     expected: list[tuple[tuple[object, ...], str]] = [
         ((tmp_path / "none", *to), "no such directory"),
         ((demo_model(), *to), "holds no .gguf file"),
         ((two, *to), "holds 2 .gguf files"),
         ((damaged, *to), "isn't a readable GGUF file"),
+        ((unprintable, *to), "can't hold in a path"),
         ((artifact, "--to", "ollama", "--out", sealed, "--force"), "is an artifact"),
         ((artifact, "--to", "ollama", "--out", file), "isn't a directory"),
         ((artifact, *to, "--template", tmp_path / "none"), "can't be read"),
         ((artifact, *to, "--template", file), "is empty"),
-        ((artifact, *to, "--system", 'say """'), '--system: holds """'),
+        ((artifact, *to, "--system", " "), "--system: is empty"),
+        ((artifact, *to, "--system", 'say """'), 'SYSTEM: holds """'),
         ((artifact, *to, "--system", "zero\u200bwidth"), "drops from a Modelfile"),
         ((artifact, *to, "--parameter", "num_ctx=4096"), "trained on 512 tokens"),
     ]
@@ -239,3 +243,26 @@ def test_parameters_are_checked(settings: list[str], why: str) -> None:
     with pytest.raises(InputError, match=re.escape(why)) as caught:
         parse_parameters(settings)
     assert caught.value.where == f"--parameter {settings[-1]}"
+
+
+def test_the_header_is_read_as_gguf_py_reads_it(demo: Path) -> None:
+    import gguf
+
+    reader = gguf.GGUFReader(demo / "model.gguf")
+    with (demo / "model.gguf").open("rb") as file:
+        values = _header(file)
+    fields = {key: f for key, f in reader.fields.items() if not key.startswith("GGUF.")}
+    assert values.keys() == fields.keys()
+    for key, field in fields.items():
+        if not isinstance(values[key], list):
+            assert values[key] == field.contents(), key
+    tokens = "tokenizer.ggml.tokens"
+    assert len(values[tokens]) == 1024 and values[tokens] == fields[tokens].contents()
+
+
+@pytest.mark.parametrize("size", [0, 3, 10, 30, 400, 5000])
+def test_a_file_that_ends_early(demo: Path, tmp_path: Path, size: int) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes((demo / "model.gguf").read_bytes()[:size])
+    with pytest.raises(InputError, match="isn't a readable GGUF file"):
+        read_chat(path)

@@ -163,5 +163,10 @@ def _around(turn: Turn, content: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """An action that writes ``text``: Go reads JSON's strings as its own."""
-    return "{{- " + json.dumps(text, ensure_ascii=False) + " }}" if text else ""
+    """An action that writes ``text``. Go reads JSON's strings as its own, but not its pairs of
+    surrogates; and a Modelfile loses what isn't printable."""
+    if not text:
+        return ""
+    literal = json.dumps(text, ensure_ascii=False)
+    escaped = "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in literal)
+    return f"{{{{- {escaped} }}}}"

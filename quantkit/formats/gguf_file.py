@@ -156,23 +156,6 @@ def plan_file(
     return GgufPlan(mix, architecture.name, tuple(tensors), metadata)
 
 
-def open_gguf(path: Path) -> Any:
-    """gguf-py's reader of a file. Raises InputError for one that is missing or damaged."""
-    gguf = load_gguf()
-    try:
-        return gguf.GGUFReader(path)
-    except FileNotFoundError:
-        raise InputError("no such file", where=str(path)) from None
-    except (ValueError, KeyError, IndexError) as error:
-        raise InputError(f"isn't a readable GGUF file ({error})", where=str(path)) from error
-
-
-def value_of(reader: Any, key: str) -> Any:
-    """The value of a metadata key, or None."""
-    field = reader.get_field(key)
-    return None if field is None else field.contents()
-
-
 class GgufWeights:
     """The weights of a GGUF file under their checkpoint keys. Implements ``Weights``.
 
@@ -184,11 +167,17 @@ class GgufWeights:
 
     def __init__(self, path: Path) -> None:
         """Read the header. Raises InputError for a damaged file and for another architecture."""
+        gguf = load_gguf()
         self.path = path
         self.files = [path]
-        reader = open_gguf(path)
         try:
-            self._architecture = architectures.find(str(value_of(reader, "general.architecture")))
+            reader = gguf.GGUFReader(path)
+        except FileNotFoundError:
+            raise InputError("no such file", where=str(path)) from None
+        except (ValueError, KeyError, IndexError) as error:
+            raise InputError(f"isn't a readable GGUF file ({error})", where=str(path)) from error
+        try:
+            self._architecture = architectures.find(str(_field(reader, "general.architecture")))
         except InputError as error:
             raise InputError(error.what, where=str(path), mend=error.mend) from error
         self._dimensions = _dimensions(reader, self._architecture.name)
@@ -339,7 +328,7 @@ def _dimensions(reader: Any, name: str) -> Dimensions:
     """The sizes by a file's metadata."""
 
     def number(key: str) -> int:
-        return int(value_of(reader, f"{name}.{key}") or 0)
+        return int(_field(reader, f"{name}.{key}") or 0)
 
     heads, hidden = number("attention.head_count"), number("embedding_length")
     return Dimensions(
@@ -351,6 +340,12 @@ def _dimensions(reader: Any, name: str) -> Dimensions:
         head_dim=number("attention.key_length") or hidden // heads,
         vocabulary=number("vocab_size"),
     )
+
+
+def _field(reader: Any, key: str) -> Any:
+    """The value of a metadata key, or None."""
+    field = reader.get_field(key)
+    return None if field is None else field.contents()
 
 
 def _some(keys: list[str]) -> str:

@@ -38,9 +38,9 @@ class Modelfile:
     def text(self) -> str:
         """The file. Raises InputError for a text that Ollama couldn't read back."""
         parts = [f"# {self.comment}", f"FROM {_path(self.source)}"]
-        parts.append(f"TEMPLATE {_long(self.template, '--template')}")
+        parts.append(f"TEMPLATE {_long(self.template, 'TEMPLATE')}")
         if self.system is not None:
-            parts.append(f"SYSTEM {_long(self.system, '--system')}")
+            parts.append(f"SYSTEM {_long(self.system, 'SYSTEM')}")
         lines = [f"PARAMETER {name} {_value(name, value)}" for name, value in self.parameters]
         return "\n\n".join(parts) + "\n\n" + "".join(f"{line}\n" for line in lines)
 
