@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quantkit.assembly.grids import write_grids
 from quantkit.assembly.run import Run
 from quantkit.calibration.passing import Wanted
 from quantkit.calibration.statistics import InputStatistics
 from quantkit.checkpoint.journal import Step
 from quantkit.formats.gguf_file import GgufTensorPlan
-from quantkit.formats.gguf_writer import WrittenTensor, intact, write_blocks, write_file
+from quantkit.formats.gguf_writer import Made, WrittenTensor, intact, write_blocks, write_file
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
 from quantkit.parallel import spread
@@ -24,24 +26,35 @@ from quantkit.plan import GgufFilePlan
 from quantkit.quantizers import ggml_feedback
 from quantkit.quantizers.block import LayerReport
 from quantkit.quantizers.ggml import GgmlTensor
-from quantkit.recipe import Ggml, GptqGguf
+from quantkit.quantizers.grid import gram_loss, total
+from quantkit.recipe import Awq, Ggml, Gptq, GptqGguf, Rtn
+
+# Rows of a matrix that is the embedding too are also read one by one: damping is what keeps
+# them close to what they were (docs/quality.md).
+_TIED_DAMPING = 0.1
+_ROWS = 4096  # of the output matrix, that one thread quantizes
+_SAMPLED = 8  # one in so many of them is looked at for the size of the outputs
 
 
 def write_gguf(
-    run: Run, plan: GgufFilePlan, name: str, method: Ggml | GptqGguf
+    run: Run, plan: GgufFilePlan, name: str, method: Ggml | GptqGguf | Rtn | Gptq | Awq
 ) -> list[LayerReport]:
     """Write the planned file into ``run.directory``; ``name``: the model's.
 
     With gptq the linears of the blocks are quantized as the rows pass, those whose type has
-    codes that can be chosen one at a time. All other tensors are ggml's, with importance weights
-    where there are rows.
+    codes that can be chosen one at a time; with integer grids all of them are, as they are in
+    safetensors. All other tensors are ggml's, with importance weights where there are rows.
     """
     path = run.directory / f"{name}-{plan.file.mix.upper()}.gguf"
     finished = _finished(run)
     if finished and not intact(path, finished):
         run.progress.note("the unfinished work is damaged: starting again")
         run.journal.forget()
-    importance = {} if run.rows is None else _calibrate(run, plan, path, method)
+    importance: dict[str, Tensor] = {}
+    if plan.linears is not None:
+        write_grids(run, plan, plan.linears, path)
+    elif isinstance(method, Ggml | GptqGguf) and run.rows is not None:
+        importance = _calibrate(run, plan, path, method)
     with run.progress.task(f"quantize ({plan.file.mix})", len(plan.file.tensors)) as task:
         written = write_file(
             path,
@@ -66,13 +79,14 @@ def _calibrate(
     steps = [step for step in run.journal.steps if "importance" in step]
     skeleton = Skeleton(run.checkpoint)
     count = len(skeleton.layers)
-    if len(steps) < count:
+    feedback = method if isinstance(method, GptqGguf) else None
+    wanted = count + (feedback is not None)  # the output matrix comes last
+    if len(steps) < wanted:
         stream = Stream(skeleton, run.checkpoint, run.device)
-        feedback = method if isinstance(method, GptqGguf) else None
         label = "importance weights" if feedback is None else f"quantize (gptq, {method.mix})"
         with (
             run.calibration(stream, Wanted("gram" if feedback else "diagonal")) as calibration,
-            run.progress.task(label, count) as task,
+            run.progress.task(label, wanted) as task,
         ):
             assert calibration is not None
             if steps and not calibration.restore(steps[-1]["calibration"]):
@@ -93,6 +107,13 @@ def _calibrate(
                 run.journal.record(step)
                 steps.append(step)
                 task.advance(doing=f"layer {index + 1} of {count}")
+            if feedback is not None and len(steps) == count:
+                known = next(iter(_finished(run)), None)
+                found = _output(run, plan, stream, calibration.output(), feedback)
+                written = write_blocks(path, plan.file, found, known)
+                steps.append({"importance": {}, "tensors": [asdict(t) for t in written]})
+                run.journal.record({**steps[-1], "calibration": calibration.state()})
+                task.advance(doing="output matrix")
     return {key: _decode(text) for step in steps for key, text in step["importance"].items()}
 
 
@@ -120,7 +141,7 @@ def _feedback(
     inputs: Sequence[InputStatistics],
     keys: dict[str, str],
     method: GptqGguf,
-) -> list[tuple[GgufTensorPlan, GgmlTensor, float]]:
+) -> list[Made]:
     """The linears of one layer by error feedback, each with its relative output error.
 
     What gets none is left out: types whose codes are not chosen one at a time, inputs whose
@@ -144,12 +165,38 @@ def _feedback(
 
     def quantize(
         item: tuple[GgufTensorPlan, ggml_feedback.Factor, Any],
-    ) -> tuple[GgufTensorPlan, GgmlTensor, float]:
+    ) -> Made:
         tensor, factor, energy = item
         outcome = ggml_feedback.quantize(tensor.value(run.checkpoint).float(), factor, tensor.type)
-        return tensor, outcome.tensor, outcome.loss / max(float(energy), 1e-30)
+        error = outcome.loss / max(float(energy), 1e-30)
+        return Made(tensor, outcome.tensor, error, "outputs")
 
     return spread(quantize, todo, torch.device("cpu"))
+
+
+def _output(
+    run: Run, plan: GgufFilePlan, stream: Stream, inputs: InputStatistics, method: GptqGguf
+) -> list[Made]:
+    """The matrix of the output by error feedback, where that can be; the embedding's, if tied."""
+    [tensor] = [tensor for tensor in plan.file.tensors if tensor.key == stream.output_key]
+    if tensor.type not in ggml_feedback.TYPES or inputs.width % ggml_feedback.WIDTH:
+        return []
+    tied = tensor.name == "token_embd.weight"
+    damping = max(method.damp_percent, _TIED_DAMPING) if tied else method.damp_percent
+    gram = inputs.moment.matrix().cpu()
+    factor = ggml_feedback.factorize(gram, damping)
+    if factor is None:
+        return []
+    value = tensor.value(run.checkpoint)
+
+    def quantize(rows: Tensor) -> ggml_feedback.Outcome:
+        return ggml_feedback.quantize(rows, factor, tensor.type)
+
+    parts = spread(quantize, value.split(_ROWS), torch.device("cpu"))
+    energy = total(gram_loss(value[::_SAMPLED].float(), gram)) * _SAMPLED
+    blocks = torch.cat([part.tensor.blocks for part in parts])
+    error = math.fsum(part.loss for part in parts) / max(energy, 1e-30)
+    return [Made(tensor, GgmlTensor(tensor.type, blocks, tuple(value.shape)), error, "outputs")]
 
 
 def _encode(values: Tensor) -> str:
