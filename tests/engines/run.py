@@ -46,6 +46,8 @@ VARIANTS = (
     ("gptq-w4-g128", "quantize.symmetric=false"),
     ("gptq-w4-g128", "quantize.bits=8"),
     ("nf4", "quantize.double_quant=false"),
+    ("gptq-w4-g128", "quantize.format=gguf", "quantize.group_size=32"),
+    ("awq-w4-g128", "quantize.format=gguf", "quantize.group_size=32"),
 )
 # What is tried on every random model.
 EVERYWHERE = ("awq-w4-g128", "gptq-w4-g128", "ct-awq-w4a16-g128", "nf4", "gguf-q4-k-m")
