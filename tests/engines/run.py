@@ -199,7 +199,9 @@ def make(artifact: Artifact, options: Options) -> str | None:
     command = [sys.executable, "-m", "quantkit.cli", "quantize", artifact.recipe]
     command += ["--model", model, "--out", str(place(artifact, options)), "--force"]
     command += [part for setting in artifact.settings for part in ("--set", setting)]
-    return launch(command, f"quantize-{artifact.name}", {"PYTHONPATH": str(ROOT)}, options)
+    # A cache of its own: the user's may hold statistics of another version, and is the user's.
+    settings = {"PYTHONPATH": str(ROOT), "QUANTKIT_CACHE": str(options.work / "cache")}
+    return launch(command, f"quantize-{artifact.name}", settings, options)
 
 
 def try_out(artifact: Artifact, engine: Engine, job: Job, options: Options) -> Cell:
