@@ -153,7 +153,9 @@ class LlamaCpp:
 
         Raises InputError as ``generate`` does.
         """
+        # An end token would be no step. What is ignored is so in sampling, not in what is reported.
         request = {**_GREEDY, "prompt": list(prompt), "n_predict": 1, "n_probs": _ALL}
+        request["ignore_eos"] = True
         [step] = self._post("/completion", request)["completion_probabilities"]
         found = {int(token["id"]): float(token["logprob"]) for token in step["top_logprobs"]}
         return [found[token] for token in range(len(found))]

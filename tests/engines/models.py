@@ -38,7 +38,8 @@ def locate(name: str, work: Path) -> Path:
     """The directory of a checkpoint; a random one is made in ``work`` unless it is there."""
     if name == DEMO:
         return demo_model()
-    directory = work / "models" / name
+    # llama.cpp expects the tokens of Phi-3 in whatever is called so.
+    directory = work / "models" / name / "random"
     if not (directory / "config.json").is_file():
         _build(name, directory)
     return directory
