@@ -153,9 +153,11 @@ class LlamaCpp:
 
         Raises InputError as ``generate`` does.
         """
-        # An end token would be no step. What is ignored is so in sampling, not in what is reported.
+        # Nothing is reported of a token that ends the answer or is part of a character, so another
+        # is forced: this changes what is sampled, not what is reported.
+        [*_, plain] = self._post("/tokenize", {"content": "a", "add_special": False})["tokens"]
         request = {**_GREEDY, "prompt": list(prompt), "n_predict": 1, "n_probs": _ALL}
-        request["ignore_eos"] = True
+        request["logit_bias"] = [[plain, 1e6]]
         [step] = self._post("/completion", request)["completion_probabilities"]
         found = {int(token["id"]): float(token["logprob"]) for token in step["top_logprobs"]}
         return [found[token] for token in range(len(found))]
