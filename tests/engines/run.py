@@ -64,9 +64,10 @@ rounded where the artifact says so.
 **matched**: the error of all places together is within the tolerance, none is off by more than
 four times the tolerance, and every token is the predicted one or a tie. The error is
 ‖engine - prediction‖ / ‖prediction‖ of the logits less their mean. A tie: the predicted logit is
-below the best by less than four times the tolerance, of the spread of the logits. The tolerance is {exact:.0%}, or {rounded:.0%} where the
-engine rounds what its linears read to 8 bits, or to BF16, which has as many: llama.cpp always does,
-bitsandbytes' CPU kernel too, and INT8 and FP8 are made for it.
+below the best by less than four times the tolerance, of the spread of the logits. The tolerance is
+{exact:.0%}, or {rounded:.0%} where the engine rounds what its linears read to 8 bits, or to BF16,
+which has as many: llama.cpp always does, bitsandbytes' CPU kernel too, and INT8 and FP8 are made
+for it.
 
 Artifacts are made of the demo model, a Llama. Those *of* another architecture are made of a small
 random model with the demo's tokenizer, so that biases, norms of queries and keys, and fused linears
