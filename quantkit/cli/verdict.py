@@ -57,14 +57,14 @@ def finish(console: Console, comparison: Comparison, out: Path | None) -> None:
     """Print a comparison and leave with the code of its verdict."""
     from quantkit.checkpoint.writer import write_json
     from quantkit.reports.cells import notes
-    from quantkit.reports.terminal import comparison_table
+    from quantkit.reports.terminal import comparison_tables
     from quantkit.results import Verdict
 
     value = comparison.to_json()
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, value)
-    console.show(value, comparison_table(comparison))
+    console.show(value, comparison_tables(comparison))
     for note in notes(comparison):
         console.note(note)
     codes = {Verdict.FAIL: ExitCode.GATE_FAILED, Verdict.INCONCLUSIVE: ExitCode.INCONCLUSIVE}
