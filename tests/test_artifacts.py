@@ -234,7 +234,7 @@ def test_near_the_bound_is_exit_code_4(qualities, judged, capsys):
     assert code == 4 and comparison.verdict is Verdict.INCONCLUSIVE
     assert comparison.variants[0].gates[0].more > 77
     shown, said = capsys.readouterr()
-    assert "INCONCLUSIVE" in shown and "more rows would decide" in said
+    assert "INCONCLUSIVE" in shown and "would decide: about" in said
     comparison, code = verdict_on(qualities, "rtn-w4-g128", "rtn-w2", gates=gates)
     assert code == 1 and comparison.verdict is Verdict.FAIL
 

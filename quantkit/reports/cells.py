@@ -60,9 +60,11 @@ def notes(comparison: Comparison) -> list[str]:
         for gate in variant.gates:
             if not gate.passed:
                 said = "Failed" if gate.verdict is Verdict.FAIL else "Undecided"
+                interval = f" ({ends(gate)})" if gate.interval else ""
+                more = f"; would decide: {further(gate)}" if further(gate) else ""
                 lines.append(
-                    f"{said}: {variant.name}, {gate.metric} is {measured(gate)}, "
-                    f"allowed {allowed(gate)}{further(gate)}"
+                    f"{said}: {variant.name}, {gate.metric} is {measured(gate)}{interval}, "
+                    f"allowed {allowed(gate)}{more}"
                 )
         regression = variant.quality.regression if variant.quality else None
         for case in regression.cases if regression else ():
@@ -83,13 +85,16 @@ def allowed(gate: GateOutcome) -> str:
 
 
 def measured(gate: GateOutcome) -> str:
-    """What a gate compares with its bounds: the figure, and its interval."""
-    if gate.value is None:
-        return "not measured"
-    if gate.interval is None:
-        return f"{gate.value:.6g}"
+    """The figure that a gate is on."""
+    return "not measured" if gate.value is None else f"{gate.value:.6g}"
+
+
+def ends(gate: GateOutcome) -> str:
+    """The interval that a gate holds against its bounds, where it asks for confidence."""
     found = gate.interval
-    return f"{gate.value:.6g} ({found.low:.6g} to {found.high:.6g} at {100 * found.confidence:g}%)"
+    if found is None:
+        return ""
+    return f"{found.low:.6g} to {found.high:.6g} at {100 * found.confidence:g}%"
 
 
 def further(gate: GateOutcome) -> str:
@@ -97,8 +102,8 @@ def further(gate: GateOutcome) -> str:
     if gate.verdict is not Verdict.INCONCLUSIVE or gate.interval is None:
         return ""
     if gate.more is None:
-        return "; it lies on the bound, so more samples won't decide"
-    return f"; about {gate.more:,} more {gate.interval.unit} would decide"
+        return "no number of samples: the figure lies on the bound"
+    return f"about {gate.more:,} more {gate.interval.unit}"
 
 
 def _cost(figure: str, text: Callable[[Any], str]) -> Cell:

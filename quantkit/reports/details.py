@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from quantkit.reports.cells import allowed, further, measured
+from quantkit.reports.cells import allowed, ends, further, measured
 from quantkit.results import Comparison, Interval, Slice, Variant
 
 
@@ -26,22 +26,23 @@ def details(comparison: Comparison) -> list[Detail]:
 
 
 def _gates(variants: Sequence[Variant]) -> Detail:
+    gates = [(variant.name, gate) for variant in variants for gate in variant.gates]
     rows = tuple(
         (
-            variant.name,
+            name,
             gate.metric,
-            measured(gate) + further(gate),
+            measured(gate),
+            ends(gate),
             allowed(gate),
             gate.verdict.value,
+            further(gate),
         )
-        for variant in variants
-        for gate in variant.gates
+        for name, gate in gates
     )
-    note = "An interval must lie within its bounds to pass, and wholly outside to fail."
-    certain = all(gate.interval is None for variant in variants for gate in variant.gates)
-    return Detail(
-        "Gates", ("model", "metric", "measured", "allowed", ""), rows, "" if certain else note
-    )
+    headers = ("model", "metric", "measured", "interval", "allowed", "", "would decide")
+    note = "An interval must lie wholly within its bounds to pass, and wholly outside to fail."
+    certain = all(gate.interval is None for _, gate in gates)
+    return Detail("Gates", headers, rows, "" if certain else note)
 
 
 def _slices(variants: Sequence[Variant]) -> Detail:

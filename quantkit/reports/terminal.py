@@ -22,7 +22,8 @@ def comparison_tables(comparison: Comparison) -> Group:
     verdict = f" · {comparison.verdict}" if comparison.verdict else ""
     suite = f" · suite {comparison.suite}" if comparison.suite else ""
     main = models_table(comparison.models, f"Comparison{suite}{verdict}")
-    return Group(main, *(_detail_table(detail) for detail in details(comparison)))
+    below = [part for detail in details(comparison) for part in (_detail_table(detail), "")]
+    return Group(main, *below)
 
 
 def models_table(models: Sequence[Variant], title: str) -> Table:
