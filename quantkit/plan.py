@@ -19,7 +19,7 @@ from quantkit.quantizers import nf4
 from quantkit.quantizers.block import Scheme
 from quantkit.quantizers.grid import Grid
 from quantkit.quantizers.nf4 import Nf4Scheme
-from quantkit.recipe import Awq, Ggml, Gptq, GptqGguf, Nf4, Rtn
+from quantkit.recipe import Awq, Ggml, Gptq, GptqGguf, Nf4, Recipe, Rtn
 
 if TYPE_CHECKING:
     from quantkit.formats.gguf_file import GgufPlan
@@ -158,6 +158,14 @@ class GgufFilePlan(Plan):
         }
 
 
+def plan_recipe(recipe: Recipe, checkpoint: Checkpoint, name: str) -> Plan:
+    """What the recipe makes of a checkpoint; ``name``: the model's. Raises InputError."""
+    method = recipe.quantize
+    if isinstance(method, Ggml | GptqGguf):
+        return plan_gguf(method, checkpoint, name, imatrix=recipe.calibration is not None)
+    return plan_linears(method, Skeleton(checkpoint), checkpoint)
+
+
 def plan_gguf(
     method: Ggml | GptqGguf, checkpoint: Checkpoint, name: str, *, imatrix: bool = False
 ) -> GgufFilePlan:
@@ -256,6 +264,16 @@ def plan_linears(method: Linears, skeleton: Skeleton, checkpoint: Checkpoint) ->
     )
 
 
+def fused(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Full names of linears, put together where engines load them as one matrix."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        family = next((min(family) for family in _FUSED if leaf in family), leaf)
+        groups.setdefault((parent, family), []).append(name)
+    return [tuple(group) for group in groups.values()]
+
+
 def _quantization_config(
     method: Linears,
     default: Scheme,
@@ -328,17 +346,16 @@ def _check(
         except InputError as error:
             raise InputError(error.what, where=f"{name} (group_size)", mend=error.mend) from None
         _AFFINE_FORMATS[method.format].check(name, (out_features, in_features), scheme, default)
-    for name in shapes:
-        parent, _, leaf = name.rpartition(".")
-        for family in _FUSED:
-            siblings = {f"{parent}.{other}" for other in family} & shapes.keys()
-            if leaf in family and len({str(schemes.get(sibling)) for sibling in siblings}) > 1:
-                raise InputError(
-                    f"{', '.join(sorted(family))} are loaded as one matrix by the engines and "
-                    "need the same scheme",
-                    where=parent,
-                    mend="Let the override match all of them.",
-                )
+    for siblings in fused(shapes):
+        if len({str(schemes.get(sibling)) for sibling in siblings}) > 1:
+            parent, _, _ = siblings[0].rpartition(".")
+            leaves = sorted(sibling.rpartition(".")[2] for sibling in siblings)
+            raise InputError(
+                f"{', '.join(leaves)} are loaded as one matrix by the engines and "
+                "need the same scheme",
+                where=parent,
+                mend="Let the override match all of them.",
+            )
 
 
 def _packed_bytes(format_name: str, scheme: Scheme, shape: tuple[int, ...]) -> int:

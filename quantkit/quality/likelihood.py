@@ -17,7 +17,7 @@ from torch import Tensor
 from quantkit.model.stream import Batch, Stream, slices
 from quantkit.results import KlDivergence, Perplexity
 
-_TOKENS_PER_BATCH = 2048
+TOKENS_PER_BATCH = 2048
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Finished:
 
 def finish(stream: Stream, rows: Tensor, step: Callable[[], None] = lambda: None) -> Finished:
     """Carry ``rows`` (rows, tokens) through all blocks; ``step`` is called after each."""
-    batches = stream.begin(rows, max(1, _TOKENS_PER_BATCH // rows.shape[1]))
+    batches = stream.begin(rows, max(1, TOKENS_PER_BATCH // rows.shape[1]))
     for index in range(len(stream.skeleton.layers)):
         with stream.block(index) as block:
             stream.advance(index, block, batches)

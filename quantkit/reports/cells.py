@@ -62,6 +62,8 @@ def notes(comparison: Comparison) -> list[str]:
                 bound = f"at most {gate.max}" if gate.max is not None else f"at least {gate.min}"
                 value = "not measured" if gate.value is None else f"{gate.value:.6g}"
                 lines.append(f"Failed: {variant.name}, {gate.metric} is {value}, allowed {bound}")
+        if variant.verdict is Verdict.FAIL and variant.localisation is None:
+            lines.append(f"To mend: --locate finds the layers where {variant.name} loses most")
         regression = variant.quality.regression if variant.quality else None
         for case in regression.cases if regression else ():
             if case.baseline_passed and not case.passed:

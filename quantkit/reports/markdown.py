@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from quantkit.reports.cells import notes, table
+from quantkit.reports.losses import losses_markdown
 from quantkit.results import Comparison
 
 
@@ -21,6 +22,9 @@ def comparison_markdown(comparison: Comparison) -> str:
             lines.append(f"| {label} | " + " | ".join(_escaped(cell) for cell in row.cells) + " |")
     lines.append("")
     lines += [f"- {_escaped(note)}" for note in notes(comparison)]
+    for variant in comparison.variants:
+        if variant.localisation is not None:
+            lines += ["", *losses_markdown(variant.name, variant.localisation)]
     return "\n".join(lines) + "\n"
 
 
