@@ -33,11 +33,10 @@ def judge(
     """
     from quantkit.checkpoint.reader import Checkpoint
     from quantkit.checkpoint.source import locate
-    from quantkit.compare import check_gates, compare
+    from quantkit.compare import compare
     from quantkit.evaluate import evaluate
     from quantkit.measure import measure
 
-    check_gates(suite.suite.gates)
     model, adapters = baseline
     source = Checkpoint(locate(model))
     if adapters:
