@@ -16,6 +16,7 @@ from quantkit.checkpoint.reader import Checkpoint, read_json
 from quantkit.checkpoint.writer import MANIFEST
 from quantkit.errors import InputError
 from quantkit.formats.packed import open_artifact
+from quantkit.localisation import Localisation, Patch, PlaceLoss
 from quantkit.manifest import RUN, digest, read_manifest
 from quantkit.mend import mend
 from quantkit.model.adapt import tokenizer_directory
@@ -27,16 +28,7 @@ from quantkit.quality.held_out import held_out_rows
 from quantkit.quality.likelihood import Divergence
 from quantkit.quality.localise import Localiser, Place
 from quantkit.recipe import Recipe, recipe_from
-from quantkit.results import (
-    METRICS,
-    GateOutcome,
-    Localisation,
-    Patch,
-    PlaceLoss,
-    Quality,
-    Variant,
-    Verdict,
-)
+from quantkit.results import METRICS, GateOutcome, Quality, Variant, Verdict
 from quantkit.suite import LoadedSuite
 
 _TOKENS = 8192  # enough to compare the artifact with itself, changed in one place
@@ -103,7 +95,7 @@ class _Search:
                 artifact,
                 rows,
                 resolve_device(device),
-                rescaled=(variant.method or artifact.format) == "awq",
+                rescaled=(variant.method or artifact.format) in ("awq", "smoothquant"),
                 step=task.advance,
             )
 
@@ -192,10 +184,14 @@ def _figures(divergence: Divergence) -> Figures:
 
 
 def _would_hold(gate: GateOutcome, value: float) -> bool:
-    margin = _MARGIN if gate.metric.startswith("kl_divergence") else 1.0
-    return (gate.min is None or value >= gate.min) and (
-        gate.max is None or value * margin <= gate.max
-    )
+    """Whether a figure would pass; with confidence, as far from its interval's ends as now."""
+    low = high = value
+    if gate.interval is not None and gate.value:
+        low *= gate.interval.low / gate.value
+        high *= gate.interval.high / gate.value
+    if gate.metric.startswith("kl_divergence"):
+        high *= _MARGIN
+    return (gate.min is None or low >= gate.min) and (gate.max is None or high <= gate.max)
 
 
 def _recipe(manifest: dict[str, Any], artifact: Path) -> Recipe:

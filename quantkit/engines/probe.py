@@ -7,6 +7,7 @@ or caches is in the figures.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import statistics
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import QuantkitError
+from quantkit.errors import MachineError, QuantkitError
 from quantkit.results import Cost
 
 _BATCH = 8
@@ -118,6 +119,7 @@ def measure_torch(spec: Spec) -> Cost:
     else:
         from transformers import AutoModelForCausalLM
 
+        check_loadable(Path(spec.path))
         name = spec.engine
         model = AutoModelForCausalLM.from_pretrained(
             spec.path, dtype="auto", device_map=None if spec.device == "cpu" else spec.device
@@ -162,6 +164,22 @@ def measure_torch(spec: Spec) -> Cost:
         ttft_ms=1000 * prefill,
         tpot_ms=1000 * decode / steps,
     )
+
+
+def check_loadable(directory: Path) -> None:
+    """Raise MachineError where transformers needs a package for the format that isn't there."""
+    from quantkit.checkpoint.reader import read_json
+
+    quantization = read_json(directory / "config.json").get("quantization_config") or {}
+    needs = {"compressed-tensors": "compressed_tensors", "bitsandbytes": "bitsandbytes"}
+    module = needs.get(str(quantization.get("quant_method")))
+    if module is not None and importlib.util.find_spec(module) is None:
+        raise MachineError(
+            f"transformers needs the package {module.replace('_', '-')} to load it, "
+            "which isn't installed",
+            where=directory.name,
+            mend=f"pip install {module.replace('_', '-')}",
+        )
 
 
 def held_bytes(model: Any) -> int:

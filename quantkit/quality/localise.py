@@ -15,6 +15,7 @@ all.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -116,14 +117,20 @@ class Localiser:
 
     @contextmanager
     def put_back(self, block: nn.Module, *places: Place) -> Iterator[None]:
-        """``block`` with the places' parameters, all of its layer, as the baseline has them."""
+        """``block`` with the places' parameters, all of its layer, as the baseline has them.
+
+        Linears that round their inputs don't meanwhile.
+        """
         kept: list[tuple[dict[str, Any], str, Any]] = []
         try:
             for place in places:
                 prefix = self.skeleton.layer_name(place.layer or 0) + "."
                 for name in place.parameters:
                     path, _, leaf = name.removeprefix(prefix).rpartition(".")
-                    held = block.get_submodule(path)._parameters
+                    module = block.get_submodule(path)
+                    kept.append((module.__dict__, "_forward_pre_hooks", module._forward_pre_hooks))
+                    module._forward_pre_hooks = OrderedDict()
+                    held = module._parameters
                     old = held[leaf]
                     assert old is not None
                     kept.append((held, leaf, old))
@@ -207,31 +214,34 @@ class _Traffic:
     """What modules of a block read and made, by their names within it."""
 
     inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
+    outputs: dict[str, Any]
 
     def feeding(self, readers: Sequence[str]) -> list[str]:
         """The other modules whose very output one of ``readers`` reads."""
         read = {self.inputs[name].data_ptr() for name in readers}
-        return [n for n, t in self.outputs.items() if t.data_ptr() in read and n not in readers]
+        return [
+            name
+            for name, made in self.outputs.items()
+            if isinstance(made, Tensor) and made.data_ptr() in read and name not in readers
+        ]
 
 
 @contextmanager
 def _noted(block: nn.Module) -> Iterator[_Traffic]:
-    """What passes the modules that have parameters of their own."""
+    """What passes the modules that have parameters of their own, before inputs are rounded."""
     traffic = _Traffic({}, {})
 
-    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if args and isinstance(output, Tensor):
-                traffic.inputs[name], traffic.outputs[name] = args[0], output
+    def before(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda module, args: traffic.inputs.update({name: args[0]} if args else {})
 
-        return hook
+    def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda module, args, output: traffic.outputs.update({name: output})
 
-    handles = [
-        module.register_forward_hook(note(name))
-        for name, module in block.named_modules()
-        if name and module._parameters
-    ]
+    handles = []
+    for name, module in block.named_modules():
+        if name and module._parameters:
+            handles.append(module.register_forward_pre_hook(before(name), prepend=True))
+            handles.append(module.register_forward_hook(after(name)))
     try:
         yield traffic
     finally:
