@@ -11,7 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from quantkit.checkpoint.reader import Checkpoint
 from quantkit.cli import app
+from quantkit.formats.packed import open_artifact
+from quantkit.mend import mend
+from quantkit.model.skeleton import Skeleton
+from quantkit.plan import fused, plan_recipe
+from quantkit.progress import Silent
+from quantkit.quality.localise import Localiser
+from quantkit.quantize import prepare, quantize
+from quantkit.recipe import load_recipe, recipe_from
 from quantkit.resources import demo_model, suites
 
 HARMED = 2
@@ -115,3 +124,119 @@ def test_what_people_see(harmed, broken, suite, tmp_path):
     done = run(*arguments, "--no-locate", "--out", tmp_path / "untold")
     assert done.exit_code == 1 and "--locate finds the layers" in done.stderr
     assert not list((tmp_path / "untold").glob("*.yaml"))
+
+
+def test_a_gguf_is_mended_by_another_type(harmed, tmp_path):
+    settings = ("--set", "calibration.samples=2", "--no-cache")
+    out = tmp_path / "q2"
+    done = run("quantize", "gguf-q2-k-gptq", "--model", harmed, "--out", out, *settings)
+    assert done.exit_code == 0, done.output
+    strict = tmp_path / "strict.yaml"
+    strict.write_text(SUITE.format(dataset=suites() / "demo-heldout.jsonl", bound=0.004))
+    code, row = judged(out, harmed, strict, "--out", tmp_path / "eval.json")
+    assert code == 1
+    patch = row["localisation"]["patch"]
+    assert all(change["type"] == "Q8_0" for change in patch["changes"])
+    assert all(change["match"].startswith(("blk.", "token_embd")) for change in patch["changes"])
+    mended = next(tmp_path.glob("*-mended.yaml"))
+    done = run("quantize", mended, "--model", harmed, "--out", tmp_path / "mended", "--no-cache")
+    assert done.exit_code == 0, done.output
+    code, row = judged(tmp_path / "mended", harmed, strict)
+    assert code == 0, row["quality"]["kl_divergence"]
+
+
+def test_without_a_manifest_there_is_a_ranking_and_no_patch(harmed, broken, suite, tmp_path):
+    foreign = Path(shutil.copytree(broken, tmp_path / "foreign"))
+    (foreign / "quantkit.json").unlink()
+    _, row = judged(foreign, harmed, suite)
+    found = row["localisation"]
+    assert f"model.layers.{HARMED}.mlp.down_proj" in found["places"][0]["modules"]
+    assert found["patch"] is None and "no quantkit.json" in found["no_patch"]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The demo and its localiser for an artifact of the given recipe."""
+
+    def make(recipe: str, *settings: str) -> Localiser:
+        out = tmp_path_factory.mktemp("pair") / "artifact"
+        job = prepare(load_recipe(recipe, list(settings)), "demo")
+        quantize(job, out, device="cpu", force=False, progress=Silent(), cache=False)
+        baseline = Checkpoint(demo_model())
+        skeletons = (Skeleton(baseline, torch.float32), Skeleton(baseline, torch.float32))
+        rows = torch.randint(0, 1024, (4, 64), generator=torch.Generator().manual_seed(0))
+        cpu = torch.device("cpu")
+        return Localiser(skeletons, baseline, open_artifact(out), rows, cpu, rescaled=False)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "recipe", ["rtn-w4-g128", "awq-w4-g128", "int8-w8a8", "fp8", "gguf-q4-k-m"]
+)
+def test_with_every_place_put_back_it_is_the_baseline(pair, recipe):
+    """Exactly so, whatever was scaled, rounded or permuted; and nothing stays put back."""
+    samples = [] if recipe in ("rtn-w4-g128", "fp8") else ["calibration.samples=1"]
+    localiser = pair(recipe, *samples)
+    places = localiser.rank(fused)
+    scaled = recipe in ("awq-w4-g128", "int8-w8a8")
+    parts = {tuple(name.rpartition(".")[2] for name in place.modules) for place in places}
+    assert (("q_proj", "k_proj", "v_proj", "o_proj") in parts) == scaled
+    before, put_back, one, after = localiser.measure([[], places, places[:1], []])
+    assert before.kl.mean() > 1e-5
+    assert put_back.kl.max() < 1e-9
+    assert one.kl.mean() > 0 and not torch.equal(one.kl, before.kl)
+    assert torch.equal(before.kl, after.kl)
+
+
+def test_trials_together_are_what_they_are_alone(pair):
+    localiser = pair("rtn-w4-g128", "quantize.bits=2", "quantize.format=gptq")
+    places = localiser.rank(fused)
+    trials = [places[:1], places[3:5], places[-1:]]
+    together = localiser.measure(trials)
+    for trial, found in zip(trials, together, strict=True):
+        (alone,) = localiser.measure([trial])
+        assert torch.equal(alone.kl, found.kl)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "change"),
+    [
+        ("rtn-w4-g128", [], {"match": "model.layers.1.mlp.down_proj", "skip": True}),
+        ("gptq-w4-g128", [], {"match": "model.layers.1.mlp.down_proj", "bits": 8}),
+        (
+            "gptq-w4-g128",
+            ["quantize.bits=8"],
+            {"match": "model.layers.1.mlp.down_proj", "skip": True},
+        ),
+        ("ct-w4a16-g128", [], {"match": "model.layers.1.mlp.down_proj", "bits": 8}),
+        ("nf4", [], {"ignore": "model.layers.1.mlp.down_proj"}),
+        ("fp8", [], {"ignore": "model.layers.1.mlp.down_proj"}),
+        ("gguf-q4-k-m", [], {"match": "blk.1.ffn_down.weight", "type": "Q8_0"}),
+        ("gguf-q8-0", [], {"match": "blk.1.ffn_down.weight", "type": "BF16"}),
+    ],
+)
+def test_every_recipe_is_mended_in_its_own_language(recipe, settings, change):
+    module = "model.layers.1.mlp.down_proj"
+    given = load_recipe(recipe, settings).recipe
+    found = mend(given, [module], [f"{module}.weight"], Checkpoint(demo_model()), "demo")
+    assert found.changes == (change,)
+    assert found.added_bytes > 0
+    mended = recipe_from(found.content, Path("mended.yaml"))
+    assert mended.version == "1.1.0" and mended.name.endswith("-mended")
+    assert found.nbytes == plan_recipe(mended, Checkpoint(demo_model()), "demo").nbytes
+    again = mend(mended, [module], [f"{module}.weight"], Checkpoint(demo_model()), "demo")
+    assert again.content["name"] == mended.name and again.content["version"] == "1.2.0"
+
+
+def test_a_loss_that_is_spread_is_not_patched(tmp_path, suite):
+    out = tmp_path / "w2"
+    settings = ("--set", "quantize.bits=2", "--set", "quantize.format=gptq")
+    done = run("quantize", "rtn-w4-g128", "--model", "demo", "--out", out, *settings)
+    assert done.exit_code == 0
+    strict = tmp_path / "strict.yaml"
+    strict.write_text(SUITE.format(dataset=suites() / "demo-heldout.jsonl", bound=0.001))
+    code, row = judged(out, demo_model(), strict)
+    assert code == 1 and row["localisation"]["patch"] is None
+    assert "the loss is spread" in row["localisation"]["no_patch"]
+    assert "more bits" in row["localisation"]["no_patch"]
