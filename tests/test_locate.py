@@ -28,7 +28,7 @@ SUITE = """
 schema: 1
 name: short
 version: 1.0.0
-likelihood: {{dataset: {dataset}, sequence_length: 256, rows: 12}}
+likelihood: {{dataset: {dataset}, sequence_length: 256, rows: 8}}
 gates:
   - {{metric: kl_divergence.mean, max: {bound}}}
 """
