@@ -101,7 +101,7 @@ def finish(console: Console, comparison: Comparison, out: Path | None) -> None:
     from quantkit.checkpoint.writer import write_json
     from quantkit.reports.cells import notes
     from quantkit.reports.losses import losses_table, summary
-    from quantkit.reports.terminal import comparison_table
+    from quantkit.reports.terminal import comparison_tables
     from quantkit.results import Verdict
 
     value = comparison.to_json()
@@ -109,7 +109,7 @@ def finish(console: Console, comparison: Comparison, out: Path | None) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, value)
         write_mended(console, comparison, out.parent)
-    console.show(value, comparison_table(comparison))
+    console.show(value, comparison_tables(comparison))
     for variant in comparison.variants:
         if variant.localisation is not None and not console.as_json:
             console.show(None, losses_table(variant.name, variant.localisation))
