@@ -22,7 +22,6 @@ from quantkit.mend import mend
 from quantkit.model.adapt import tokenizer_directory
 from quantkit.model.device import resolve_device
 from quantkit.model.skeleton import Skeleton
-from quantkit.plan import fused
 from quantkit.progress import Progress
 from quantkit.quality.held_out import held_out_rows
 from quantkit.quality.likelihood import Divergence
@@ -101,10 +100,9 @@ class _Search:
 
     def rank(self) -> list[Place]:
         """Every place, the greatest predicted error first."""
-        grouping = _alone if self.variant.format == "gguf" else fused
         layers, _ = self._localiser.steps
         with self.progress.task(f"locate {self.variant.name}: rank", layers) as task:
-            return self._localiser.rank(grouping, task.advance)
+            return self._localiser.rank(task.advance)
 
     def measure(self, trials: Sequence[Sequence[Place]], what: str) -> list[Figures]:
         """The artifact's figures with each trial's places put back."""
@@ -170,10 +168,6 @@ class _Search:
                 found.content, found.changes, found.nbytes, found.added_bytes, predicted, mends
             )
         }
-
-
-def _alone(names: Sequence[str]) -> list[tuple[str, ...]]:
-    return [(name,) for name in names]
 
 
 def _figures(divergence: Divergence) -> Figures:

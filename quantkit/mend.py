@@ -9,10 +9,11 @@ from typing import Any
 
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import InputError
-from quantkit.plan import GgufFilePlan, LinearPlan, plan_recipe
+from quantkit.plan import GgufFilePlan, LinearPlan, Plan
+from quantkit.plan_recipe import plan_recipe
 from quantkit.quantizers.ggml import CASTS, block_size
 from quantkit.quantizers.grid import Grid
-from quantkit.recipe import Recipe, recipe_from
+from quantkit.recipe import Ggml, GptqGguf, Recipe, recipe_from
 
 _SUFFIX = "-mended"
 _BITS = 8
@@ -41,11 +42,7 @@ def mend(
     number. ``name``: the model's. Raises InputError when the plan refuses every way.
     """
     plan = plan_recipe(recipe, checkpoint, name)
-    ways = [_skipped(recipe, modules)]
-    if isinstance(plan, GgufFilePlan):
-        ways = [_types(plan, keys)]
-    elif isinstance(plan, LinearPlan):
-        ways.insert(0, _bits(plan, modules))
+    ways = _ways(recipe, plan, modules, keys)
     for changes in ways:
         content = _derived(recipe, changes)
         try:
@@ -58,24 +55,23 @@ def mend(
     raise AssertionError("there is always a way")
 
 
-def _bits(plan: LinearPlan, modules: Sequence[str]) -> list[Change]:
-    def change(name: str) -> Change:
-        scheme = plan.schemes.get(name)
-        few = isinstance(scheme, Grid) and scheme.bits < _BITS
-        return {"match": name, "bits": _BITS} if few else {"match": name, "skip": True}
-
-    has_overrides = "overrides" in type(plan.settings).model_fields
-    return [change(name) for name in modules] if has_overrides else _ignored(modules)
-
-
-def _skipped(recipe: Recipe, modules: Sequence[str]) -> list[Change]:
-    if "overrides" not in type(recipe.quantize).model_fields:
-        return _ignored(modules)
-    return [{"match": name, "skip": True} for name in modules]
+def _ways(
+    recipe: Recipe, plan: Plan, modules: Sequence[str], keys: Sequence[str]
+) -> list[list[Change]]:
+    """Changes to the recipe, the cheapest first; the plan says which of them can be."""
+    if isinstance(recipe.quantize, Ggml | GptqGguf) and isinstance(plan, GgufFilePlan):
+        return [_types(plan, keys)]
+    linears = plan.linears if isinstance(plan, GgufFilePlan) else plan
+    if "overrides" not in type(recipe.quantize).model_fields or not isinstance(linears, LinearPlan):
+        return [[{"ignore": name} for name in modules]]
+    skipped: list[Change] = [{"match": name, "skip": True} for name in modules]
+    return [[_bits(linears, name) for name in modules], skipped]
 
 
-def _ignored(modules: Sequence[str]) -> list[Change]:
-    return [{"ignore": name} for name in modules]
+def _bits(plan: LinearPlan, name: str) -> Change:
+    scheme = plan.schemes.get(name)
+    few = isinstance(scheme, Grid) and scheme.bits < _BITS
+    return {"match": name, "bits": _BITS} if few else {"match": name, "skip": True}
 
 
 def _types(plan: GgufFilePlan, keys: Sequence[str]) -> list[Change]:

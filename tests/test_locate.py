@@ -16,7 +16,7 @@ from quantkit.cli import app
 from quantkit.formats.packed import open_artifact
 from quantkit.mend import mend
 from quantkit.model.skeleton import Skeleton
-from quantkit.plan import fused, plan_recipe
+from quantkit.plan_recipe import plan_recipe
 from quantkit.progress import Silent
 from quantkit.quality.localise import Localiser
 from quantkit.quantize import prepare, quantize
@@ -178,7 +178,7 @@ def test_with_every_place_put_back_it_is_the_baseline(pair, recipe):
     """Exactly so, whatever was scaled, rounded or permuted; and nothing stays put back."""
     samples = [] if recipe in ("rtn-w4-g128", "fp8") else ["calibration.samples=1"]
     localiser = pair(recipe, *samples)
-    places = localiser.rank(fused)
+    places = localiser.rank()
     scaled = recipe in ("awq-w4-g128", "int8-w8a8")
     parts = {tuple(name.rpartition(".")[2] for name in place.modules) for place in places}
     assert (("q_proj", "k_proj", "v_proj", "o_proj") in parts) == scaled
@@ -191,7 +191,7 @@ def test_with_every_place_put_back_it_is_the_baseline(pair, recipe):
 
 def test_trials_together_are_what_they_are_alone(pair):
     localiser = pair("rtn-w4-g128", "quantize.bits=2", "quantize.format=gptq")
-    places = localiser.rank(fused)
+    places = localiser.rank()
     trials = [places[:1], places[3:5], places[-1:]]
     together = localiser.measure(trials)
     for trial, found in zip(trials, together, strict=True):
@@ -213,6 +213,11 @@ def test_trials_together_are_what_they_are_alone(pair):
         ("nf4", [], {"ignore": "model.layers.1.mlp.down_proj"}),
         ("fp8", [], {"ignore": "model.layers.1.mlp.down_proj"}),
         ("gguf-q4-k-m", [], {"match": "blk.1.ffn_down.weight", "type": "Q8_0"}),
+        (
+            "gptq-w4-g128",
+            ["quantize.format=gguf", "quantize.group_size=32"],
+            {"match": "model.layers.1.mlp.down_proj", "bits": 8},
+        ),
         ("gguf-q8-0", [], {"match": "blk.1.ffn_down.weight", "type": "BF16"}),
     ],
 )

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import MachineError, QuantkitError
+from quantkit.errors import QuantkitError, not_installed
 from quantkit.results import Cost
 
 _BATCH = 8
@@ -171,15 +171,10 @@ def check_loadable(directory: Path) -> None:
     from quantkit.checkpoint.reader import read_json
 
     quantization = read_json(directory / "config.json").get("quantization_config") or {}
-    needs = {"compressed-tensors": "compressed_tensors", "bitsandbytes": "bitsandbytes"}
-    module = needs.get(str(quantization.get("quant_method")))
-    if module is not None and importlib.util.find_spec(module) is None:
-        raise MachineError(
-            f"transformers needs the package {module.replace('_', '-')} to load it, "
-            "which isn't installed",
-            where=directory.name,
-            mend=f"pip install {module.replace('_', '-')}",
-        )
+    extras = {"compressed-tensors": "compressed", "bitsandbytes": "nf4"}
+    method = str(quantization.get("quant_method"))
+    if method in extras and importlib.util.find_spec(method.replace("-", "_")) is None:
+        raise not_installed(method, extras[method])
 
 
 def held_bytes(model: Any) -> int:

@@ -16,7 +16,7 @@ all.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from quantkit.checkpoint.reader import TensorSource
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Batch, Stream, slices
+from quantkit.plan import fused
 from quantkit.quality.likelihood import TOKENS_PER_BATCH, Divergence, Finished, compare, finish
 from quantkit.quality.restoring import Restored, is_rescaled
 
 Step = Callable[[], None]
-Grouping = Callable[[Sequence[str]], Sequence[Sequence[str]]]
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,8 @@ class Localiser:
         vocabulary = self.skeleton.model.get_output_embeddings().weight.shape[0]
         return len(self.skeleton.layers), len(list(slices(vocabulary)))
 
-    def rank(self, group: Grouping, step: Step = lambda: None) -> list[Place]:
-        """Every place that differs from the baseline, the greatest error first.
-
-        ``group`` puts the names of linears together that a recipe can't treat apart.
-        """
+    def rank(self, step: Step = lambda: None) -> list[Place]:
+        """Every place that differs from the baseline, the greatest error first."""
         stream = Stream(self.skeleton, self.artifact, self.device)
         (batch,) = stream.begin(self.rows[: self.batch_size], self.batch_size)
         places = list(self._outside())
@@ -87,7 +84,7 @@ class Localiser:
             with stream.block(index) as block:
                 with _noted(block) as traffic:
                     made = stream.run(index, block, batch, batch.hidden)
-                for place in self._inside(index, group, traffic):
+                for place in self._inside(index, traffic):
                     with self.put_back(block, place):
                         other = stream.run(index, block, batch, batch.hidden)
                     change = (other - made).square().sum(-1) / made.square().sum(-1)
@@ -141,13 +138,11 @@ class Localiser:
             for held, leaf, old in reversed(kept):
                 held[leaf] = old
 
-    def _inside(self, index: int, group: Grouping, traffic: _Traffic) -> Iterator[Place]:
+    def _inside(self, index: int, traffic: _Traffic) -> Iterator[Place]:
         prefix = self.skeleton.layer_name(index) + "."
         linears = [name for name in self.skeleton.linears(index) if name in traffic.inputs]
-        groups = group([prefix + name for name in linears])
-        if self._rescaled:
-            groups = _scaled_together([prefix + name for name in linears])
-        for names in groups:
+        group = _scaled_together if self._rescaled else fused
+        for names in group([prefix + name for name in linears]):
             modules = [name.removeprefix(prefix) for name in names]
             owners = [*modules, *(traffic.feeding(modules) if self._rescaled else ())]
             parameters = tuple(
@@ -249,8 +244,8 @@ def _noted(block: nn.Module) -> Iterator[_Traffic]:
             handle.remove()
 
 
-def _scaled_together(names: Sequence[str]) -> list[list[str]]:
+def _scaled_together(names: Iterable[str]) -> list[tuple[str, ...]]:
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(name.rpartition(".")[0], []).append(name)
-    return list(groups.values())
+    return [tuple(group) for group in groups.values()]
