@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -59,10 +60,12 @@ def locate(
     manifest = read_manifest(Path(variant.path))
     if manifest is None or "recipe" not in manifest:
         return replace(result, no_patch="it has no quantkit.json that says its recipe")
-    # What pays most comes first, and what pays nothing after all that wasn't tried.
+    if not places:
+        return replace(result, no_patch="its weights are the baseline's")
+    # What pays most comes first, then what wasn't tried, then what pays nothing.
     pays = sorted((k, rank) for rank, k in enumerate(kl) if k < result.kl_divergence)
     first = [worst[rank] for _, rank in pays]
-    order = first + [place for place in places if place not in first]
+    order = first + places[_MEASURED:] + [place for place in worst if place not in first]
     recipe = _recipe(manifest, Path(variant.path))
     best = alone[pays[0][1]] if pays else own
     return replace(result, **search.mended(recipe, order, max(len(first), 1), own, best))
@@ -148,7 +151,7 @@ class _Search:
         values = {"kl_divergence.mean": quality.metric("kl_divergence.mean") if quality else None}
         values |= {gate.metric: gate.value for gate in gates}
         return {
-            name: value * found[name] / own[name] if own[name] else found[name]
+            name: value * found[name] / own[name] if 0 < own[name] < math.inf else found[name]
             for name, value in values.items()
             if value is not None
         }
@@ -171,10 +174,15 @@ class _Search:
 
 
 def _figures(divergence: Divergence) -> Figures:
-    """The metrics that need no answers."""
+    """The metrics that need no answers; infinite where they aren't finite."""
     perplexity, kl = divergence.perplexity(), divergence.kl_divergence()
     quality = Quality(perplexity, kl, divergence.top1_agreement(), None, "float32", 0, 0)
-    return {name: value for name in METRICS if (value := quality.metric(name)) is not None}
+    values = {name: quality.metric(name) for name in METRICS}
+    return {
+        name: value if math.isfinite(value) else math.inf
+        for name, value in values.items()
+        if value is not None
+    }
 
 
 def _would_hold(gate: GateOutcome, value: float) -> bool:

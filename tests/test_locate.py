@@ -154,6 +154,18 @@ def test_without_a_manifest_there_is_a_ranking_and_no_patch(harmed, broken, suit
     assert found["patch"] is None and "no quantkit.json" in found["no_patch"]
 
 
+def test_a_damaged_tensor_is_found(harmed, broken, suite, tmp_path):
+    spoilt = Path(shutil.copytree(broken, tmp_path / "spoilt"))
+    file = spoilt / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.1.mlp.down_proj.scales"][0, 0] = torch.nan
+    save_file(tensors, file, metadata={"format": "pt"})
+    code, row = judged(spoilt, harmed, suite)
+    assert code == 1
+    finite = [p for p in row["localisation"]["places"][:5] if (p["kl_divergence"] or 9) < 9]
+    assert [place["modules"] for place in finite] == [["model.layers.1.mlp.down_proj"]]
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """The demo and its localiser for an artifact of the given recipe."""

@@ -15,6 +15,7 @@ all.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -88,7 +89,9 @@ class Localiser:
                     with self.put_back(block, place):
                         other = stream.run(index, block, batch, batch.hidden)
                     change = (other - made).square().sum(-1) / made.square().sum(-1)
-                    places.append(replace(place, error=change.mean().item()))
+                    error = change.mean().item()
+                    error = error if math.isfinite(error) else math.inf
+                    places.append(replace(place, error=error))
                 batch.hidden = made
             step()
         return sorted((p for p in places if p.error > 0), key=lambda p: -p.error)
