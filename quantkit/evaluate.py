@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantkit.calibration.text import check_length, load_tokenizer, pack
+from quantkit.calibration.text import load_tokenizer
 from quantkit.checkpoint.adapted import AdaptedCheckpoint
 from quantkit.checkpoint.reader import Checkpoint, TensorSource
 from quantkit.engines import hf
@@ -25,6 +25,7 @@ from quantkit.model.stream import Stream
 from quantkit.parallel import return_large_blocks
 from quantkit.progress import Progress
 from quantkit.quality import regression
+from quantkit.quality.held_out import held_out_rows
 from quantkit.quality.intervals import with_intervals
 from quantkit.quality.likelihood import Divergence, Finished, compare, finish
 from quantkit.quality.regression import Case
@@ -99,20 +100,7 @@ class _Bench:
             )
         skeleton = Skeleton(checkpoint)
         tokenizer = load_tokenizer(tokenizer_directory(checkpoint))
-        check_length(suite.likelihood.sequence_length, checkpoint.config, "likelihood")
-        rows = pack(
-            loaded.resolve(suite.likelihood.dataset),
-            tokenizer,
-            sequence_length=suite.likelihood.sequence_length,
-            rows=suite.likelihood.rows,
-            seed=None,  # held-out text keeps its order
-        )
-        if rows.count < 2:
-            raise InputError(
-                "fills one row only; intervals need at least two",
-                where=suite.likelihood.dataset,
-                mend="Give more text or a shorter sequence_length.",
-            )
+        rows = held_out_rows(loaded, checkpoint, tokenizer)
         cases = None
         if suite.regression is not None:
             cases = regression.load_cases(loaded.resolve(suite.regression.cases))
@@ -123,7 +111,7 @@ class _Bench:
         return cls(
             checkpoint,
             tokenizer,
-            rows.ids,
+            rows,
             cases,
             hf.end_tokens(checkpoint.directory, tokenizer),
             resolve_device(device),

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from quantkit.localisation import Localisation
+
 
 class Verdict(enum.StrEnum):
     """What the gates say."""
@@ -348,6 +350,7 @@ class Variant:
     cost: Cost | None = None
     gates: tuple[GateOutcome, ...] = ()
     verdict: Verdict | None = None
+    localisation: Localisation | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
