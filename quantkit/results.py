@@ -348,6 +348,8 @@ class Variant:
     cost: Cost | None = None
     gates: tuple[GateOutcome, ...] = ()
     verdict: Verdict | None = None
+    manifest: dict[str, Any] | None = None  # quantkit.json, where the artifact has one
+    run: dict[str, Any] | None = None  # run.json
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -358,8 +360,35 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class CaseInput:
+    """What a regression case asks and what its answer must be, as text."""
+
+    id: str
+    prompt: str
+    expected: str
+
+
+@dataclass(frozen=True)
+class Occasion:
+    """When, by what and on which machine a comparison was made.
+
+    model: the baseline as it was named; finished: UTC, ISO 8601.
+    """
+
+    model: str
+    suite_digest: str
+    finished: str
+    quantkit: str
+    libraries: dict[str, str]
+    machine: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """The whole table, what differs between its rows, and the verdict over all."""
+    """The whole table, what differs between its rows, and the verdict over all.
+
+    goal: what the artifacts are for, in their owner's words.
+    """
 
     suite: str | None
     baseline: Variant
@@ -368,6 +397,9 @@ class Comparison:
     differences: tuple[str, ...]
     way_back: str
     verdict: Verdict | None
+    goal: str | None = None
+    cases: tuple[CaseInput, ...] = ()
+    occasion: Occasion | None = None
 
     @property
     def models(self) -> tuple[Variant, ...]:
@@ -379,9 +411,12 @@ class Comparison:
             "schema": 1,
             "suite": self.suite,
             "verdict": self.verdict,
+            "goal": self.goal,
             "baseline": self.baseline.to_json(),
             "references": [reference.to_json() for reference in self.references],
             "variants": [variant.to_json() for variant in self.variants],
             "differences": list(self.differences),
             "way_back": self.way_back,
+            "cases": [asdict(case) for case in self.cases],
+            "occasion": asdict(self.occasion) if self.occasion else None,
         }

@@ -63,6 +63,9 @@ StrictOpt = Annotated[bool, typer.Option("--strict", help="Warnings about adapte
 ArtifactsArg = Annotated[list[Path], typer.Argument(help="Artifact directories.")]
 SuiteOpt = Annotated[str, typer.Option(help="Suite file, or the name of a shipped one.")]
 BaselineOpt = Annotated[str, typer.Option(help="BF16 checkpoint directory, hub id, or 'demo'.")]
+GoalOpt = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="What the artifacts are for; kept in the report.")
+]
 PromptOpt = Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")]
 NewOpt = Annotated[int, typer.Option(min=2, help="Tokens generated.")]
 RepeatsOpt = Annotated[int, typer.Option(min=1, help="Timed runs; the median counts.")]

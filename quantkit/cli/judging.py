@@ -13,6 +13,8 @@ from quantkit.cli.app import (
     ArtifactsArg,
     BaselineOpt,
     DeviceOpt,
+    ForceOpt,
+    GoalOpt,
     JsonOpt,
     NewOpt,
     PromptOpt,
@@ -23,6 +25,7 @@ from quantkit.cli.app import (
     reported,
 )
 from quantkit.cli.verdict import finish, judge, write_comparison
+from quantkit.errors import InputError
 
 
 @app.command("eval", epilog=EXIT_CODES)
@@ -32,6 +35,7 @@ def eval_command(
     baseline: BaselineOpt,
     suite: SuiteOpt,
     adapters: AdapterOpt = None,
+    goal: GoalOpt = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write JSON here.")] = None,
     device: DeviceOpt = "cpu",
     as_json: JsonOpt = False,
@@ -42,7 +46,8 @@ def eval_command(
 
     console = Console(as_json=as_json)
     loaded = load_suite(suite)
-    finish(console, judge(console, artifacts, (baseline, adapters), loaded, device), out)
+    comparison = judge(console, artifacts, (baseline, adapters), loaded, device, goal=goal)
+    finish(console, comparison, out)
 
 
 @app.command("bench", epilog=EXIT_CODES)
@@ -88,9 +93,10 @@ def compare_command(
     baseline: BaselineOpt,
     suite: SuiteOpt,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Directory for comparison.md and comparison.json.")
+        Path, typer.Option("--out", "-o", help="Directory for the report, in every form.")
     ],
     adapters: AdapterOpt = None,
+    goal: GoalOpt = None,
     bench: Annotated[bool, typer.Option(help="Measure cost too.")] = True,
     prompt_tokens: PromptOpt = 128,
     new_tokens: NewOpt = 32,
@@ -107,6 +113,28 @@ def compare_command(
     console = Console(as_json=as_json)
     loaded = load_suite(suite)
     load = Load(prompt_tokens, new_tokens, repeats, threads, device) if bench else None
-    comparison = judge(console, artifacts, (baseline, adapters), loaded, device, load)
+    comparison = judge(console, artifacts, (baseline, adapters), loaded, device, load, goal)
     write_comparison(console, comparison, out)
     finish(console, comparison, None)
+
+
+@app.command("report", epilog=EXIT_CODES)
+@reported
+def report_command(
+    comparison: Annotated[Path, typer.Argument(help="comparison.json, or what eval --out wrote.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="File to make: .html, .md, .csv or .xml (JUnit)."),
+    ] = Path("report.html"),
+    force: ForceOpt = False,
+) -> None:
+    """Make a report again from the JSON of a comparison."""
+    from quantkit.console import Console
+    from quantkit.reports.files import read_comparison, render
+
+    text = render(read_comparison(comparison), out)
+    if out.exists() and not force:
+        raise InputError("exists", where=str(out), mend="--force replaces it.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+    Console().note(f"written: {out}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ def judge(
     suite: LoadedSuite,
     device: str,
     load: Load | None = None,
+    goal: str | None = None,
 ) -> Comparison:
     """Evaluate, measure where a load is given, and compare. ``baseline`` may have adapters."""
     from quantkit.checkpoint.reader import Checkpoint
@@ -40,23 +42,24 @@ def judge(
         source = adapt(source, [with_weight(adapter) for adapter in adapters], model)
     qualities = evaluate(artifacts, source, suite, device=device, progress=console)
     costs = None if load is None else measure(artifacts, source, load, console)
-    return compare(source, artifacts, suite, qualities, costs)
+    return compare(source, artifacts, suite, qualities, costs, model=model, goal=goal)
 
 
 def write_comparison(console: Console, comparison: Comparison, out: Path) -> None:
-    from quantkit.checkpoint.writer import write_json
-    from quantkit.reports.markdown import comparison_markdown
+    from quantkit.reports.files import write_reports
 
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "comparison.md").write_text(comparison_markdown(comparison), encoding="utf-8")
-    write_json(out / "comparison.json", comparison.to_json())
-    console.note(f"written: {out / 'comparison.md'}, {out / 'comparison.json'}")
+    written = write_reports(comparison, out)
+    console.note(f"written in {out}: {', '.join(path.name for path in written)}")
 
 
 def finish(console: Console, comparison: Comparison, out: Path | None) -> None:
-    """Print a comparison and leave with the code of its verdict."""
+    """Print a comparison and leave with the code of its verdict.
+
+    In a step of GitHub Actions its summary gets the comparison too.
+    """
     from quantkit.checkpoint.writer import write_json
     from quantkit.reports.cells import notes
+    from quantkit.reports.files import append_step_summary
     from quantkit.reports.terminal import comparison_table
     from quantkit.results import Verdict
 
@@ -67,6 +70,8 @@ def finish(console: Console, comparison: Comparison, out: Path | None) -> None:
     console.show(value, comparison_table(comparison))
     for note in notes(comparison):
         console.note(note)
+    if summary := append_step_summary(comparison, os.environ):
+        console.note(f"appended: {summary}")
     codes = {Verdict.FAIL: ExitCode.GATE_FAILED, Verdict.INCONCLUSIVE: ExitCode.INCONCLUSIVE}
     if comparison.verdict in codes:
         raise typer.Exit(int(codes[comparison.verdict]))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quantkit.results import Comparison, Variant, Verdict
+from quantkit.results import Comparison, GateOutcome, Variant, Verdict
 
 Cell = Callable[[Variant], str | None]
 
@@ -53,15 +53,11 @@ def table(models: Sequence[Variant]) -> Grid:
 def notes(comparison: Comparison) -> list[str]:
     """What to know when reading the table: differences, figures that are missing, failed gates."""
     lines = [f"Differs: {text}" for text in comparison.differences]
-    for model in comparison.models:
-        for figure, reason in (model.cost.missing if model.cost else {}).items():
-            lines.append(f"Missing: {model.name}, {figure}: {reason}")
+    lines += [f"Missing: {text}" for text in missing(comparison)]
     for variant in comparison.variants:
         for gate in variant.gates:
             if not gate.passed:
-                bound = f"at most {gate.max}" if gate.max is not None else f"at least {gate.min}"
-                value = "not measured" if gate.value is None else f"{gate.value:.6g}"
-                lines.append(f"Failed: {variant.name}, {gate.metric} is {value}, allowed {bound}")
+                lines.append(f"Failed: {variant.name}, {gate_said(gate)}")
         regression = variant.quality.regression if variant.quality else None
         for case in regression.cases if regression else ():
             if case.baseline_passed and not case.passed:
@@ -72,6 +68,29 @@ def notes(comparison: Comparison) -> list[str]:
                 )
     lines.append(f"Way back: {comparison.way_back}")
     return lines
+
+
+def gate_said(gate: GateOutcome) -> str:
+    """What a gate measured, and what it allows."""
+    bounds = [f"at least {gate.min:g}"] if gate.min is not None else []
+    bounds += [f"at most {gate.max:g}"] if gate.max is not None else []
+    value = "not measured" if gate.value is None else f"{gate.value:.6g}"
+    if gate.interval is not None:
+        value += f" ({gate.interval.low:.6g} to {gate.interval.high:.6g}"
+        value += f" at {gate.interval.confidence:.0%} confidence)"
+    said = f"{gate.metric} is {value}, allowed {' and '.join(bounds)}"
+    if gate.more is not None and gate.interval is not None:
+        said += f"; about {gate.more:,} more {gate.interval.unit} would decide"
+    return said
+
+
+def missing(comparison: Comparison) -> list[str]:
+    """Figures that an engine couldn't give, and why."""
+    return [
+        f"{model.name}, {figure}: {reason}"
+        for model in comparison.models
+        for figure, reason in (model.cost.missing if model.cost else {}).items()
+    ]
 
 
 def _cost(figure: str, text: Callable[[Any], str]) -> Cell:
