@@ -60,14 +60,14 @@ def finish(console: Console, comparison: Comparison, out: Path | None) -> None:
     from quantkit.checkpoint.writer import write_json
     from quantkit.reports.cells import notes
     from quantkit.reports.files import append_step_summary
-    from quantkit.reports.terminal import comparison_table
+    from quantkit.reports.terminal import comparison_tables
     from quantkit.results import Verdict
 
     value = comparison.to_json()
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, value)
-    console.show(value, comparison_table(comparison))
+    console.show(value, comparison_tables(comparison))
     for note in notes(comparison):
         console.note(note)
     if summary := append_step_summary(comparison, os.environ):

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from quantkit.reports.cells import notes, table
+from quantkit.reports.details import details
 from quantkit.reports.tradeoff import Card, cards
 from quantkit.results import Comparison
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """The table with figures down and models across, the notes, a card for each artifact."""
+    """The table with figures down and models across, details, notes, a card an artifact."""
     grid = table(comparison.models)
     lines = ["# Comparison", ""]
     if comparison.suite:
         lines += [f"Suite {comparison.suite}: **{comparison.verdict or 'no gates'}**", ""]
     if comparison.goal:
         lines += [f"Goal: {_escaped(comparison.goal)}", ""]
-    lines.append("| | " + " | ".join(grid.headers) + " |")
+    lines.append(_row(("", *grid.headers)))
     lines.append("|---|" + "---:|" * len(grid.headers))
     for section in grid.sections:
         lines.append(f"| **{section.title}** |" + " |" * len(grid.headers))
         for row in section.rows:
             label = f"{row.label} {row.better}".strip()
-            lines.append(f"| {label} | " + " | ".join(_escaped(cell) for cell in row.cells) + " |")
+            lines.append(_row((label, *row.cells)))
     lines.append("")
+    for detail in details(comparison):
+        lines += [f"## {detail.title}", ""]
+        lines += [_row(detail.headers), "|" + "---|" * len(detail.headers)]
+        lines += [_row(row) for row in detail.rows]
+        lines += ["", *([detail.note, ""] if detail.note else [])]
+    lines += ["## Notes", ""]
     lines += [f"- {_escaped(note)}" for note in notes(comparison)]
     for card in cards(comparison):
         lines += ["", *_card(card)]
@@ -48,6 +57,10 @@ def _card(card: Card) -> list[str]:
         said = f"**{item.topic}:** {_escaped(item.said)} (evidence: {_escaped(item.evidence)})"
         lines.append(f"- [{mark}] {said}")
     return lines
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
 
 
 def _escaped(text: str) -> str:

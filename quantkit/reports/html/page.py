@@ -18,6 +18,7 @@ from markupsafe import Markup
 from quantkit.reports import tradeoff
 from quantkit.reports.cells import gate_said, missing, table
 from quantkit.reports.changes import Piece, changes
+from quantkit.reports.details import Detail, slices
 from quantkit.reports.html import figures
 from quantkit.reports.html.figures import Panel
 from quantkit.reports.text import writable
@@ -29,12 +30,13 @@ _LONGEST = 6000  # characters of a prompt or an answer
 
 @dataclass(frozen=True)
 class Chapter:
-    """Charts under one heading."""
+    """Charts under one heading, and a table below them."""
 
     id: str
     heading: str
     note: str
     panels: Sequence[Panel]
+    table: Detail | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,7 @@ def _chapters(comparison: Comparison) -> list[Chapter]:
             "Regression cases by tag",
             "Dot: the artifact; ring: the baseline; line: the artifact's 95% interval.",
             figures.slices(comparison),
+            slices(comparison.variants),
         ),
     ]
 
