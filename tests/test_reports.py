@@ -226,6 +226,10 @@ def test_the_summary_of_a_github_step_gets_the_markdown(tmp_path):
     text = summary.read_text()
     assert text.startswith("before\n# Comparison") and "| **Quality** |" in text
     assert HOSTILE not in text
+    summary.write_text("x" * (1024 * 1024 - 1000))
+    append_step_summary(sample(), {"GITHUB_STEP_SUMMARY": str(summary)})
+    assert 1024 * 1024 - 500 < summary.stat().st_size <= 1024 * 1024
+    assert summary.read_text().endswith("The rest is in comparison.md.\n")
 
 
 SUITE = """

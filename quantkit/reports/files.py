@@ -22,6 +22,9 @@ _WRITERS = {
     ".csv": comparison_csv,
     ".xml": comparison_junit,
 }
+# https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-commands
+_SUMMARY_LIMIT = 1024 * 1024  # bytes
+_CUT = "\n\n… The rest is in comparison.md.\n".encode()
 _NAMES = ("comparison.md", "report.html", "comparison.csv", "junit.xml")
 
 
@@ -72,10 +75,19 @@ def read_comparison(path: Path) -> Comparison:
 
 
 def append_step_summary(comparison: Comparison, environment: Mapping[str, str]) -> Path | None:
-    """Append the Markdown to the summary of a GitHub Actions step, where there is one."""
+    """Append the Markdown to the summary of a GitHub Actions step, where there is one.
+
+    GitHub drops a summary that is too long, so whole lines are left off its end.
+    """
     name = environment.get("GITHUB_STEP_SUMMARY")
     if not name:
         return None
-    with Path(name).open("a", encoding="utf-8") as file:
-        file.write(comparison_markdown(comparison) + "\n")
-    return Path(name)
+    path = Path(name)
+    room = _SUMMARY_LIMIT - (path.stat().st_size if path.exists() else 0)
+    text = (comparison_markdown(comparison) + "\n").encode()
+    if len(text) > room:
+        cut = text[: max(room - len(_CUT), 0)].rpartition(b"\n")[0]
+        text = cut + _CUT if cut else b""
+    with path.open("ab") as file:
+        file.write(text)
+    return path
