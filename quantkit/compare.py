@@ -45,9 +45,12 @@ def describe(path: Path, quality: Quality | None, cost: Cost | None) -> Variant:
 
 
 def check_gates(gates: Sequence[Gate]) -> None:
-    """Raise InputError for a gate on a metric that doesn't exist."""
+    """Raise InputError for a gate on a metric that doesn't exist.
+
+    Which metrics a harness task has, only lm-eval knows: ``Harness.check_metrics``.
+    """
     for gate in gates:
-        if gate.metric not in METRICS:
+        if gate.metric not in METRICS and not gate.metric.startswith("harness."):
             raise InputError(
                 f"no such metric: {gate.metric}",
                 where="gates",
@@ -108,7 +111,7 @@ def compare(
         baseline=base,
         references=tuple(references),
         variants=variants,
-        differences=tuple(_differences(base, references, variants)),
+        differences=(*_differences(base, references, variants), *qualities.remarks),
         way_back=f"serve the baseline again: {base.path}{' with its adapter' if adapted else ''} "
         f"({base.disk_bytes / 1e6:.1f} MB, unchanged by any of this).",
         verdict=verdict,

@@ -38,6 +38,17 @@ class KlDivergence:
 
 
 @dataclass(frozen=True)
+class CheckOutcome:
+    """One check of a case on either side, and why it failed."""
+
+    check: str
+    passed: bool
+    baseline_passed: bool
+    why: str | None
+    baseline_why: str | None
+
+
+@dataclass(frozen=True)
 class CaseOutcome:
     """One regression case: what was answered, and whether that passed, on either side."""
 
@@ -48,6 +59,8 @@ class CaseOutcome:
     tags: tuple[str, ...]
     answer: str
     baseline_answer: str
+    weight: float = 1.0
+    checks: tuple[CheckOutcome, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,11 @@ class RegressionResult:
         return self.passed / self.total
 
     @property
+    def weighted_pass_rate(self) -> float:
+        """Share of the cases' weight that passes."""
+        return sum(c.weight for c in self.cases if c.passed) / sum(c.weight for c in self.cases)
+
+    @property
     def broken(self) -> int:
         """Passed by the baseline, failed now."""
         return sum(case.baseline_passed and not case.passed for case in self.cases)
@@ -84,6 +102,78 @@ class RegressionResult:
 
 
 @dataclass(frozen=True)
+class SampleOutcome:
+    """One sample of a harness task on either side; 1 where ``metric`` calls it right.
+
+    doc_hash: of the document, by lm-eval; response: JSON, as filtered by the task.
+    """
+
+    doc_id: int
+    doc_hash: str
+    metric: str
+    value: float
+    baseline_value: float
+    response: str
+    baseline_response: str
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """A task or group of lm-evaluation-harness: its metrics on either side, by lm-eval's names.
+
+    samples: none for a group, or where no sample is right or wrong.
+    """
+
+    task: str
+    version: str
+    metrics: dict[str, float]
+    baseline_metrics: dict[str, float]
+    samples: tuple[SampleOutcome, ...]
+
+    @property
+    def broken(self) -> int:
+        """Samples that the baseline gets right, and this doesn't."""
+        return sum(sample.value < sample.baseline_value for sample in self.samples)
+
+    @property
+    def fixed(self) -> int:
+        """Samples that the baseline gets wrong, and this doesn't."""
+        return sum(sample.value > sample.baseline_value for sample in self.samples)
+
+    def metric(self, name: str) -> float | None:
+        if name in ("broken", "fixed"):
+            return float(getattr(self, name)) if self.samples else None
+        return self.metrics.get(name)
+
+
+@dataclass(frozen=True)
+class HarnessResult:
+    """Tasks of lm-evaluation-harness."""
+
+    tasks: tuple[TaskResult, ...]
+
+    def metric(self, name: str) -> float | None:
+        """A metric by ``TASK.METRIC``; None when it wasn't measured."""
+        for task in self.tasks:
+            if name.startswith(f"{task.task}."):
+                value = task.metric(name.removeprefix(f"{task.task}."))
+                if value is not None:
+                    return value
+        return None
+
+
+_COUNTS = (
+    "passed",
+    "total",
+    "pass_rate",
+    "weighted_pass_rate",
+    "broken",
+    "broken_critical",
+    "fixed",
+)
+
+
+@dataclass(frozen=True)
 class Quality:
     """How an artifact predicts and answers, against the baseline on the same inputs."""
 
@@ -94,9 +184,13 @@ class Quality:
     dtype: str
     rows: int
     sequence_length: int
+    harness: HarnessResult | None = None
 
     def metric(self, name: str) -> float | None:
         """A metric by the dotted name that gates use; None when it wasn't measured."""
+        if name.startswith("harness."):
+            task_metric = name.removeprefix("harness.")
+            return None if self.harness is None else self.harness.metric(task_metric)
         value: Any = self
         for part in name.split("."):
             value = getattr(value, part, None)
@@ -105,10 +199,14 @@ class Quality:
     def to_json(self) -> dict[str, Any]:
         result = asdict(self)
         if self.regression is not None:
-            names = ("passed", "total", "pass_rate", "broken", "broken_critical", "fixed")
-            result["regression"] = {name: getattr(self.regression, name) for name in names} | {
+            result["regression"] = {name: getattr(self.regression, name) for name in _COUNTS} | {
                 "cases": [asdict(case) for case in self.regression.cases]
             }
+        if self.harness is not None:
+            result["harness"] = [
+                {**asdict(task), "broken": task.metric("broken"), "fixed": task.metric("fixed")}
+                for task in self.harness.tasks
+            ]
         return result
 
 
@@ -121,6 +219,7 @@ METRICS = (
     "top1_agreement",
     "regression.passed",
     "regression.pass_rate",
+    "regression.weighted_pass_rate",
     "regression.broken",
     "regression.broken_critical",
     "regression.fixed",
@@ -158,13 +257,14 @@ class Cost:
 class Qualities:
     """What judging gives: the baseline, its own dtype against float32, and each artifact.
 
-    base: the baseline without its adapters, where it has some.
+    base: the baseline without its adapters, where it has some; remarks: what to know of them all.
     """
 
     baseline: Quality
     noise_floor: Quality
     base: Quality | None
     artifacts: tuple[Quality, ...]
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ import typer
 from quantkit.cli.app import (
     EXIT_CODES,
     AdapterOpt,
+    AllowCodeOpt,
+    AllowOverlapOpt,
     ArtifactsArg,
     BaselineOpt,
     DeviceOpt,
@@ -34,6 +36,8 @@ def eval_command(
     adapters: AdapterOpt = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write JSON here.")] = None,
     device: DeviceOpt = "cpu",
+    allow_code: AllowCodeOpt = False,
+    allow_overlap: AllowOverlapOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Judge artifacts by a suite, against the BF16 baseline."""
@@ -42,7 +46,16 @@ def eval_command(
 
     console = Console(as_json=as_json)
     loaded = load_suite(suite)
-    finish(console, judge(console, artifacts, (baseline, adapters), loaded, device), out)
+    comparison = judge(
+        console,
+        artifacts,
+        (baseline, adapters),
+        loaded,
+        device,
+        allow_code=allow_code,
+        allow_overlap=allow_overlap,
+    )
+    finish(console, comparison, out)
 
 
 @app.command("bench", epilog=EXIT_CODES)
@@ -97,6 +110,8 @@ def compare_command(
     repeats: RepeatsOpt = 3,
     threads: ThreadsOpt = None,
     device: DeviceOpt = "cpu",
+    allow_code: AllowCodeOpt = False,
+    allow_overlap: AllowOverlapOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Judge and measure artifacts: one table, a verdict, and the way back."""
@@ -107,6 +122,15 @@ def compare_command(
     console = Console(as_json=as_json)
     loaded = load_suite(suite)
     load = Load(prompt_tokens, new_tokens, repeats, threads, device) if bench else None
-    comparison = judge(console, artifacts, (baseline, adapters), loaded, device, load)
+    comparison = judge(
+        console,
+        artifacts,
+        (baseline, adapters),
+        loaded,
+        device,
+        load,
+        allow_code=allow_code,
+        allow_overlap=allow_overlap,
+    )
     write_comparison(console, comparison, out)
     finish(console, comparison, None)
