@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,12 +56,20 @@ class Harness:
         if tasks.directory is not None:
             _check_directory(tasks.directory, allow_code)
         try:
+            import datasets
             from lm_eval.tasks import TaskManager
         except ImportError:
             raise not_installed("lm-eval", "harness") from None
+        datasets.disable_progress_bars()
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        include = None if tasks.directory is None else str(tasks.directory)
-        self._manager = TaskManager(include_path=include)
+        self._manager = None
+        if tasks.directory is not None:  # lm-eval's own thousands take seconds to list
+            own = TaskManager(include_path=str(tasks.directory), include_defaults=False)
+            if set(tasks.names) <= set(own.all_subtasks):
+                self._manager = own
+        if self._manager is None:
+            include = None if tasks.directory is None else str(tasks.directory)
+            self._manager = TaskManager(include_path=include)
         if unknown := [name for name in tasks.names if name not in self._manager.all_tasks]:
             raise InputError(
                 f"lm-eval knows no task {', '.join(unknown)}",
@@ -102,15 +110,16 @@ class Harness:
         import lm_eval
 
         loaded = self._load()
-        results = lm_eval.simple_evaluate(
-            model=_wrap(model, tokenizer, advance),
-            tasks=[*loaded["tasks"].values(), *loaded.get("groups", {}).values()],
-            num_fewshot=self.tasks.num_fewshot,
-            limit=self.tasks.limit,
-            apply_chat_template=self.tasks.apply_chat_template,
-            log_samples=True,
-            task_manager=self._manager,
-        )
+        with _no_bars():
+            results = lm_eval.simple_evaluate(
+                model=_wrap(model, tokenizer, advance),
+                tasks=[*loaded["tasks"].values(), *loaded.get("groups", {}).values()],
+                num_fewshot=self.tasks.num_fewshot,
+                limit=self.tasks.limit,
+                apply_chat_template=self.tasks.apply_chat_template,
+                log_samples=True,
+                task_manager=self._manager,
+            )
         measured = {**results["results"], **results.get("groups", {})}
         return Ran(
             {name: _numbers(values) for name, values in measured.items()},
@@ -237,6 +246,19 @@ def _wrap(model: Any, tokenizer: Any, advance: Callable[[str], None]) -> Any:
             return {}  # there is nothing of this model to look up on the hub
 
     return Wrapped(pretrained=model, tokenizer=tokenizer, batch_size=_BATCH)
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep lm-eval from drawing bars into ours: there is no switch for the one over contexts."""
+    from lm_eval.api import task
+
+    kept = task.tqdm
+    task.tqdm = lambda items, **_: items
+    try:
+        yield
+    finally:
+        task.tqdm = kept
 
 
 class _Counter:

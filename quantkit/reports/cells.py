@@ -66,9 +66,11 @@ def notes(comparison: Comparison) -> list[str]:
         for case in regression.cases if regression else ():
             if case.baseline_passed and not case.passed:
                 mark = " (critical)" if case.critical else ""
+                failed = next((c for c in case.checks if c.baseline_passed and not c.passed), None)
+                why = f" ({failed.check}: {failed.why})" if failed else ""
                 lines.append(
                     f"Broken: {variant.name}, {case.id}{mark}: "
-                    f"{case.baseline_answer.strip()!r} became {case.answer.strip()!r}"
+                    f"{case.baseline_answer.strip()!r} became {case.answer.strip()!r}{why}"
                 )
     lines.append(f"Way back: {comparison.way_back}")
     return lines
