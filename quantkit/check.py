@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from quantkit.calibration.dataset import Document, read
 from quantkit.errors import InputError, MachineError, QuantkitError
+from quantkit.quality.gates import check_slices
 from quantkit.quality.harness import Harness
 from quantkit.quality.overlap import find_overlaps, listed, of_cases
 from quantkit.quality.regression import load_cases
 from quantkit.recipe import Loaded
-from quantkit.results import METRICS
 from quantkit.suite import LoadedSuite
 
 
@@ -56,12 +56,7 @@ Part = tuple[str, list[Document]]
 
 
 def _gates(loaded: LoadedSuite, allow_code: bool) -> Part:
-    gates = [gate.metric for gate in loaded.suite.gates]
-    for metric in gates:
-        if metric not in METRICS and not metric.startswith("harness."):
-            raise InputError(
-                f"no such metric: {metric}", where="gates", mend=f"Metrics: {', '.join(METRICS)}."
-            )
+    gates = loaded.suite.gates
     return f"gates: {len(gates)}" if gates else "no gates, so there will be no verdict", []
 
 
@@ -76,6 +71,7 @@ def _cases(loaded: LoadedSuite, allow_code: bool) -> Part:
         return "no regression cases", []
     path = loaded.resolve(loaded.suite.regression.cases)
     cases = load_cases(path, allow_code=allow_code)
+    check_slices(loaded.suite, cases)
     checks = Counter(name for case in cases for check in case.check for name in check.names)
     kinds = ", ".join(f"{count} {name}" for name, count in checks.most_common())
     critical = sum(case.critical for case in cases)

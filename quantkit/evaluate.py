@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ from quantkit.parallel import return_large_blocks
 from quantkit.progress import Progress
 from quantkit.quality import harness, regression
 from quantkit.quality.checks import Answer
+from quantkit.quality.gates import check_slices
 from quantkit.quality.harness import Harness, Ran
+from quantkit.quality.intervals import with_intervals
 from quantkit.quality.likelihood import Divergence, Finished, compare, finish
 from quantkit.quality.overlap import check_overlap, of_cases
 from quantkit.quality.regression import Case
@@ -101,6 +103,7 @@ class _Bench:
     dtype: torch.dtype
     layers: int
     keys: frozenset[str]
+    slice_cases: int
 
     @classmethod
     def prepare(
@@ -135,6 +138,7 @@ class _Bench:
         if suite.regression is not None:
             path = loaded.resolve(suite.regression.cases)
             cases = regression.load_cases(path, allow_code=allow_code)
+            check_slices(suite, cases)
             texts += of_cases(cases, path)
         if (wanted := loaded.harness_tasks()) is not None:
             tasks = Harness(wanted, allow_code=allow_code)
@@ -155,6 +159,7 @@ class _Bench:
             skeleton.model.dtype,
             len(skeleton.layers),
             frozenset(skeleton.names.values()),
+            suite.regression.slice_cases if suite.regression else 1,
         )
 
     def check_keys(self, source: TensorSource, path: Path) -> None:
@@ -196,21 +201,19 @@ class _Bench:
     ) -> Quality:
         run = self.run(source, dtype, label, progress)
         divergence = compare(reference.finished, run.finished)
-        return self._quality(divergence, run, reference, dtype)
+        return with_intervals(self._quality(divergence, run, reference, dtype))
 
     def judge_itself(self, reference: _Run) -> Quality:
         """The baseline's own figures: no ratio, no divergence."""
         divergence = compare(reference.finished, reference.finished)
         quality = self._quality(divergence, reference, reference, torch.float32)
-        return Quality(
-            divergence.baseline_perplexity(),
-            None,
-            None,
-            quality.regression,
-            quality.dtype,
-            quality.rows,
-            quality.sequence_length,
-            quality.harness,
+        return with_intervals(
+            replace(
+                quality,
+                perplexity=divergence.baseline_perplexity(),
+                kl_divergence=None,
+                top1_agreement=None,
+            )
         )
 
     def _quality(
@@ -218,19 +221,21 @@ class _Bench:
     ) -> Quality:
         result = None
         if self.cases is not None and run.answers is not None and reference.answers is not None:
-            result = regression.judge(self.cases, run.answers, reference.answers)
+            result = regression.judge(self.cases, run.answers, reference.answers, self.slice_cases)
         tasks = None
         if run.harness is not None and reference.harness is not None:
             tasks = harness.compare(run.harness, reference.harness)
+        rows, length = self.rows.shape
         return Quality(
             divergence.perplexity(),
             divergence.kl_divergence(),
             divergence.top1_agreement(),
             result,
             _name(dtype),
-            self.rows.shape[0],
-            self.rows.shape[1],
-            tasks,
+            rows,
+            length,
+            divergence.row_sums(),
+            harness=tasks,
         )
 
 

@@ -6,8 +6,12 @@ Numbers keep full precision here; they are rounded only where they are printed.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from quantkit.metrics import HARNESS, REGRESSION_METRICS, split_tag
+from quantkit.quality.tasks import HarnessResult
 
 
 class Verdict(enum.StrEnum):
@@ -16,6 +20,43 @@ class Verdict(enum.StrEnum):
     PASS = "PASS"
     FAIL = "FAIL"
     INCONCLUSIVE = "INCONCLUSIVE"
+
+    @classmethod
+    def over(cls, verdicts: Iterable[Verdict]) -> Verdict:
+        """One verdict over many: the first of FAIL, INCONCLUSIVE, PASS that is among them."""
+        found = set(verdicts)
+        return next((v for v in (cls.FAIL, cls.INCONCLUSIVE) if v in found), cls.PASS)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where a metric's true value lies, judged by ``samples`` independent rows or cases (``unit``).
+
+    Two-sided: at ``confidence`` 0.95 the truth lies below ``low`` in 2.5% of all such samples, and
+    above ``high`` in 2.5%. kind: how it was made.
+    """
+
+    low: float
+    high: float
+    confidence: float
+    kind: str
+    samples: int
+    unit: str
+
+
+@dataclass(frozen=True)
+class RowSums:
+    """Sums over the predicted tokens of each row of likelihood text, nats.
+
+    nll and baseline_nll: negative log-likelihoods of the true tokens; kl: KL(baseline ‖ variant);
+    agreed: tokens where both rank the same token first. All intervals over rows follow from these.
+    """
+
+    tokens: tuple[int, ...]
+    nll: tuple[float, ...]
+    baseline_nll: tuple[float, ...]
+    kl: tuple[float, ...]
+    agreed: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -65,9 +106,13 @@ class CaseOutcome:
 
 @dataclass(frozen=True)
 class RegressionResult:
-    """Cases that pass, and how that differs from the baseline's."""
+    """Cases that pass, and how that differs from the baseline's.
+
+    slice_cases: a tag with fewer cases is no slice for the worst slice to be looked for in.
+    """
 
     cases: tuple[CaseOutcome, ...]
+    slice_cases: int = 5
 
     @property
     def total(self) -> int:
@@ -87,6 +132,15 @@ class RegressionResult:
         return sum(c.weight for c in self.cases if c.passed) / sum(c.weight for c in self.cases)
 
     @property
+    def baseline_passed(self) -> int:
+        return sum(case.baseline_passed for case in self.cases)
+
+    @property
+    def difference(self) -> float:
+        """The pass rate minus the baseline's."""
+        return (self.passed - self.baseline_passed) / self.total
+
+    @property
     def broken(self) -> int:
         """Passed by the baseline, failed now."""
         return sum(case.baseline_passed and not case.passed for case in self.cases)
@@ -100,82 +154,56 @@ class RegressionResult:
         """Failed by the baseline, passed now."""
         return sum(case.passed and not case.baseline_passed for case in self.cases)
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags that cases have, in the order of the cases."""
+        return tuple(dict.fromkeys(tag for case in self.cases for tag in case.tags))
 
-@dataclass(frozen=True)
-class SampleOutcome:
-    """One sample of a harness task on either side; 1 where ``metric`` calls it right.
+    def tagged(self, tag: str) -> RegressionResult | None:
+        """The cases with one tag alone, or None where there are none."""
+        cases = tuple(case for case in self.cases if tag in case.tags)
+        return RegressionResult(cases, self.slice_cases) if cases else None
 
-    doc_hash: of the document, by lm-eval; response: JSON, as filtered by the task.
-    """
-
-    doc_id: int
-    doc_hash: str
-    metric: str
-    value: float
-    baseline_value: float
-    response: str
-    baseline_response: str
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """A task or group of lm-evaluation-harness: its metrics on either side, by lm-eval's names.
-
-    samples: none for a group, or where no sample is right or wrong.
-    """
-
-    task: str
-    version: str
-    metrics: dict[str, float]
-    baseline_metrics: dict[str, float]
-    samples: tuple[SampleOutcome, ...]
+    def slices(self) -> list[RegressionResult]:
+        """The slices by tag that have enough cases."""
+        found = (self.tagged(tag) for tag in self.tags)
+        return [part for part in found if part and part.total >= self.slice_cases]
 
     @property
-    def broken(self) -> int:
-        """Samples that the baseline gets right, and this doesn't."""
-        return sum(sample.value < sample.baseline_value for sample in self.samples)
+    def worst_slice(self) -> float | None:
+        """The lowest pass rate of a slice."""
+        return min((part.pass_rate for part in self.slices()), default=None)
 
     @property
-    def fixed(self) -> int:
-        """Samples that the baseline gets wrong, and this doesn't."""
-        return sum(sample.value > sample.baseline_value for sample in self.samples)
-
-    def metric(self, name: str) -> float | None:
-        if name in ("broken", "fixed"):
-            return float(getattr(self, name)) if self.samples else None
-        return self.metrics.get(name)
+    def worst_slice_difference(self) -> float | None:
+        """The lowest difference of a slice to the baseline's pass rate on it."""
+        return min((part.difference for part in self.slices()), default=None)
 
 
 @dataclass(frozen=True)
-class HarnessResult:
-    """Tasks of lm-evaluation-harness."""
+class Slice:
+    """Regression cases with one tag, or all (tag None): rates with 95% intervals.
 
-    tasks: tuple[TaskResult, ...]
+    p_value: McNemar's exact test, two-sided, of broken against fixed.
+    """
 
-    def metric(self, name: str) -> float | None:
-        """A metric by ``TASK.METRIC``; None when it wasn't measured."""
-        for task in self.tasks:
-            if name.startswith(f"{task.task}."):
-                value = task.metric(name.removeprefix(f"{task.task}."))
-                if value is not None:
-                    return value
-        return None
-
-
-_COUNTS = (
-    "passed",
-    "total",
-    "pass_rate",
-    "weighted_pass_rate",
-    "broken",
-    "broken_critical",
-    "fixed",
-)
+    tag: str | None
+    total: int
+    passed: int
+    baseline_passed: int
+    broken: int
+    fixed: int
+    pass_rate: Interval
+    difference: Interval
+    p_value: float
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How an artifact predicts and answers, against the baseline on the same inputs."""
+    """How an artifact predicts and answers, against the baseline on the same inputs.
+
+    intervals: of the metrics that have one, by name, at 95%; slices: all cases, then each tag.
+    """
 
     perplexity: Perplexity
     kl_divergence: KlDivergence | None
@@ -184,14 +212,19 @@ class Quality:
     dtype: str
     rows: int
     sequence_length: int
+    row_sums: RowSums | None = None
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    slices: tuple[Slice, ...] = ()
     harness: HarnessResult | None = None
 
     def metric(self, name: str) -> float | None:
         """A metric by the dotted name that gates use; None when it wasn't measured."""
-        if name.startswith("harness."):
-            task_metric = name.removeprefix("harness.")
-            return None if self.harness is None else self.harness.metric(task_metric)
+        if name.startswith(HARNESS):
+            return self.harness.metric(name.removeprefix(HARNESS)) if self.harness else None
         value: Any = self
+        tag, name = split_tag(name)
+        if tag is not None:
+            value = self.regression and self.regression.tagged(tag)
         for part in name.split("."):
             value = getattr(value, part, None)
         return float(value) if isinstance(value, (int, float)) else None
@@ -199,31 +232,12 @@ class Quality:
     def to_json(self) -> dict[str, Any]:
         result = asdict(self)
         if self.regression is not None:
-            result["regression"] = {name: getattr(self.regression, name) for name in _COUNTS} | {
-                "cases": [asdict(case) for case in self.regression.cases]
-            }
+            names = ("total", "baseline_passed", *REGRESSION_METRICS)
+            figures = {name: getattr(self.regression, name) for name in names}
+            result["regression"] = figures | result["regression"]
         if self.harness is not None:
-            result["harness"] = [
-                {**asdict(task), "broken": task.metric("broken"), "fixed": task.metric("fixed")}
-                for task in self.harness.tasks
-            ]
+            result["harness"] = self.harness.to_json()
         return result
-
-
-METRICS = (
-    "perplexity.value",
-    "perplexity.ratio",
-    "kl_divergence.mean",
-    "kl_divergence.high",
-    "kl_divergence.p99",
-    "top1_agreement",
-    "regression.passed",
-    "regression.pass_rate",
-    "regression.weighted_pass_rate",
-    "regression.broken",
-    "regression.broken_critical",
-    "regression.fixed",
-)
 
 
 @dataclass(frozen=True)
@@ -278,13 +292,27 @@ class Costs:
 
 @dataclass(frozen=True)
 class GateOutcome:
-    """One gate: the bound, what was measured, and whether it holds."""
+    """One gate: the bounds, what was measured, and what that says.
+
+    interval: what was compared with the bounds, where the gate asks for confidence; more: about so
+    many further rows or cases would decide an inconclusive one, None where no number would.
+    """
 
     metric: str
     value: float | None
     min: float | None
     max: float | None
-    passed: bool
+    verdict: Verdict
+    confidence: float | None = None
+    interval: Interval | None = None
+    more: int | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict is Verdict.PASS
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "passed": self.passed}
 
 
 @dataclass(frozen=True)
@@ -304,7 +332,11 @@ class Variant:
     verdict: Verdict | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "quality": self.quality.to_json() if self.quality else None}
+        return {
+            **asdict(self),
+            "quality": self.quality.to_json() if self.quality else None,
+            "gates": [gate.to_json() for gate in self.gates],
+        }
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,10 @@ def judge(
     """Evaluate, measure where a load is given, and compare. ``baseline`` may have adapters."""
     from quantkit.checkpoint.reader import Checkpoint
     from quantkit.checkpoint.source import locate
-    from quantkit.compare import check_gates, compare
+    from quantkit.compare import compare
     from quantkit.evaluate import evaluate
     from quantkit.measure import measure
 
-    check_gates(suite.suite.gates)
     model, adapters = baseline
     source = Checkpoint(locate(model))
     if adapters:
@@ -69,14 +68,14 @@ def finish(console: Console, comparison: Comparison, out: Path | None) -> None:
     """Print a comparison and leave with the code of its verdict."""
     from quantkit.checkpoint.writer import write_json
     from quantkit.reports.cells import notes
-    from quantkit.reports.terminal import comparison_table
+    from quantkit.reports.terminal import comparison_tables
     from quantkit.results import Verdict
 
     value = comparison.to_json()
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, value)
-    console.show(value, comparison_table(comparison))
+    console.show(value, comparison_tables(comparison))
     for note in notes(comparison):
         console.note(note)
     codes = {Verdict.FAIL: ExitCode.GATE_FAILED, Verdict.INCONCLUSIVE: ExitCode.INCONCLUSIVE}

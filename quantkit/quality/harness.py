@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import InputError, MachineError, not_installed
-from quantkit.results import HarnessResult, SampleOutcome, TaskResult
+from quantkit.quality.tasks import HarnessResult, SampleOutcome, TaskResult
 
 # Metrics whose samples are right or wrong; the first that a task has decides what broke.
 _RIGHT_OR_WRONG = ("acc", "exact_match", "em", "pass@1", "acc_norm", "acc_mutual_info")
@@ -62,7 +62,7 @@ class Harness:
             raise not_installed("lm-eval", "harness") from None
         datasets.disable_progress_bars()
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        self._manager = None
+        self._manager: Any = None
         if tasks.directory is not None:  # lm-eval's own thousands take seconds to list
             own = TaskManager(include_path=str(tasks.directory), include_defaults=False)
             if set(tasks.names) <= set(own.all_subtasks):

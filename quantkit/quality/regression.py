@@ -200,14 +200,18 @@ def answer(cases: Sequence[Case], tokenizer: Any, generate: Generate, score: Sco
 
 
 def judge(
-    cases: Sequence[Case], answers: Sequence[Answer], baseline_answers: Sequence[Answer]
+    cases: Sequence[Case],
+    answers: Sequence[Answer],
+    baseline_answers: Sequence[Answer],
+    slice_cases: int = 5,
 ) -> RegressionResult:
-    """Check both sides' answers."""
+    """Check both sides' answers. Tags with at least ``slice_cases`` cases are slices."""
     return RegressionResult(
         tuple(
             _outcome(case, mine, theirs)
             for case, mine, theirs in zip(cases, answers, baseline_answers, strict=True)
-        )
+        ),
+        slice_cases,
     )
 
 
