@@ -94,7 +94,7 @@ def compare(
         baseline=base,
         references=tuple(references),
         variants=variants,
-        differences=tuple(_differences(base, references, variants)),
+        differences=(*_differences(base, references, variants), *qualities.remarks),
         way_back=f"serve the baseline again: {base.path}{' with its adapter' if adapted else ''} "
         f"({base.disk_bytes / 1e6:.1f} MB, unchanged by any of this).",
         verdict=verdict,

@@ -96,9 +96,12 @@ def write_manifest(
         ],
         "summary": _summary(layers),
     }
-    return seal(
-        directory, manifest, {"model": provenance.model, "device": provenance.device}, started
-    )
+    run = {"model": provenance.model, "device": provenance.device}
+    if (dataset := provenance.loaded.calibration_dataset()) is not None:
+        run["calibration"] = str(
+            dataset if isinstance(dataset, Path) else provenance.loaded.path.parent.resolve()
+        )
+    return seal(directory, manifest, run, started)
 
 
 def seal(

@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from quantkit.metrics import HARNESS, REGRESSION_METRICS, split_tag
+from quantkit.quality.tasks import HarnessResult
+
 
 class Verdict(enum.StrEnum):
     """What the gates say."""
@@ -76,6 +79,17 @@ class KlDivergence:
 
 
 @dataclass(frozen=True)
+class CheckOutcome:
+    """One check of a case on either side, and why it failed."""
+
+    check: str
+    passed: bool
+    baseline_passed: bool
+    why: str | None
+    baseline_why: str | None
+
+
+@dataclass(frozen=True)
 class CaseOutcome:
     """One regression case: what was answered, and whether that passed, on either side."""
 
@@ -86,6 +100,8 @@ class CaseOutcome:
     tags: tuple[str, ...]
     answer: str
     baseline_answer: str
+    weight: float = 1.0
+    checks: tuple[CheckOutcome, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +125,11 @@ class RegressionResult:
     @property
     def pass_rate(self) -> float:
         return self.passed / self.total
+
+    @property
+    def weighted_pass_rate(self) -> float:
+        """Share of the cases' weight that passes."""
+        return sum(c.weight for c in self.cases if c.passed) / sum(c.weight for c in self.cases)
 
     @property
     def baseline_passed(self) -> int:
@@ -194,9 +215,12 @@ class Quality:
     row_sums: RowSums | None = None
     intervals: dict[str, Interval] = field(default_factory=dict)
     slices: tuple[Slice, ...] = ()
+    harness: HarnessResult | None = None
 
     def metric(self, name: str) -> float | None:
         """A metric by the dotted name that gates use; None when it wasn't measured."""
+        if name.startswith(HARNESS):
+            return self.harness.metric(name.removeprefix(HARNESS)) if self.harness else None
         value: Any = self
         tag, name = split_tag(name)
         if tag is not None:
@@ -211,52 +235,9 @@ class Quality:
             names = ("total", "baseline_passed", *REGRESSION_METRICS)
             figures = {name: getattr(self.regression, name) for name in names}
             result["regression"] = figures | result["regression"]
+        if self.harness is not None:
+            result["harness"] = self.harness.to_json()
         return result
-
-
-# Of all cases, or of a slice as regression.tags.TAG.NAME.
-SLICE_METRICS = ("passed", "pass_rate", "difference", "broken", "broken_critical", "fixed")
-REGRESSION_METRICS = (*SLICE_METRICS, "worst_slice", "worst_slice_difference")
-METRICS = (
-    "perplexity.value",
-    "perplexity.ratio",
-    "kl_divergence.mean",
-    "kl_divergence.high",
-    "kl_divergence.p99",
-    "top1_agreement",
-    *(f"regression.{name}" for name in REGRESSION_METRICS),
-)
-# Those of which an interval can be given, so that a gate may ask for confidence.
-INTERVAL_METRICS = (
-    "perplexity.value",
-    "perplexity.ratio",
-    "kl_divergence.mean",
-    "top1_agreement",
-    "regression.pass_rate",
-    "regression.difference",
-    "regression.worst_slice",
-    "regression.worst_slice_difference",
-)
-_SLICE_INTERVALS = ("pass_rate", "difference")
-_TAGS = "regression.tags."
-
-
-def split_tag(metric: str) -> tuple[str | None, str]:
-    """``regression.tags.TAG.NAME`` as TAG and NAME; any other metric as None and itself."""
-    tag, dot, name = metric.removeprefix(_TAGS).rpartition(".")
-    return (tag, name) if metric.startswith(_TAGS) and dot else (None, metric)
-
-
-def is_metric(name: str) -> bool:
-    """Whether a gate may name it."""
-    tag, rest = split_tag(name)
-    return rest in (METRICS if tag is None else SLICE_METRICS)
-
-
-def has_interval(name: str) -> bool:
-    """Whether a gate on it may ask for confidence."""
-    tag, rest = split_tag(name)
-    return rest in (INTERVAL_METRICS if tag is None else _SLICE_INTERVALS)
 
 
 @dataclass(frozen=True)
@@ -290,13 +271,14 @@ class Cost:
 class Qualities:
     """What judging gives: the baseline, its own dtype against float32, and each artifact.
 
-    base: the baseline without its adapters, where it has some.
+    base: the baseline without its adapters, where it has some; remarks: what to know of them all.
     """
 
     baseline: Quality
     noise_floor: Quality
     base: Quality | None
     artifacts: tuple[Quality, ...]
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+from quantkit.quality.tasks import HarnessResult, TaskResult
 from quantkit.results import (
     CaseInput,
     CaseOutcome,
+    CheckOutcome,
     Comparison,
     Cost,
     GateOutcome,
@@ -39,6 +41,15 @@ def cases(broken: int) -> RegressionResult:
                 tags=("facts",) if i % 2 else ("facts", "sums"),
                 answer=HOSTILE if i < broken else "the answer is 4",
                 baseline_answer="the answer is 4",
+                checks=(
+                    CheckOutcome(
+                        check="number",
+                        passed=broken <= i < 19,
+                        baseline_passed=i < 19,
+                        why=None if broken <= i < 19 else "holds no number",
+                        baseline_why=None if i < 19 else "holds no number",
+                    ),
+                ),
             )
             for i in range(20)
         )
@@ -75,6 +86,7 @@ def quality(kl: float, broken: int = 0) -> Quality:
         dtype="float32",
         rows=64,
         sequence_length=256,
+        harness=HarnessResult((TaskResult("sums", "1", {"acc,none": 0.5}, {"acc,none": 0.5}, ()),)),
     )
 
 

@@ -99,6 +99,7 @@ def test_the_page_says_what_it_is_for(page):
         "kl_divergence.mean is 0.05, allowed at most 0.02",
         "user: What is 2 + 2?",
         "number: 4.0",
+        "rtn-w4, fails: number: holds no number",
         "2 of the 19 cases that the baseline passes (1 of them critical)",
         "loaded and ran in quantkit-int4 on cpu",
         "serve the baseline again: model",
@@ -152,6 +153,9 @@ def test_junit_has_every_gate_and_every_case():
         assert suite.get("tests") == str(2 + 20) == str(len(suite))
         assert suite.get("skipped") == "1"  # the one that the baseline fails
     failed = [test.get("name") for test in root[2] if test.find("failure") is not None]
+    assert root[2].find("testcase[@name='case c0']/failure").get("message") == (
+        "critical case broken: number: holds no number"
+    )
     assert failed == ["gate kl_divergence.mean <= 0.02", "case c0", "case c1"]
     assert (root.get("failures"), root.get("errors")) == ("3", "0")
     message = root[2].find("testcase/failure").get("message")

@@ -10,6 +10,8 @@ import typer
 from quantkit.cli.app import (
     EXIT_CODES,
     AdapterOpt,
+    AllowCodeOpt,
+    AllowOverlapOpt,
     ArtifactsArg,
     BaselineOpt,
     DeviceOpt,
@@ -38,6 +40,8 @@ def eval_command(
     goal: GoalOpt = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write JSON here.")] = None,
     device: DeviceOpt = "cpu",
+    allow_code: AllowCodeOpt = False,
+    allow_overlap: AllowOverlapOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Judge artifacts by a suite, against the BF16 baseline."""
@@ -46,7 +50,16 @@ def eval_command(
 
     console = Console(as_json=as_json)
     loaded = load_suite(suite)
-    comparison = judge(console, artifacts, (baseline, adapters), loaded, device, goal=goal)
+    comparison = judge(
+        console,
+        artifacts,
+        (baseline, adapters),
+        loaded,
+        device,
+        goal=goal,
+        allow_code=allow_code,
+        allow_overlap=allow_overlap,
+    )
     finish(console, comparison, out)
 
 
@@ -103,6 +116,8 @@ def compare_command(
     repeats: RepeatsOpt = 3,
     threads: ThreadsOpt = None,
     device: DeviceOpt = "cpu",
+    allow_code: AllowCodeOpt = False,
+    allow_overlap: AllowOverlapOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Judge and measure artifacts: one table, a verdict, and the way back."""
@@ -113,7 +128,17 @@ def compare_command(
     console = Console(as_json=as_json)
     loaded = load_suite(suite)
     load = Load(prompt_tokens, new_tokens, repeats, threads, device) if bench else None
-    comparison = judge(console, artifacts, (baseline, adapters), loaded, device, load, goal)
+    comparison = judge(
+        console,
+        artifacts,
+        (baseline, adapters),
+        loaded,
+        device,
+        load,
+        goal=goal,
+        allow_code=allow_code,
+        allow_overlap=allow_overlap,
+    )
     write_comparison(console, comparison, out)
     finish(console, comparison, None)
 

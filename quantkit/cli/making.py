@@ -10,6 +10,8 @@ import typer
 from quantkit.cli.app import (
     EXIT_CODES,
     AdapterOpt,
+    AllowCodeOpt,
+    AllowOverlapOpt,
     BudgetOpt,
     CacheOpt,
     DeviceOpt,
@@ -112,6 +114,8 @@ def sweep_command(
     cache: CacheOpt = True,
     bench: Annotated[bool, typer.Option(help="Measure cost too (with --suite).")] = False,
     goal: GoalOpt = None,
+    allow_code: AllowCodeOpt = False,
+    allow_overlap: AllowOverlapOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Make an artifact by each of many recipes, calibrating once, and compare them in a table.
@@ -157,7 +161,17 @@ def sweep_command(
         return
     load = Load(128, 32, 3, None, "cpu") if bench else None
     where = "cpu" if device == "auto" else device
-    comparison = judge(console, artifacts, (model, adapters), loaded_suite, where, load, goal)
+    comparison = judge(
+        console,
+        artifacts,
+        (model, adapters),
+        loaded_suite,
+        where,
+        load,
+        goal=goal,
+        allow_code=allow_code,
+        allow_overlap=allow_overlap,
+    )
     write_comparison(console, comparison, out)
     finish(console, comparison, None)
 

@@ -25,7 +25,10 @@ def judge(
     suite: LoadedSuite,
     device: str,
     load: Load | None = None,
+    *,
     goal: str | None = None,
+    allow_code: bool = False,
+    allow_overlap: bool = False,
 ) -> Comparison:
     """Evaluate, measure where a load is given, and compare. ``baseline`` may have adapters."""
     from quantkit.checkpoint.reader import Checkpoint
@@ -40,7 +43,15 @@ def judge(
         from quantkit.model.adapt import adapt
 
         source = adapt(source, [with_weight(adapter) for adapter in adapters], model)
-    qualities = evaluate(artifacts, source, suite, device=device, progress=console)
+    qualities = evaluate(
+        artifacts,
+        source,
+        suite,
+        device=device,
+        progress=console,
+        allow_code=allow_code,
+        allow_overlap=allow_overlap,
+    )
     costs = None if load is None else measure(artifacts, source, load, console)
     return compare(source, artifacts, suite, qualities, costs, model=model, goal=goal)
 

@@ -7,21 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from quantkit.metrics import INTERVAL_METRICS, split_tag
 from quantkit.quality.significance import (
     difference_interval,
     mcnemar,
     mean_interval,
     rate_interval,
 )
-from quantkit.results import (
-    INTERVAL_METRICS,
-    Interval,
-    Quality,
-    RegressionResult,
-    RowSums,
-    Slice,
-    split_tag,
-)
+from quantkit.results import Interval, Quality, RegressionResult, RowSums, Slice
 
 _LEVEL = 0.95
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -67,11 +68,23 @@ def read_comparison(path: Path) -> Comparison:
             mend="Is it a comparison.json? Compare again to make one.",
         )
     try:
-        return TypeAdapter(Comparison).validate_python(value)
+        return TypeAdapter(Comparison).validate_python(_with_tasks(value))
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
         raise InputError(f"{key}: {problem['msg']}", where=str(path)) from error
+
+
+def _with_tasks(value: Any) -> Any:
+    """``value`` with every ``harness``, a plain list in JSON, as its dataclass wants it."""
+    if isinstance(value, list):
+        return [_with_tasks(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: {"tasks": item} if key == "harness" and isinstance(item, list) else _with_tasks(item)
+        for key, item in value.items()
+    }
 
 
 def append_step_summary(comparison: Comparison, environment: Mapping[str, str]) -> Path | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
-from quantkit.reports.cells import gate_said
+from quantkit.reports.cells import failures, gate_said
 from quantkit.reports.text import writable
 from quantkit.results import CaseOutcome, Comparison, GateOutcome, Variant, Verdict
 
@@ -49,7 +49,8 @@ def _case(suite: ET.Element, variant: Variant, case: CaseOutcome) -> None:
         ET.SubElement(test, "skipped", message="the baseline fails it too")
         return
     mark = "critical case broken" if case.critical else "case broken"
-    failure = ET.SubElement(test, "failure", message=mark, type="regression")
+    message = ": ".join(filter(None, (mark, failures(case))))
+    failure = ET.SubElement(test, "failure", message=writable(message), type="regression")
     failure.text = writable(f"baseline: {case.baseline_answer}\nartifact: {case.answer}")
 
 

@@ -7,7 +7,8 @@ import io
 from dataclasses import fields
 from typing import Any
 
-from quantkit.results import METRICS, Comparison, Cost, Variant
+from quantkit.metrics import METRICS
+from quantkit.results import Comparison, Cost, Variant
 
 _VARIANT = (
     "name",

@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from quantkit.reports import tradeoff
-from quantkit.reports.cells import gate_said, missing, table
+from quantkit.reports.cells import failures, gate_said, missing, table
 from quantkit.reports.changes import Piece, changes
 from quantkit.reports.details import Detail, slices
 from quantkit.reports.html import figures
@@ -175,7 +175,11 @@ def _broken(comparison: Comparison) -> list[BrokenCase]:
     for name, outcomes in found.items():
         case, given = outcomes[0][1], inputs.get(name)
         answers = [
-            BrokenAnswer(row.name, "", changes(_cut(case.baseline_answer), _cut(outcome.answer)))
+            BrokenAnswer(
+                row.name,
+                _cut(failures(outcome)),
+                changes(_cut(case.baseline_answer), _cut(outcome.answer)),
+            )
             for row, outcome in outcomes
         ]
         broken.append(

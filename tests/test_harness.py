@@ -1,0 +1,168 @@
+"""lm-evaluation-harness on our loaded models: its own figures, paired sample by sample."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from quantkit import resources
+from quantkit.cli import app
+from quantkit.errors import InputError
+from quantkit.quality.harness import Harness, HarnessTasks, Ran, compare
+from quantkit.resources import demo_model
+
+TASKS = resources.suites() / "demo-tasks"
+lm_eval = pytest.mark.skipif(
+    __import__("importlib.util").util.find_spec("lm_eval") is None,
+    reason="lm-eval isn't installed (pip install 'quantkit[harness]')",
+)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def suite_of(place: Path, gates: list[dict], **harness: object) -> Path:
+    held = [line for line in (resources.suites() / "demo-heldout.jsonl").open()][:30]
+    (place / "text.jsonl").write_text("".join(held))
+    content = {
+        "schema": 1,
+        "name": "harness",
+        "version": "1.0.0",
+        "likelihood": {"dataset": "text.jsonl", "sequence_length": 64},
+        "harness": {"tasks": ["demo_claims", "demo_sums"], "include_path": str(TASKS), **harness},
+        "gates": gates,
+    }
+    path = place / "suite.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """Two bits, judged by two tasks."""
+    place = tmp_path_factory.mktemp("harness")
+    made = run(
+        "quantize", "rtn-w4-g128", "-m", "demo", "-o", place / "w2", "--set", "quantize.bits=2"
+    )
+    assert made.exit_code == 0, made.output
+    gates = [
+        {"metric": "harness.demo_claims.acc", "min": 0.99},
+        {"metric": "harness.demo_sums.broken", "min": 0},
+    ]
+    suite = suite_of(place, gates)
+    result = run("eval", place / "w2", "--baseline", "demo", "--suite", suite, "--json")
+    assert result.exit_code == 1, result.output
+    return json.loads(result.stdout)
+
+
+@lm_eval
+def test_figures_are_those_of_lm_evals_own_command_line(judged, tmp_path):
+    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--device", "cpu"]
+    command += ["--model_args", f"pretrained={demo_model()},dtype=float32"]
+    command += ["--tasks", "demo_claims,demo_sums", "--include_path", str(TASKS)]
+    command += ["--output_path", str(tmp_path / "out"), "--log_samples"]
+    # the tasks' data are named relative to their folder
+    subprocess.run(command, cwd=TASKS, check=True, capture_output=True, env={**os.environ})
+    (results,) = (tmp_path / "out").rglob("results_*.json")
+    theirs = json.loads(results.read_text())["results"]
+    ours = {task["task"]: task for task in judged["baseline"]["quality"]["harness"]}
+    assert ours["demo_claims"]["metrics"]["acc"] == theirs["demo_claims"]["acc,none"]
+    assert ours["demo_sums"]["metrics"]["exact_match"] == theirs["demo_sums"]["exact_match,none"]
+    assert 0.5 < ours["demo_claims"]["metrics"]["acc"] < 1  # figures that could differ
+    for task, metric in (("demo_claims", "acc"), ("demo_sums", "exact_match")):
+        (samples,) = (tmp_path / "out").rglob(f"samples_{task}_*.jsonl")
+        lines = [json.loads(line) for line in samples.read_text().splitlines()]
+        found = {line["doc_id"]: (line["doc_hash"], line[metric]) for line in lines}
+        assert found == {s["doc_id"]: (s["doc_hash"], s["value"]) for s in ours[task]["samples"]}
+
+
+@lm_eval
+def test_samples_are_paired_and_gated(judged):
+    (row,) = judged["variants"]
+    assert row["verdict"] == "FAIL"
+    outcomes = {gate["metric"]: gate for gate in row["gates"]}
+    for task in row["quality"]["harness"]:
+        samples = task["samples"]
+        assert len(samples) == {"demo_claims": 100, "demo_sums": 50}[task["task"]]
+        worse = sum(s["value"] < s["baseline_value"] for s in samples)
+        better = sum(s["value"] > s["baseline_value"] for s in samples)
+        assert (task["broken"], task["fixed"]) == (worse, better)
+        metric = {"demo_claims": "acc", "demo_sums": "exact_match"}[task["task"]]
+        assert task["metrics"][metric] == pytest.approx(
+            sum(s["value"] for s in samples) / len(samples)
+        )
+        change = task["metrics"][metric] - task["baseline_metrics"][metric]
+        assert change == pytest.approx((better - worse) / len(samples))
+    sums = next(t for t in row["quality"]["harness"] if t["task"] == "demo_sums")
+    assert sums["broken"] > 0  # two bits can't add
+    assert outcomes["harness.demo_sums.broken"]["value"] == sums["broken"]
+    assert not outcomes["harness.demo_claims.acc"]["passed"]
+
+
+@lm_eval
+@pytest.mark.parametrize(
+    ("gates", "harness", "message"),
+    [
+        (
+            [{"metric": "harness.demo_sums.acc", "min": 1}],
+            {},
+            "no such metric: harness.demo_sums.acc",
+        ),
+        ([], {"tasks": ["demo_nothing"]}, "lm-eval knows no task demo_nothing"),
+        ([], {"include_path": "nowhere"}, "no such folder"),
+    ],
+)
+def test_mistakes_are_found_before_work(tmp_path, gates, harness, message):
+    suite = suite_of(tmp_path, gates, **harness)
+    result = run("eval", tmp_path, "--baseline", "demo", "--suite", suite)
+    assert result.exit_code == 2 and message in " ".join(result.stderr.split())
+
+
+def test_gates_on_tasks_need_tasks(tmp_path):
+    suite = suite_of(tmp_path, [{"metric": "harness.demo_sums.acc", "min": 1}])
+    content = yaml.safe_load(suite.read_text())
+    del content["harness"]
+    suite.write_text(yaml.safe_dump(content))
+    result = run("suite", "check", suite)
+    assert result.exit_code == 2 and "needs a harness section" in result.stderr
+
+
+def test_code_in_tasks_must_be_allowed(tmp_path):
+    (tmp_path / "task.yaml").write_text("task: t\ndoc_to_text: !function utils.text\n")
+    with pytest.raises(InputError) as caught:
+        Harness(HarnessTasks(("t",), None, None, tmp_path, False))
+    assert caught.value.mend is not None and "--allow-code" in caught.value.mend
+
+
+def test_without_lm_eval_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    suite = suite_of(tmp_path, [])
+    result = run("eval", tmp_path, "--baseline", "demo", "--suite", suite)
+    assert result.exit_code == 3
+    assert "pip install 'quantkit[harness]'" in " ".join(result.stderr.split())
+    checked = run("suite", "check", suite)
+    assert checked.exit_code == 0 and "not checked: needs the package lm-eval" in checked.stdout
+
+
+def test_other_samples_are_not_compared():
+    def ran(doc_hash: str) -> Ran:
+        sample = {"doc_id": 0, "doc_hash": doc_hash, "prompt_hash": "p", "filter": "none"}
+        return Ran({"t": {"acc": 1.0}}, {"t": [{**sample, "acc": 1.0, "filtered_resps": []}]}, {})
+
+    assert compare(ran("a"), ran("a")).metric("t.broken") == 0
+    with pytest.raises(RuntimeError, match="isn't the same on both sides"):
+        compare(ran("a"), ran("b"))
