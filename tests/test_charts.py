@@ -86,7 +86,7 @@ def test_bars_are_as_long_as_their_values():
     assert len(widths) == 2 and widths[0] == pytest.approx(2 * widths[1], rel=1e-3)
 
 
-def test_heat_is_darker_for_larger_errors_and_survives_zero():
+def test_heat_is_stronger_for_larger_errors_and_survives_zero():
     cells = [Cell("q", 0, 0.0), Cell("q", 1, 0.001), Cell("q", 2, 0.1)]
     shades = [
         float(rect.get("fill-opacity"))

@@ -189,7 +189,7 @@ def bars(title: str, rows: Sequence[Bar]) -> Markup:
 
 
 def heat(title: str, cells: Sequence[Cell], domain: tuple[float, float]) -> Markup:
-    """Rows by kind, columns by block; the darker the larger, on a log scale over ``domain``."""
+    """Rows by kind, columns by block; the stronger the larger, on a log scale over ``domain``."""
     rows = list(dict.fromkeys(cell.row for cell in sorted(cells, key=lambda c: c.column)))
     first, last = min(c.column for c in cells), max(c.column for c in cells)
     left, size = 110.0, 20.0

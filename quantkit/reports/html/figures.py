@@ -16,7 +16,7 @@ from quantkit.results import Comparison, Variant, Verdict
 
 _KL = "KL divergence from the baseline, nats a token"
 _BLOCK = re.compile(r"^(?:.*?\.)?(\d+)\.(.+)$")
-_MOST_TAGS = 24
+_MOST_TAGS = 12
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,9 @@ def slices(comparison: Comparison) -> list[Panel]:
         if not rows:
             continue
         left_out = len(found) - len(rows)
-        note = f"{left_out} more tags are in comparison.json." if left_out > 0 else ""
+        lost = sum(part.passed < part.baseline_passed for part in found[_MOST_TAGS:])
+        note = f"{left_out} more tags are in comparison.json" if left_out > 0 else ""
+        note += f"; {lost or 'none'} of them lost cases." if note else ""
         title = f"{model.name}: pass rate by tag"
         chart = charts.rates(title, rows, Axis("pass rate"), lowest)
         panels.append(Panel(model.name, chart, note))
@@ -182,8 +184,8 @@ def layers(comparison: Comparison) -> list[Panel]:
         chart = charts.heat(f"{row.name}: error of every linear by block", cells, domain)
         worst = max(cells, key=lambda cell: cell.value)
         note = (
-            f"Relative squared error of {measured}; lightest {charts.number_said(domain[0])}, "
-            f"darkest {charts.number_said(domain[1])}. Worst: block {worst.column}, {worst.row}, "
+            f"Relative squared error of {measured}; faintest {charts.number_said(domain[0])}, "
+            f"strongest {charts.number_said(domain[1])}. Worst: block {worst.column}, {worst.row}, "
             f"{charts.number_said(worst.value)}."
         )
         note += f" Outside the blocks: {', '.join(others)}." if others else ""
