@@ -55,7 +55,7 @@ def test_scales_hold_their_values_and_have_round_ticks(values, log):
     ticks = scale.ticks()
     assert 2 <= len(ticks) <= 9 and ticks == sorted(ticks)
     assert 10 <= scale(ticks[0]) < scale(ticks[-1]) <= 110
-    assert all(float(f"{tick:.3g}") == pytest.approx(tick) for tick in ticks)
+    assert all(float(f"{tick:.4g}") == pytest.approx(tick) for tick in ticks)
 
 
 def test_numbers_are_said_as_people_write_them():
