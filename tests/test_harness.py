@@ -55,9 +55,8 @@ def suite_of(place: Path, gates: list[dict], **harness: object) -> Path:
 def judged(tmp_path_factory):
     """Two bits, judged by two tasks."""
     place = tmp_path_factory.mktemp("harness")
-    made = run(
-        "quantize", "rtn-w4-g128", "-m", "demo", "-o", place / "w2", "--set", "quantize.bits=2"
-    )
+    bits = ("--set", "quantize.bits=2", "--set", "quantize.format=gptq")
+    made = run("quantize", "rtn-w4-g128", "-m", "demo", "-o", place / "w2", *bits)
     assert made.exit_code == 0, made.output
     gates = [
         {"metric": "harness.demo_claims.acc", "min": 0.99},
