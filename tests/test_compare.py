@@ -186,10 +186,15 @@ def test_confidence_in_what_was_not_measured_fails():
     assert [outcome.passed for outcome in untagged] == [True, False, False]
 
 
-def test_not_a_number_fails():
-    broken = replace(quality(), top1_agreement=math.nan)
-    gate = Gate(metric="top1_agreement", min=0.0)
-    assert hold(gate, broken).verdict is Verdict.FAIL
+@pytest.mark.parametrize("figure", [math.nan, math.inf])
+@pytest.mark.parametrize("confidence", [None, 0.95])
+@pytest.mark.filterwarnings("error")
+def test_what_is_not_finite_fails(figure, confidence):
+    broken = with_intervals(over_rows([figure, *SPREAD]))
+    assert "kl_divergence.mean" not in broken.intervals and "perplexity.ratio" in broken.intervals
+    for bound in ({"min": 0.0}, {"max": 1.0}):
+        gate = Gate(metric="kl_divergence.mean", confidence=confidence, **bound)
+        assert hold(gate, broken).verdict is Verdict.FAIL
 
 
 def comparison() -> Comparison:

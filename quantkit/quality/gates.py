@@ -39,14 +39,14 @@ def hold(gate: Gate, quality: Quality | None) -> GateOutcome:
 
     Without ``confidence`` the figure is compared. With it PASS means that the whole interval lies
     within the bounds, FAIL that all of it lies outside, INCONCLUSIVE that it straddles one. A
-    metric that wasn't measured fails.
+    metric that wasn't measured fails, and so does one that isn't finite.
     """
     value = quality.metric(gate.metric) if quality else None
     found = None
     if quality is not None and gate.confidence is not None:
         found = interval(quality, gate.metric, gate.confidence)
-    if value is None or math.isnan(value) or (gate.confidence is not None and found is None):
-        return GateOutcome(gate.metric, None, gate.min, gate.max, Verdict.FAIL, gate.confidence)
+    if value is None or not math.isfinite(value) or (gate.confidence and found is None):
+        return GateOutcome(gate.metric, value, gate.min, gate.max, Verdict.FAIL, gate.confidence)
     low, high = (found.low, found.high) if found else (value, value)
     least = -math.inf if gate.min is None else gate.min
     most = math.inf if gate.max is None else gate.max

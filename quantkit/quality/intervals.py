@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -52,19 +53,26 @@ def _over_rows(sums: RowSums, confidence: float) -> dict[str, Interval]:
     nll, baseline = np.asarray(sums.nll), np.asarray(sums.baseline_nll)
     figures = np.stack([nll, nll - baseline, np.asarray(sums.kl), np.asarray(sums.agreed)])
     low, high = mean_interval(figures, sums.tokens, confidence)
-    scales: dict[str, Callable[[float], float]] = {
-        "perplexity.value": lambda x: float(np.exp(x)),
-        "perplexity.ratio": lambda x: float(np.exp(x)),
-        "kl_divergence.mean": lambda x: max(x, 0.0),
-        "top1_agreement": lambda x: min(max(x, 0.0), 1.0),
-    }
     count = len(sums.tokens)
-    return {
-        name: Interval(
-            scale(float(low[i])), scale(float(high[i])), confidence, "bootstrap-t", count, "rows"
-        )
-        for i, (name, scale) in enumerate(scales.items())
-    }
+    found = {}
+    for (name, scale), *ends in zip(_OVER_ROWS.items(), low, high, strict=True):
+        least, most = (scale(float(end)) for end in ends)
+        if math.isfinite(least) and math.isfinite(most):
+            found[name] = Interval(least, most, confidence, "bootstrap-t", count, "rows")
+    return found
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
+
+
+# From a mean over tokens to the metric, in the order of the figures above.
+_OVER_ROWS: dict[str, Callable[[float], float]] = {
+    "perplexity.value": _exp,
+    "perplexity.ratio": _exp,
+    "kl_divergence.mean": lambda mean: max(mean, 0.0),
+    "top1_agreement": lambda mean: min(max(mean, 0.0), 1.0),
+}
 
 
 def _pass_rate(cases: RegressionResult, confidence: float) -> Interval:

@@ -20,13 +20,15 @@ _COUNTS_AT_ONCE = 4_000_000
 _HALVINGS = 60
 
 
+@np.errstate(divide="ignore", invalid="ignore")
 def mean_interval(
     sums: npt.ArrayLike, tokens: npt.ArrayLike, confidence: float = 0.95
 ) -> tuple[Floats, Floats]:
     """Interval of a figure a token, Σ sums / Σ tokens, with rows as the independent units.
 
     sums: (..., rows), figures of each row; leading dimensions are judged by the same resamples.
-    tokens: (rows,). Returns the lower and the upper ends, each of shape (...).
+    tokens: (rows,). Returns the lower and the upper ends, each of shape (...); NaN where a row's
+    sum isn't finite.
 
     The bootstrap-t (Efron 1981; Hall 1988): rows are drawn again with replacement, always the same
     draws for the same number of rows, and each draw's error is divided by the draw's own standard
@@ -69,8 +71,7 @@ def _studentized(rest: Floats, tokens: Floats) -> Floats:
         squares = counts @ (rest**2).T - 2 * error * (counts @ (rest * tokens).T)
         squares += error**2 * (counts @ tokens**2)[:, None]
         deviation = np.sqrt(rows / (rows - 1) * np.maximum(squares, 0)) / total
-        with np.errstate(divide="ignore", invalid="ignore"):
-            parts.append(np.where(error == 0, 0.0, error / deviation))
+        parts.append(np.where(error == 0, 0.0, error / deviation))
     return np.concatenate(parts)
 
 
