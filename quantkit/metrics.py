@@ -51,5 +51,7 @@ def is_metric(name: str) -> bool:
 
 def has_interval(name: str) -> bool:
     """Whether a gate on it may ask for confidence."""
+    if name.startswith(HARNESS):
+        return name.endswith(".difference")
     tag, rest = split_tag(name)
     return rest in (INTERVAL_METRICS if tag is None else _SLICE_INTERVALS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import quantkit
 
 ROOT = Path(quantkit.__file__).parent
-VERBS = {"quantize", "merge", "evaluate", "measure", "compare", "record", "check", "export"}
+VERBS = {"quantize", "merge", "evaluate", "measure", "compare", "export", "record", "check"}
 TOP = {"cli", "console"}
 
 

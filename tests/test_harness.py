@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
 from quantkit import resources
+from quantkit.calibration.text import load_tokenizer
 from quantkit.cli import app
 from quantkit.errors import InputError
 from quantkit.quality.harness import Harness, HarnessTasks, Ran, compare
@@ -55,13 +59,13 @@ def suite_of(place: Path, gates: list[dict], **harness: object) -> Path:
 def judged(tmp_path_factory):
     """Two bits, judged by two tasks."""
     place = tmp_path_factory.mktemp("harness")
-    made = run(
-        "quantize", "rtn-w4-g128", "-m", "demo", "-o", place / "w2", "--set", "quantize.bits=2"
-    )
+    bits = ("--set", "quantize.bits=2", "--set", "quantize.format=gptq")
+    made = run("quantize", "rtn-w4-g128", "-m", "demo", "-o", place / "w2", *bits)
     assert made.exit_code == 0, made.output
     gates = [
         {"metric": "harness.demo_claims.acc", "min": 0.99},
         {"metric": "harness.demo_sums.broken", "min": 0},
+        {"metric": "harness.demo_sums.difference", "min": -1, "max": 1, "confidence": 0.95},
     ]
     suite = suite_of(place, gates)
     result = run("eval", place / "w2", "--baseline", "demo", "--suite", suite, "--json")
@@ -111,6 +115,42 @@ def test_samples_are_paired_and_gated(judged):
     assert sums["broken"] > 0  # two bits can't add
     assert outcomes["harness.demo_sums.broken"]["value"] == sums["broken"]
     assert not outcomes["harness.demo_claims.acc"]["passed"]
+    interval = outcomes["harness.demo_sums.difference"]["interval"]
+    assert interval["low"] < sums["difference"] < interval["high"] and interval["samples"] == 50
+
+
+@pytest.fixture
+def own_tasks_only(monkeypatch):
+    """Listing the thousands of tasks that lm-eval brings takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))
+
+
+@lm_eval
+def test_groups_limits_and_examples(tmp_path, own_tasks_only):
+    from transformers import AutoModelForCausalLM
+
+    place = shutil.copytree(TASKS, tmp_path / "tasks")
+    (place / "all.yaml").write_text(
+        "group: demo_all\ntask: [demo_facts, demo_claims]\n"
+        "aggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    )
+    harness = Harness(HarnessTasks(("demo_all", "demo_sums"), 5, 2, place, True))
+    harness.check_metrics(["harness.demo_all.acc", "harness.demo_facts.acc_norm", "top1_agreement"])
+    model = AutoModelForCausalLM.from_pretrained(demo_model(), dtype=torch.float32).eval()
+    said: list[str] = []
+    ran = harness.run(model, load_tokenizer(demo_model()), said.append)
+    assert {name: len(samples) for name, samples in ran.samples.items()} == dict.fromkeys(
+        ("demo_facts", "demo_claims", "demo_sums"), 5
+    )
+    mean = (ran.metrics["demo_facts"]["acc"] + ran.metrics["demo_claims"]["acc"]) / 2
+    assert ran.metrics["demo_all"]["acc"] == pytest.approx(mean)
+    prompt = ran.samples["demo_sums"][0]["arguments"][0][0]
+    assert prompt.count("<|user|>\n<|user|>") in (1, 3)  # through the template, after examples
+    assert said[-1] == "harness: 5 of 5 requests"
+    assert compare(ran, ran).metric("demo_all.acc") == pytest.approx(mean)
+    assert compare(ran, ran).metric("demo_all.broken") is None
 
 
 @lm_eval
@@ -126,7 +166,7 @@ def test_samples_are_paired_and_gated(judged):
         ([], {"include_path": "nowhere"}, "no such folder"),
     ],
 )
-def test_mistakes_are_found_before_work(tmp_path, gates, harness, message):
+def test_mistakes_are_found_before_work(tmp_path, own_tasks_only, gates, harness, message):
     suite = suite_of(tmp_path, gates, **harness)
     result = run("eval", tmp_path, "--baseline", "demo", "--suite", suite)
     assert result.exit_code == 2 and message in " ".join(result.stderr.split())

@@ -111,15 +111,25 @@ def write_suite(place: Path, cases: list[dict], **changes: object) -> Path:
 
 def test_check_lists_all_that_is_wrong(tmp_path):
     cases = [{"id": "a", "prompt": "p", "check": {"exakt": "x"}}]
-    suite = write_suite(tmp_path, cases, gates=[{"metric": "no.such", "max": 1}])
+    suite = write_suite(tmp_path, cases)
     (tmp_path / "text.jsonl").unlink()
     result = run("suite", "check", suite, "--json")
     assert result.exit_code == 2
     problems = json.loads(result.stdout)["problems"]
-    assert len(problems) == 3
-    assert problems[0].startswith("gates: no such metric: no.such. Metrics: perplexity.value")
-    assert "text.jsonl: no such file" in problems[1]
-    assert "cases.jsonl:1: check.exakt: unknown key; did you mean exact?" in problems[2]
+    assert len(problems) == 2
+    assert "text.jsonl: no such file" in problems[0]
+    assert "cases.jsonl:1: check.exakt: unknown key; did you mean exact?" in problems[1]
+    gates = [{"metric": "no.such", "max": 1}, {"metric": "regression.passed"}]
+    said = refused(2, "suite", "check", write_suite(tmp_path, cases, gates=gates))
+    assert "gates.0: no such metric: no.such" in said and "gates.1: a gate needs min" in said
+
+
+def test_check_knows_what_gates_ask_of_the_cases(tmp_path):
+    case = {"id": "a", "prompt": "p", "check": {"exact": "x"}, "tags": ["sums"]}
+    gates = [{"metric": "regression.tags.facts.pass_rate", "min": 1}]
+    result = run("suite", "check", write_suite(tmp_path, [case], gates=gates))
+    assert result.exit_code == 2
+    assert "gates.0: no case has the tag facts. Tags: sums." in result.stdout
 
 
 def test_check_finds_calibration_text_in_a_suite(tmp_path):

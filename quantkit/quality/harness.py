@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import InputError, MachineError, not_installed
-from quantkit.quality.tasks import HarnessResult, SampleOutcome, TaskResult
+from quantkit.quality.tasks import PAIRED, HarnessResult, SampleOutcome, TaskResult
 
 # Metrics whose samples are right or wrong; the first that a task has decides what broke.
 _RIGHT_OR_WRONG = ("acc", "exact_match", "em", "pass@1", "acc_norm", "acc_mutual_info")
@@ -53,6 +53,7 @@ class Harness:
         allow_code: whether Python in ``tasks.directory`` may run.
         """
         self.tasks = tasks
+        self._allow_code = allow_code
         if tasks.directory is not None:
             _check_directory(tasks.directory, allow_code)
         try:
@@ -93,14 +94,20 @@ class Harness:
         found = set()
         loaded = self._load()
         for name, task in loaded["tasks"].items():
+            if getattr(task, "UNSAFE_CODE", False) and not self._allow_code:
+                raise InputError(
+                    f"{name} runs code that the model writes",
+                    where="harness.tasks",
+                    mend="Run it where that can do no harm, and pass --allow-code.",
+                )
             filters = [f.name for f in getattr(task, "_filters", [])] or ["none"]
             for metric in task.aggregation():
                 found |= {f"harness.{name}.{_metric(f'{metric},{f}')}" for f in filters}
-            found |= {f"harness.{name}.{count}" for count in ("broken", "fixed")}
-        for name, group in loaded.get("groups", {}).items():
-            for aggregate in group.aggregation or ():
-                for filter_name in aggregate.filter_list:
-                    found.add(f"harness.{name}.{_metric(f'{aggregate.metric},{filter_name}')}")
+            found |= {f"harness.{name}.{count}" for count in PAIRED}
+        for name, group in loaded["groups"].items():
+            for aggregate in group.aggregate_metric_list or ():
+                filters = aggregate.filter_list or ["none"]
+                found |= {f"harness.{name}.{_metric(f'{aggregate.metric},{f}')}" for f in filters}
         return found
 
     def run(
@@ -113,12 +120,13 @@ class Harness:
         with _no_bars():
             results = lm_eval.simple_evaluate(
                 model=_wrap(model, tokenizer, advance),
-                tasks=[*loaded["tasks"].values(), *loaded.get("groups", {}).values()],
+                tasks=_outermost(loaded),
                 num_fewshot=self.tasks.num_fewshot,
                 limit=self.tasks.limit,
                 apply_chat_template=self.tasks.apply_chat_template,
                 log_samples=True,
                 task_manager=self._manager,
+                confirm_run_unsafe_code=self._allow_code,
             )
         measured = {**results["results"], **results.get("groups", {})}
         return Ran(
@@ -145,6 +153,15 @@ class Harness:
                 f"lm-eval can't load the tasks ({type(error).__name__}: {error})",
                 where="harness.tasks",
             ) from error
+
+
+def _outermost(loaded: Any) -> list[Any]:
+    """The groups and tasks that aren't in a group: what lm-eval takes each of just once."""
+    groups = list(loaded["groups"].values())
+    inner = {group.name for outer in groups for group in outer.get_all_groups()}
+    grouped = {task.task_name for group in groups for task in group.get_all_tasks()}
+    tasks = [task for name, task in loaded["tasks"].items() if name not in grouped]
+    return [*tasks, *(group for group in groups if group.name not in inner)]
 
 
 def compare(mine: Ran, theirs: Ran) -> HarnessResult:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+PAIRED = ("broken", "fixed", "difference")
+
 
 @dataclass(frozen=True)
 class SampleOutcome:
@@ -45,8 +47,14 @@ class TaskResult:
         """Samples that the baseline gets wrong, and this doesn't."""
         return sum(sample.value > sample.baseline_value for sample in self.samples)
 
+    @property
+    def difference(self) -> float:
+        """Share of samples got right minus the baseline's."""
+        return (self.fixed - self.broken) / len(self.samples)
+
     def metric(self, name: str) -> float | None:
-        if name in ("broken", "fixed"):
+        """A metric by lm-eval's name, or one that compares the sides; None if there is none."""
+        if name in PAIRED:
             return float(getattr(self, name)) if self.samples else None
         return self.metrics.get(name)
 
@@ -57,17 +65,19 @@ class HarnessResult:
 
     tasks: tuple[TaskResult, ...]
 
-    def metric(self, name: str) -> float | None:
-        """A metric by ``TASK.METRIC``; None when it wasn't measured."""
+    def find(self, name: str) -> tuple[TaskResult, str] | None:
+        """``TASK.METRIC`` as the task and its metric; None where there is no such task."""
         for task in self.tasks:
             if name.startswith(f"{task.task}."):
-                value = task.metric(name.removeprefix(f"{task.task}."))
-                if value is not None:
-                    return value
+                return task, name.removeprefix(f"{task.task}.")
         return None
+
+    def metric(self, name: str) -> float | None:
+        """A metric by ``TASK.METRIC``; None when it wasn't measured."""
+        found = self.find(name)
+        return found[0].metric(found[1]) if found else None
 
     def to_json(self) -> list[dict[str, Any]]:
         return [
-            {**asdict(task), "broken": task.metric("broken"), "fixed": task.metric("fixed")}
-            for task in self.tasks
+            {**asdict(task), **{name: task.metric(name) for name in PAIRED}} for task in self.tasks
         ]
