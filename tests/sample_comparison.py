@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from quantkit.quality.tasks import HarnessResult, TaskResult
+from quantkit.quality.tasks import HarnessResult, SampleOutcome, TaskResult
 from quantkit.results import (
     CaseInput,
     CaseOutcome,
@@ -75,6 +75,7 @@ def by_tag(result: RegressionResult) -> tuple[Slice, ...]:
 
 
 def quality(kl: float, broken: int = 0) -> Quality:
+    samples = (SampleOutcome(0, "ab", "acc", 1.0 - bool(broken), 1.0, '"4"', '"4"'),)
     rows = tuple(kl * 255 * math.exp(math.sin(i)) for i in range(64))
     return Quality(
         row_sums=RowSums((255,) * 64, rows, rows, rows, (250,) * 64),
@@ -86,7 +87,9 @@ def quality(kl: float, broken: int = 0) -> Quality:
         dtype="float32",
         rows=64,
         sequence_length=256,
-        harness=HarnessResult((TaskResult("sums", "1", {"acc,none": 0.5}, {"acc,none": 0.5}, ()),)),
+        harness=HarnessResult(
+            (TaskResult("sums", "1", {"acc,none": 0.5}, {"acc,none": 0.5}, samples),)
+        ),
     )
 
 

@@ -161,6 +161,13 @@ def _weigh_quality(trade: _Trade, quality: Quality, floor: Quality | None) -> No
             trade.kept.append(f"all {passing} cases that the baseline passes")
         if cases.fixed:
             trade.gained.append(f"{cases.fixed} cases that the baseline fails")
+    for task in quality.harness.tasks if quality.harness else ():
+        if task.broken:
+            trade.given_up.append(
+                f"{task.task}: {task.broken} samples that the baseline gets right"
+            )
+        if task.fixed:
+            trade.gained.append(f"{task.task}: {task.fixed} samples that the baseline gets wrong")
 
 
 def _checklist(comparison: Comparison, variant: Variant, place: str) -> tuple[Item, ...]:
@@ -206,6 +213,8 @@ def _evaluation(comparison: Comparison, variant: Variant, place: str) -> Item:
     said = f"suite {comparison.suite}: {quality.rows} rows of {quality.sequence_length} tokens"
     if quality.regression:
         said += f", {quality.regression.total} cases"
+    if quality.harness:
+        said += f", {len(quality.harness.tasks)} harness tasks"
     if not variant.gates:
         return Item(topic, f"{said}; the suite has no gates", f"{place}.quality", holds=False)
     passed = sum(gate.passed for gate in variant.gates)
