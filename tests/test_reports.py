@@ -140,7 +140,7 @@ def test_what_got_worse_is_given_up_and_noise_is_kept():
     assert any("less on disk" in text for text in card.gained)
     assert any("perplexity +5.00%" in text for text in card.given_up)
     assert any("2 of the 19 cases" in text for text in card.given_up)
-    assert "sums: 1 samples that the baseline gets right" in card.given_up
+    assert "sums: 1 sample that the baseline gets right" in card.given_up
     assert any("within 5%" in text for text in card.kept)
     assert "quantkit-int4, against BF16 in transformers" in card.against
 

@@ -160,14 +160,14 @@ def _weigh_quality(trade: _Trade, quality: Quality, floor: Quality | None) -> No
         else:
             trade.kept.append(f"all {passing} cases that the baseline passes")
         if cases.fixed:
-            trade.gained.append(f"{cases.fixed} cases that the baseline fails")
+            trade.gained.append(f"{_counted(cases.fixed, 'case')} that the baseline fails")
     for task in quality.harness.tasks if quality.harness else ():
         if task.broken:
-            trade.given_up.append(
-                f"{task.task}: {task.broken} samples that the baseline gets right"
-            )
+            said = f"{task.task}: {_counted(task.broken, 'sample')} that the baseline gets right"
+            trade.given_up.append(said)
         if task.fixed:
-            trade.gained.append(f"{task.task}: {task.fixed} samples that the baseline gets wrong")
+            said = f"{task.task}: {_counted(task.fixed, 'sample')} that the baseline gets wrong"
+            trade.gained.append(said)
 
 
 def _checklist(comparison: Comparison, variant: Variant, place: str) -> tuple[Item, ...]:
@@ -214,7 +214,7 @@ def _evaluation(comparison: Comparison, variant: Variant, place: str) -> Item:
     if quality.regression:
         said += f", {quality.regression.total} cases"
     if quality.harness:
-        said += f", {len(quality.harness.tasks)} harness tasks"
+        said += f", {_counted(len(quality.harness.tasks), 'harness task')}"
     if not variant.gates:
         return Item(topic, f"{said}; the suite has no gates", f"{place}.quality", holds=False)
     passed = sum(gate.passed for gate in variant.gates)
@@ -226,6 +226,10 @@ def _baseline_evidence(comparison: Comparison, variant: Variant) -> str:
     if variant.manifest and variant.manifest.get("source"):
         return f"digests of the baseline: {variant.path}/{MANIFEST}: source.files"
     return f"{comparison.baseline.path}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _megabytes(count: float) -> str:
