@@ -74,6 +74,7 @@ def judged(tmp_path_factory):
 
 
 @lm_eval
+@pytest.mark.slow
 def test_figures_are_those_of_lm_evals_own_command_line(judged, tmp_path):
     command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--device", "cpu"]
     command += ["--model_args", f"pretrained={demo_model()},dtype=float32"]
@@ -148,7 +149,7 @@ def test_groups_limits_and_examples(tmp_path, own_tasks_only):
     assert ran.metrics["demo_all"]["acc"] == pytest.approx(mean)
     prompt = ran.samples["demo_sums"][0]["arguments"][0][0]
     assert prompt.count("<|user|>\n<|user|>") in (1, 3)  # through the template, after examples
-    assert said[-1] == "harness: 5 of 5 requests"
+    assert "harness: 5 of 5 requests" in said
     assert compare(ran, ran).metric("demo_all.acc") == pytest.approx(mean)
     assert compare(ran, ran).metric("demo_all.broken") is None
 

@@ -41,7 +41,7 @@ def check_schema(schema: dict[str, Any]) -> None:
         place = "/".join(str(part) for part in error.absolute_path)
         raise ValueError(f"isn't a JSON Schema: {place}: {error.message}") from error
     resource = DRAFT202012.create_resource(schema)
-    resolver = Registry().with_resource("", resource).resolver()
+    resolver = Registry().with_resource("", resource).crawl().resolver()
     for reference in _references(schema):
         try:
             resolver.lookup(reference)
