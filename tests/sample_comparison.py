@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from quantkit.localisation import Localisation, PlaceLoss
 from quantkit.quality.tasks import HarnessResult, SampleOutcome, TaskResult
 from quantkit.results import (
     CaseInput,
@@ -27,6 +28,13 @@ from quantkit.results import (
 HOSTILE = (
     "<script>alert('x')</script><img src=//e.example/x onerror=alert(1)>"
     ' & \x00\x1b "quoted" <style>@import url(//e.example/y)</style>'
+)
+
+LOSSES = Localisation(
+    rows=8,
+    kl_divergence=0.05,
+    places=(PlaceLoss(("model.layers.0.mlp.down_proj",), 0.2, 0.03),),
+    no_patch="every place has 8 bits already",
 )
 
 
@@ -168,6 +176,7 @@ def artifact(method: str, kl: float, megabytes: float, broken: int, verdict: Ver
         ),
         verdict=verdict,
         manifest=manifest(method, kl),
+        localisation=None if verdict is Verdict.PASS else LOSSES,
         run={"model": "demo", "device": "cpu", "finished": "2026-11-20T10:00:00Z", "seconds": 9.5},
     )
 

@@ -104,6 +104,7 @@ def test_the_page_says_what_it_is_for(page):
         "loaded and ran in quantkit-int4 on cpu",
         "serve the baseline again: model",
         "ab" * 32,
+        "No patch: every place has 8 bits already.",
     ):
         assert said in page.text, said
 

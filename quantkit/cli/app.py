@@ -77,6 +77,13 @@ BaselineOpt = Annotated[str, typer.Option(help="BF16 checkpoint directory, hub i
 GoalOpt = Annotated[
     str | None, typer.Option(metavar="TEXT", help="What the artifacts are for; kept in the report.")
 ]
+LocateOpt = Annotated[
+    bool | None,
+    typer.Option(
+        "--locate/--no-locate",
+        help="Measure which layers lose most, and mend the recipe; where a gate failed if unset.",
+    ),
+]
 PromptOpt = Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")]
 NewOpt = Annotated[int, typer.Option(min=2, help="Tokens generated.")]
 RepeatsOpt = Annotated[int, typer.Option(min=1, help="Timed runs; the median counts.")]

@@ -18,6 +18,7 @@ from quantkit.cli.app import (
     ForceOpt,
     GoalOpt,
     JsonOpt,
+    LocateOpt,
     ModelOpt,
     SetOpt,
     StrictOpt,
@@ -116,6 +117,7 @@ def sweep_command(
     goal: GoalOpt = None,
     allow_code: AllowCodeOpt = False,
     allow_overlap: AllowOverlapOpt = False,
+    locate: LocateOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Make an artifact by each of many recipes, calibrating once, and compare them in a table.
@@ -168,6 +170,7 @@ def sweep_command(
         loaded_suite,
         where,
         load,
+        locating=locate,
         goal=goal,
         allow_code=allow_code,
         allow_overlap=allow_overlap,

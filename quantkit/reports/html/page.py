@@ -21,6 +21,7 @@ from quantkit.reports.changes import Piece, changes
 from quantkit.reports.details import Detail, slices
 from quantkit.reports.html import figures
 from quantkit.reports.html.figures import Panel
+from quantkit.reports.losses import HEADERS, rows, summary
 from quantkit.reports.text import writable
 from quantkit.results import CaseOutcome, Comparison, GateOutcome, Variant, Verdict
 
@@ -69,6 +70,8 @@ class ArtifactCard:
     description: str
     reasons: Sequence[str]
     gates: Sequence[dict[str, str]]
+    losses: Detail | None
+    patch: str
     provenance: Sequence[tuple[str, str]]
     recipe: str
 
@@ -199,11 +202,14 @@ def _broken(comparison: Comparison) -> list[BrokenCase]:
 def _card(card: tradeoff.Card, variant: Variant) -> ArtifactCard:
     manifest = variant.manifest or {}
     recipe = manifest.get("recipe", {}).get("content")
+    lost = variant.localisation
     return ArtifactCard(
         card,
         (recipe or {}).get("description") or "",
         [gate_said(gate) for gate in variant.gates if not gate.passed],
         [_gate(gate) for gate in variant.gates],
+        None if lost is None else Detail("Where it loses", HEADERS, tuple(rows(lost)), ""),
+        "" if lost is None else summary(lost),
         _provenance(variant),
         yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) if recipe else "",
     )
