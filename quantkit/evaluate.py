@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from quantkit.calibration.dataset import Document, read
-from quantkit.calibration.text import check_length, load_tokenizer, pack
+from quantkit.calibration.text import load_tokenizer
 from quantkit.checkpoint.adapted import AdaptedCheckpoint
 from quantkit.checkpoint.reader import Checkpoint, TensorSource
 from quantkit.engines import hf
@@ -29,6 +29,7 @@ from quantkit.quality import harness, regression
 from quantkit.quality.checks import Answer
 from quantkit.quality.gates import check_slices
 from quantkit.quality.harness import Harness, Ran
+from quantkit.quality.held_out import held_out_rows
 from quantkit.quality.intervals import with_intervals
 from quantkit.quality.likelihood import Divergence, Finished, compare, finish
 from quantkit.quality.overlap import check_overlap, of_cases
@@ -118,22 +119,8 @@ class _Bench:
             )
         skeleton = Skeleton(checkpoint)
         tokenizer = load_tokenizer(tokenizer_directory(checkpoint))
-        check_length(suite.likelihood.sequence_length, checkpoint.config, "likelihood")
-        dataset = loaded.likelihood_dataset()
-        rows = pack(
-            dataset,
-            tokenizer,
-            sequence_length=suite.likelihood.sequence_length,
-            rows=suite.likelihood.rows,
-            seed=None,  # held-out text keeps its order
-        )
-        if rows.count < 2:
-            raise InputError(
-                "fills one row only; intervals need at least two",
-                where=str(dataset),
-                mend="Give more text or a shorter sequence_length.",
-            )
-        texts = read(dataset)[0]
+        rows = held_out_rows(loaded, checkpoint, tokenizer)
+        texts = read(loaded.likelihood_dataset())[0]
         cases = tasks = None
         if suite.regression is not None:
             path = loaded.resolve(suite.regression.cases)
@@ -150,7 +137,7 @@ class _Bench:
         return cls(
             checkpoint,
             tokenizer,
-            rows.ids,
+            rows,
             texts,
             cases,
             tasks,

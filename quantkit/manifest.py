@@ -93,11 +93,11 @@ def write_manifest(
         ],
         "summary": _summary(layers),
     }
-    run = {"model": provenance.model, "device": provenance.device}
-    if (dataset := provenance.loaded.calibration_dataset()) is not None:
-        run["calibration"] = str(
-            dataset if isinstance(dataset, Path) else provenance.loaded.path.parent.resolve()
-        )
+    run = {
+        "model": provenance.model,
+        "recipe": str(provenance.loaded.path.resolve()),
+        "device": provenance.device,
+    }
     return seal(directory, manifest, run, started)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.engines.probe import Spec
 from quantkit.errors import InputError, MachineError
+from quantkit.formats import compressed
 from quantkit.model.device import resolve_device
 from quantkit.progress import Progress
 from quantkit.results import Cost, Costs
@@ -37,7 +38,7 @@ def engine_for(path: Path) -> tuple[str, Path]:
         return "llama.cpp", files[0]
     config = Checkpoint(path).config
     quantization = config.get("quantization_config") or {}
-    if quantization.get("quant_method") in ("awq", "gptq"):
+    if quantization.get("quant_method") in ("awq", "gptq") or compressed.has_int4(quantization):
         return "quantkit-int4", path
     return "transformers", path
 

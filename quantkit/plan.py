@@ -13,20 +13,27 @@ import torch
 
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import InputError, not_installed
-from quantkit.formats import awq_gemm, bnb, gptq_v1
+from quantkit.formats import awq_gemm, bnb, compressed, gguf_grids, gptq_v1
 from quantkit.model.skeleton import Skeleton
 from quantkit.quantizers import nf4
 from quantkit.quantizers.block import Scheme
+from quantkit.quantizers.fp8 import Fp8Scheme
 from quantkit.quantizers.grid import Grid
 from quantkit.quantizers.nf4 import Nf4Scheme
-from quantkit.recipe import Awq, Ggml, Gptq, GptqGguf, Nf4, Rtn
+from quantkit.recipe import Awq, Fp8, Ggml, Gptq, GptqGguf, Nf4, Rtn, SmoothQuant
 
 if TYPE_CHECKING:
     from quantkit.formats.gguf_file import GgufPlan
 
-Linears = Rtn | Gptq | Awq | Nf4
+Uniform = SmoothQuant | Fp8 | Nf4  # one scheme for all modules
+Linears = Rtn | Gptq | Awq | Uniform
 _FLOATS = ("F32", "F16", "BF16")
-_AFFINE_FORMATS: dict[str, ModuleType] = {"awq": awq_gemm, "gptq": gptq_v1}
+_FORMATS: dict[str, ModuleType] = {
+    "awq": awq_gemm,
+    "gptq": gptq_v1,
+    "compressed-tensors": compressed,
+    "gguf": gguf_grids,
+}
 # Engines load each of these as one matrix, so its parts must share one scheme.
 _FUSED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
 
@@ -137,9 +144,13 @@ class LinearPlan(Plan):
 
 @dataclass(frozen=True)
 class GgufFilePlan(Plan):
-    """A plan for one GGUF file; ``file`` has its metadata and the names there."""
+    """A plan for one GGUF file; ``file`` has its metadata and the names there.
+
+    linears: of the blocks, where they are on integer grids.
+    """
 
     file: GgufPlan
+    linears: LinearPlan | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What every plan has, and what was decided about the file.
@@ -167,7 +178,6 @@ def plan_gguf(
     with importance weights, which some mixes can't do without. Raises InputError.
     """
     from quantkit.formats.gguf_file import plan_file
-    from quantkit.quantizers.ggml import available
 
     file = plan_file(
         checkpoint,
@@ -178,9 +188,16 @@ def plan_gguf(
         no_fallback=method.no_fallback,
         pre_tokenizer=method.pre_tokenizer,
     )
+    return GgufFilePlan(method.method, method.format, describe_tensors(file), file)
+
+
+def describe_tensors(file: GgufPlan) -> tuple[PlannedTensor, ...]:
+    """A file's tensors. Raises MachineError where this machine can't quantize to their types."""
+    from quantkit.quantizers.ggml import available
+
     if {tensor.type for tensor in file.tensors} - set(available()):
         raise not_installed("xllamacpp", "gguf")
-    tensors = tuple(
+    return tuple(
         PlannedTensor(
             tensor.name,
             tensor.shape,
@@ -190,7 +207,6 @@ def plan_gguf(
         )
         for tensor in file.tensors
     )
-    return GgufFilePlan(method.method, method.format, tensors, file)
 
 
 def plan_linears(method: Linears, skeleton: Skeleton, checkpoint: Checkpoint) -> LinearPlan:
@@ -233,7 +249,7 @@ def plan_linears(method: Linears, skeleton: Skeleton, checkpoint: Checkpoint) ->
         shape = checkpoint.shape(key)
         if key in quantized:
             scheme = schemes[quantized[key]]
-            nbytes = _packed_bytes(method.format, scheme, shape)
+            nbytes = _packed_bytes(method.format, scheme, shape, skeleton.model.dtype)
             tensors.append(PlannedTensor(key, shape, str(scheme), nbytes, True))
         else:
             dtype = checkpoint.dtype(key)
@@ -256,6 +272,16 @@ def plan_linears(method: Linears, skeleton: Skeleton, checkpoint: Checkpoint) ->
     )
 
 
+def fused(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Full names of linears, put together where engines load them as one matrix."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        family = next((min(family) for family in _FUSED if leaf in family), leaf)
+        groups.setdefault((parent, family), []).append(name)
+    return [tuple(group) for group in groups.values()]
+
+
 def _quantization_config(
     method: Linears,
     default: Scheme,
@@ -267,7 +293,7 @@ def _quantization_config(
     if isinstance(default, Nf4Scheme):
         result = bnb.config(default, str(skeleton.model.dtype).removeprefix("torch."), skipped)
     else:
-        result = _AFFINE_FORMATS[method.format].config(default, schemes, skipped)
+        result = _FORMATS[method.format].config(default, schemes, skipped)
     if isinstance(method, Gptq) and method.format == "gptq":
         result["damp_percent"] = method.damp_percent
     return result
@@ -277,8 +303,13 @@ def _default_scheme(method: Linears) -> Scheme:
     if isinstance(method, Nf4):
         nf4.library()
         return Nf4Scheme(method.block_size, method.double_quant)
-    first_zero = 0 if method.symmetric else _AFFINE_FORMATS[method.format].FIRST_ZERO
-    return Grid(method.bits, method.group_size, method.symmetric, first_zero)
+    if isinstance(method, Fp8):
+        return Fp8Scheme()
+    if isinstance(method, SmoothQuant):
+        return Grid(8, -1, symmetric=True, rounds_inputs=True)
+    first_zero = 0 if method.symmetric else _FORMATS[method.format].FIRST_ZERO
+    stored = method.format == "gguf"
+    return Grid(method.bits, method.group_size, method.symmetric, first_zero, exact_minimum=stored)
 
 
 def _scheme_of(name: str, method: Linears, default: Scheme) -> Scheme | None:
@@ -286,7 +317,7 @@ def _scheme_of(name: str, method: Linears, default: Scheme) -> Scheme | None:
     if any(fnmatchcase(name, pattern) for pattern in method.ignore):
         return None
     scheme: Scheme | None = default
-    if isinstance(method, Nf4):
+    if isinstance(method, Uniform):
         return scheme
     for override in method.overrides:
         if not fnmatchcase(name, override.match):
@@ -301,7 +332,7 @@ def _scheme_of(name: str, method: Linears, default: Scheme) -> Scheme | None:
 def _every_pattern_matches(method: Linears, names: Iterable[str]) -> None:
     names = list(names)
     patterns = [("quantize.ignore", pattern) for pattern in method.ignore]
-    if not isinstance(method, Nf4):
+    if not isinstance(method, Uniform):
         patterns += [("quantize.overrides", override.match) for override in method.overrides]
     for key, pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
@@ -327,22 +358,27 @@ def _check(
             scheme.columns(in_features)
         except InputError as error:
             raise InputError(error.what, where=f"{name} (group_size)", mend=error.mend) from None
-        _AFFINE_FORMATS[method.format].check(name, (out_features, in_features), scheme, default)
-    for name in shapes:
-        parent, _, leaf = name.rpartition(".")
-        for family in _FUSED:
-            siblings = {f"{parent}.{other}" for other in family} & shapes.keys()
-            if leaf in family and len({str(schemes.get(sibling)) for sibling in siblings}) > 1:
-                raise InputError(
-                    f"{', '.join(sorted(family))} are loaded as one matrix by the engines and "
-                    "need the same scheme",
-                    where=parent,
-                    mend="Let the override match all of them.",
-                )
+        _FORMATS[method.format].check(name, (out_features, in_features), scheme, default)
+    for siblings in fused(shapes):
+        if len({str(schemes.get(sibling)) for sibling in siblings}) > 1:
+            parent, _, _ = siblings[0].rpartition(".")
+            leaves = sorted(sibling.rpartition(".")[2] for sibling in siblings)
+            raise InputError(
+                f"{', '.join(leaves)} are loaded as one matrix by the engines and "
+                "need the same scheme",
+                where=parent,
+                mend="Let the override match all of them.",
+            )
 
 
-def _packed_bytes(format_name: str, scheme: Scheme, shape: tuple[int, ...]) -> int:
+def _packed_bytes(
+    format_name: str, scheme: Scheme, shape: tuple[int, ...], dtype: torch.dtype
+) -> int:
+    size = (shape[0], shape[1])
     if isinstance(scheme, Nf4Scheme):
-        return bnb.nbytes((shape[0], shape[1]), scheme)
-    nbytes: int = _AFFINE_FORMATS[format_name].nbytes((shape[0], shape[1]), scheme)
+        return bnb.nbytes(size, scheme)
+    codec = _FORMATS[format_name]
+    if codec is compressed:
+        return compressed.nbytes(size, scheme, dtype)
+    nbytes: int = codec.nbytes(size, scheme)
     return nbytes

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from quantkit.localisation import Localisation
 from quantkit.metrics import HARNESS, REGRESSION_METRICS, split_tag
 from quantkit.quality.tasks import HarnessResult
 
@@ -330,6 +331,7 @@ class Variant:
     cost: Cost | None = None
     gates: tuple[GateOutcome, ...] = ()
     verdict: Verdict | None = None
+    localisation: Localisation | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {

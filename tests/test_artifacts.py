@@ -14,7 +14,7 @@ import typer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.reader import Checkpoint, read_json
 from quantkit.checkpoint.writer import sha256
 from quantkit.cli import app
 from quantkit.cli.verdict import finish
@@ -39,7 +39,11 @@ from quantkit.suite import Gate, load_suite
 
 SHIPPED = [
     *("awq-w4-g128", "gptq-w4-g128", "nf4", "gguf-q4-k-m", "gguf-q8-0", "rtn-w4-g128"),
-    "gguf-q4-k-m-gptq",
+    *("gguf-q4-k-m-gptq", "ct-w4a16-g128", "ct-awq-w4a16-g128", "int8-w8a8", "fp8"),
+]
+IN_SAFETENSORS = [
+    *("awq-w4-g128", "gptq-w4-g128", "rtn-w4-g128"),
+    *("ct-w4a16-g128", "ct-awq-w4a16-g128", "int8-w8a8", "fp8"),
 ]
 TWO_BITS = ["quantize.bits=2", "quantize.format=gptq"]
 CPU = torch.device("cpu")
@@ -64,7 +68,8 @@ def artifacts(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def qualities(artifacts) -> tuple[dict[str, Path], Qualities]:
     """The demo suite's word on some artifacts, and on the baseline given as an artifact."""
-    names = ["rtn-w4-g128", "gguf-q8-0", "rtn-w2"]
+    names = ["rtn-w4-g128", "gguf-q8-0", "rtn-w2", "ct-w4a16-g128", "ct-awq-w4a16-g128"]
+    names += ["int8-w8a8", "fp8"]
     paths = {name: artifacts[name] for name in names} | {"bf16": demo_model()}
     baseline, suite = Checkpoint(demo_model()), load_suite("demo")
     found = evaluate(list(paths.values()), baseline, suite, device="cpu", progress=Silent())
@@ -124,7 +129,7 @@ def test_sidecars_are_copied_byte_for_byte(artifacts, name):
     assert (artifacts[name] / template).read_bytes() == (demo_model() / template).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["awq-w4-g128", "gptq-w4-g128", "rtn-w4-g128"])
+@pytest.mark.parametrize("name", IN_SAFETENSORS)
 def test_sizes_are_as_planned(artifacts, name):
     plan = prepare(load_recipe(name), "demo").plan
     checkpoint = Checkpoint(artifacts[name])
@@ -161,6 +166,10 @@ def test_error_feedback_in_k_quants(tmp_path, mix):
         make(name, tmp_path / "again", few)
     finally:
         torch.set_num_threads(threads)
+    layers = read_json(tmp_path / "feedback" / "quantkit.json")["layers"]
+    measured = {layer["name"]: layer["measured_on"] for layer in layers}
+    # The demo's embeddings are tied: the matrix that makes the logits gets feedback too.
+    assert {measured["token_embd.weight"], measured["blk.0.attn_q.weight"]} == {"outputs"}
     (file,) = (tmp_path / "feedback").glob("*.gguf")
     (plain,) = (tmp_path / "plain").glob("*.gguf")
     assert sha256(tmp_path / "again" / file.name) == sha256(file)
@@ -281,6 +290,14 @@ def test_gates_on_slices_that_no_case_has_are_refused(artifacts, tmp_path):
         assert f"gates.0: {message}" in " ".join(result.stderr.split())
 
 
+def test_compressed_tensors_lose_little(judged):
+    _, artifacts = judged
+    for name in ("ct-w4a16-g128", "ct-awq-w4a16-g128", "int8-w8a8", "fp8"):
+        assert artifacts[name].kl_divergence.mean < artifacts["rtn-w4-g128"].kl_divergence.mean
+        assert artifacts[name].regression.broken_critical == 0
+    assert artifacts["int8-w8a8"].kl_divergence.mean < 5e-4
+
+
 def test_a_failed_gate_is_exit_code_1(artifacts):
     arguments = [
         "eval",
@@ -336,7 +353,9 @@ def test_the_gguf_in_llamacpp_gives_the_same_tokens(artifacts):
     assert same >= 0.9 * len(cases)
 
 
-@pytest.mark.parametrize("name", ["awq-w4-g128", "gptq-w4-g128"])
+@pytest.mark.parametrize(
+    "name", ["awq-w4-g128", "gptq-w4-g128", "ct-w4a16-g128", "ct-awq-w4a16-g128"]
+)
 def test_packed_linears_compute_what_was_judged(artifacts, name):
     source = PackedCheckpoint(Checkpoint(artifacts[name]))
     model, engine = int4.load(source)

@@ -74,7 +74,10 @@ def test_a_dataset_given_with_set_is_relative_to_the_working_directory(tmp_path,
         ("quantize.group_sze=64", "quantize.group_sze: unknown key; did you mean group_size"),
         ("quantize.bits=four", "quantize.bits: input should be a valid integer, not 'four'"),
         ("quantize.bits=9", "quantize.bits: input should be less than or equal to 8"),
-        ("quantize.method=awk", "quantize.method: must be one of rtn, gptq, awq, nf4, ggml"),
+        (
+            "quantize.method=awk",
+            "quantize.method: must be one of rtn, gptq, awq, smoothquant, fp8, nf4, ggml",
+        ),
         ("qantize=1", "qantize: unknown key; did you mean quantize"),
         ("quantize.group_size=4", "group_size 4 is not -1"),
         ("quantize.overrides=[{match: x, bit: 8}]", "overrides.0.bit: unknown key; did you mean b"),
@@ -106,3 +109,21 @@ def test_a_file_that_is_not_yaml(tmp_path: Path):
     bad.write_text("just text\n")
     with pytest.raises(InputError, match="holds no mapping"):
         load_recipe(str(bad))
+
+
+def test_a_default_spelt_out_is_no_other_recipe(tmp_path):
+    text = (resources.recipes() / "nf4.yaml").read_text()
+    same = tmp_path / "same.yaml"
+    same.write_text(text + "calibration: null\n")
+    loaded = load_recipe(str(same)).recipe
+    assert loaded.digest == load_recipe("nf4").recipe.digest
+    assert "calibration" not in loaded.canonical()  # nor would a key be that is added later
+
+
+def test_every_shipped_recipe_is_in_the_readme_as_it_is():
+    lines = (resources.recipes() / "README.md").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("|")[1:4] for line in lines if line.startswith("| [")]
+    found = {tuple(cell.strip() for cell in row) for row in rows}
+    recipes = [loaded.recipe for loaded in shipped_recipes()]
+    wanted = {(f"[{r.name}]({r.name}.yaml)", r.version, f"`{r.digest[:12]}`") for r in recipes}
+    assert found == wanted, "run: python benchmarks/recipe_table.py"

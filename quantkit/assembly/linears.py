@@ -20,7 +20,7 @@ from quantkit.model.stream import Stream
 from quantkit.parallel import spread
 from quantkit.plan import LinearPlan
 from quantkit.quantizers.block import BlockResult, LayerReport, quantize_block
-from quantkit.recipe import Awq, Gptq
+from quantkit.recipe import Awq, Gptq, SmoothQuant
 
 _AT_ONCE = 1 << 25  # bytes of a tensor that is copied
 
@@ -32,7 +32,7 @@ def write_linears(run: Run, plan: LinearPlan) -> list[LayerReport]:
     count = len(skeleton.layers)
     keys = [key for t in plan.tensors for key in (t.name, *packed.packed_keys(plan.format, t.name))]
     with (
-        run.calibration(stream, _wanted(plan)) as calibration,
+        run.calibration(stream, wanted(plan)) as calibration,
         TensorWriter(run.directory, keys, scratch=run.journal.scratch) as writer,
         run.progress.task(
             f"quantize ({plan.method})", count * (1 + (calibration.steps if calibration else 0))
@@ -54,7 +54,7 @@ def write_linears(run: Run, plan: LinearPlan) -> list[LayerReport]:
                 del measured  # Gram matrices are large
                 written = _write_block(run.checkpoint, plan, prefix, result, writer)
                 if calibration is not None and not calibration.wanted.onward:
-                    _become(block, result)
+                    become(block, result)
                     calibration.carry(index, block, step)
             run.journal.record(_step(written, result.layers, calibration))
             layers += result.layers
@@ -65,8 +65,11 @@ def write_linears(run: Run, plan: LinearPlan) -> list[LayerReport]:
     return layers
 
 
-def _wanted(plan: LinearPlan) -> Wanted:
+def wanted(plan: LinearPlan) -> Wanted:
+    """What the plan's method needs to know of the inputs."""
     method = plan.settings
+    if isinstance(method, SmoothQuant):
+        return Wanted("diagonal", folds=True)
     onward = not isinstance(method, Gptq | Awq) or method.propagate == "original"
     return Wanted("gram", folds=isinstance(method, Awq), onward=onward)
 
@@ -118,7 +121,7 @@ def _write_block(
     }
 
     def pack(name: str) -> dict[str, Tensor]:
-        return packed.pack(plan.format, names[name], quantized[name])
+        return packed.pack(plan.format, names[name], quantized[name], plan.skeleton.model.dtype)
 
     parts = dict(zip(quantized, spread(pack, quantized, torch.device("cpu")), strict=True))
     written = []
@@ -132,7 +135,7 @@ def _write_block(
     return written
 
 
-def _become(block: nn.Module, result: BlockResult) -> None:
+def become(block: nn.Module, result: BlockResult) -> None:
     """Give ``block`` the weights that were written, for the rows to go on through."""
     values = {f"{name}.weight": tensor.dequantize() for name, tensor in result.tensors.items()}
     for name, value in {**result.changed, **values}.items():

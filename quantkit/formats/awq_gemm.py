@@ -18,6 +18,7 @@ from quantkit.formats import bits as words
 from quantkit.quantizers.grid import Grid, QuantizedTensor
 
 SUFFIXES = ("qweight", "qzeros", "scales")
+MARKER = "qweight"  # the suffix that only a quantized linear has
 FIRST_ZERO = 0
 _ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 _INVERSE = [_ORDER.index(i) for i in range(8)]

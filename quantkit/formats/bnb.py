@@ -25,7 +25,7 @@ SUFFIXES = (
     "weight.nested_quant_map",
     "weight.quant_state.bitsandbytes__nf4",
 )
-STATE = SUFFIXES[-1]
+MARKER = SUFFIXES[-1]
 
 
 def nbytes(shape: tuple[int, int], scheme: Nf4Scheme) -> int:
@@ -59,7 +59,7 @@ def weight_shape(
     shape: Callable[[str], tuple[int, ...]], read: Callable[[str], Tensor]
 ) -> tuple[int, ...]:
     """(out, in) of a packed linear, from the shape and value of its tensors by suffix."""
-    state = json.loads(bytes(read(STATE).tolist()))
+    state = json.loads(bytes(read(MARKER).tolist()))
     return tuple(state["shape"])
 
 

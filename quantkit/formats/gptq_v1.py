@@ -21,6 +21,7 @@ from quantkit.formats import bits as words
 from quantkit.quantizers.grid import Grid, QuantizedTensor
 
 SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
+MARKER = "qweight"  # the suffix that only a quantized linear has
 FIRST_ZERO = 1
 _BITS = (2, 3, 4, 8)
 

@@ -13,26 +13,33 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from quantkit.checkpoint.reader import Checkpoint, Weights
 from quantkit.errors import InputError
-from quantkit.formats import awq_gemm, bnb, gptq_v1
+from quantkit.formats import awq_gemm, bnb, compressed, gptq_v1
+from quantkit.quantizers.fp8 import Fp8Tensor
 from quantkit.quantizers.grid import Quantized, QuantizedTensor
+from quantkit.quantizers.inputs import Rounding
 
 _FORMATS: dict[str, ModuleType] = {
     "awq": awq_gemm,
     "gptq": gptq_v1,
+    "compressed-tensors": compressed,
     "bitsandbytes": bnb,
 }
 
 
-def pack(format_name: str, key: str, tensor: Quantized) -> dict[str, Tensor]:
-    """The tensors that stand for the weight ``key`` in a format, by their keys."""
-    module = key.removesuffix(".weight")
-    parts = _FORMATS[format_name].pack(
-        tensor.cpu() if isinstance(tensor, QuantizedTensor) else tensor
-    )
+def pack(format_name: str, key: str, tensor: Quantized, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors that stand for the weight ``key`` in a format, by their keys.
+
+    dtype: of the model, in which compressed-tensors keeps scales.
+    """
+    module, codec = key.removesuffix(".weight"), _FORMATS[format_name]
+    if isinstance(tensor, QuantizedTensor | Fp8Tensor):
+        tensor = tensor.cpu()
+    parts = codec.pack(tensor, dtype) if codec is compressed else codec.pack(tensor)
     return {f"{module}.{suffix}": part for suffix, part in parts.items()}
 
 
@@ -71,7 +78,8 @@ class PackedCheckpoint:
     @property
     def _marker(self) -> str:
         """The suffix that only a quantized linear has."""
-        return bnb.STATE if self._codec is bnb else "qweight"
+        marker: str = self._codec.MARKER
+        return marker
 
     @cached_property
     def _parts(self) -> set[str]:
@@ -122,6 +130,13 @@ class PackedCheckpoint:
                 f"tensor {module}.{error.args[0]} is missing", where=str(self.directory)
             ) from error
         return result
+
+    def input_rounding(self, key: str) -> Rounding | None:
+        """What engines do to the inputs of the linear of weight ``key``; None for nothing."""
+        module = key.removesuffix(".weight")
+        if self._codec is not compressed or module not in self._modules:
+            return None
+        return compressed.input_rounding(module, self._quantization)
 
 
 def open_artifact(directory: Path) -> Weights:

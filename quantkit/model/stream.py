@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from quantkit.checkpoint.reader import TensorSource
 from quantkit.errors import InputError
+from quantkit.model.rounding import round_inputs
 from quantkit.model.skeleton import Skeleton
 from quantkit.parallel import Ahead
 
@@ -57,7 +58,8 @@ class _Recorded(Exception):
 class Stream:
     """A model whose weights come from ``source`` block by block.
 
-    Computes on ``device`` in the skeleton's dtype. Weights are in memory while a block is
+    Computes on ``device`` in the skeleton's dtype, and rounds the inputs of linears as the engines
+    of ``source`` do. Weights are in memory while a block is
     entered; those of the next one are read in the background meanwhile.
     """
 
@@ -307,10 +309,13 @@ class Stream:
         """The named parameters with their weights in place; as they were afterwards."""
         model = self.skeleton.model
         kept = [(*_place(model, name), _value(model, name)) for name in names]
+        handles = round_inputs(self.skeleton, self.source, names)
         try:
             self.fill(names, weights)
             yield
         finally:
+            for handle in handles:
+                handle.remove()
             for place, leaf, original in kept:
                 place[leaf] = original
 

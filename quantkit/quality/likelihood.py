@@ -18,7 +18,7 @@ from quantkit.model.stream import Batch, Stream, slices
 from quantkit.quality.significance import mean_interval
 from quantkit.results import KlDivergence, Perplexity, RowSums
 
-_TOKENS_PER_BATCH = 2048
+TOKENS_PER_BATCH = 2048
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Finished:
 
 def finish(stream: Stream, rows: Tensor, step: Callable[[], None] = lambda: None) -> Finished:
     """Carry ``rows`` (rows, tokens) through all blocks; ``step`` is called after each."""
-    batches = stream.begin(rows, max(1, _TOKENS_PER_BATCH // rows.shape[1]))
+    batches = stream.begin(rows, max(1, TOKENS_PER_BATCH // rows.shape[1]))
     for index in range(len(stream.skeleton.layers)):
         with stream.block(index) as block:
             stream.advance(index, block, batches)

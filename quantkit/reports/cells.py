@@ -67,6 +67,8 @@ def notes(comparison: Comparison) -> list[str]:
                     f"{said}: {variant.name}, {gate.metric} is {measured(gate)}{interval}, "
                     f"allowed {allowed(gate)}{more}"
                 )
+        if variant.verdict is Verdict.FAIL and variant.localisation is None:
+            lines.append(f"To mend: --locate finds the layers where {variant.name} loses most")
         regression = variant.quality.regression if variant.quality else None
         for case in regression.cases if regression else ():
             if case.baseline_passed and not case.passed:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from quantkit.reports.cells import notes, table
 from quantkit.reports.details import details
+from quantkit.reports.losses import losses_markdown
 from quantkit.results import Comparison
 
 
@@ -30,6 +31,9 @@ def comparison_markdown(comparison: Comparison) -> str:
         lines += ["", *([detail.note, ""] if detail.note else [])]
     lines += ["## Notes", ""]
     lines += [f"- {_escaped(note)}" for note in notes(comparison)]
+    for variant in comparison.variants:
+        if variant.localisation is not None:
+            lines += ["", *losses_markdown(variant.name, variant.localisation)]
     return "\n".join(lines) + "\n"
 
 
