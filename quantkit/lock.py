@@ -14,7 +14,7 @@ of earlier versions stay, so that no version number is ever used for two things.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,17 +132,20 @@ def _found(folder: Path, root: Path, locked: Iterable[Entry]) -> Iterator[tuple[
 def _open(path: Path) -> tuple[str, Versioned, set[Path]]:
     if "likelihood" in read_yaml(path):
         loaded = load_suite(str(path))
-        suite = loaded.suite
-        named: list[Dataset] = [loaded.likelihood_dataset()]
-        named += [loaded.resolve(suite.regression.cases)] if suite.regression else []
-        return "suite", suite, _files(named)
+        suite, files = loaded.suite, _file(loaded.likelihood_dataset())
+        if suite.regression is not None:
+            files.add(loaded.resolve(suite.regression.cases))
+        if suite.harness is not None and suite.harness.include_path is not None:
+            folder = loaded.resolve(suite.harness.include_path)
+            files |= {p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+        return "suite", suite, files
     recipe = load_recipe(str(path))
-    return "recipe", recipe.recipe, _files([recipe.calibration_dataset()])
+    return "recipe", recipe.recipe, _file(recipe.calibration_dataset())
 
 
-def _files(named: Sequence[Dataset | None]) -> set[Path]:
-    """Those that are files: a data set of the Hub is pinned by the document itself."""
-    return {path for path in named if isinstance(path, Path)}
+def _file(dataset: Dataset | None) -> set[Path]:
+    """A data set's file; one of the Hub is pinned by its revision."""
+    return {dataset} if isinstance(dataset, Path) else set()
 
 
 def _changed(entry: Entry) -> Problem:

@@ -101,10 +101,6 @@ def write_manifest(
         "recipe": str(provenance.loaded.path.resolve()),
         "device": provenance.device,
     }
-    if (dataset := provenance.loaded.calibration_dataset()) is not None:
-        run["calibration"] = str(
-            dataset if isinstance(dataset, Path) else provenance.loaded.path.parent.resolve()
-        )
     return seal(directory, manifest, run, started)
 
 

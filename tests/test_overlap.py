@@ -66,13 +66,13 @@ def artifact(tmp_path):
     text.write_text(" ".join(WORDS))
     place = tmp_path / "artifact"
     place.mkdir()
-    content = {"calibration": {"dataset": "../text.txt"}}
+    content = {"calibration": {"dataset": "text.txt"}}
     manifest = {
         "recipe": {"name": "r", "version": "1.0.0", "content": content},
         "calibration": {"dataset_sha256": digest_of(text)},
     }
     (place / "quantkit.json").write_text(json.dumps(manifest))
-    (place / "run.json").write_text(json.dumps({"calibration": str(text)}))
+    (place / "run.json").write_text(json.dumps({"recipe": str(tmp_path / "recipe.yaml")}))
     return place
 
 
@@ -82,7 +82,7 @@ def test_an_artifact_is_not_judged_on_what_it_has_seen(artifact):
     with pytest.raises(InputError) as caught:
         check_overlap([artifact], judged, allow=False)
     assert str(caught.value).startswith(f"{artifact}: 1 of the suite's 2 texts overlap")
-    assert "text:2 shares 1 13-grams" in str(caught.value)
+    assert "text:2 shares a run of words" in str(caught.value)
     assert caught.value.mend is not None and "--allow-overlap" in caught.value.mend
     (said,) = check_overlap([artifact], judged, allow=True)
     assert said == (

@@ -138,7 +138,7 @@ def compare_command(
         (baseline, adapters),
         loaded,
         device,
-        load,
+        load=load,
         locating=locate,
         goal=goal,
         allow_code=allow_code,

@@ -114,10 +114,10 @@ def sweep_command(
     memory_budget: BudgetOpt = None,
     cache: CacheOpt = True,
     bench: Annotated[bool, typer.Option(help="Measure cost too (with --suite).")] = False,
-    goal: GoalOpt = None,
+    locate: LocateOpt = None,
     allow_code: AllowCodeOpt = False,
     allow_overlap: AllowOverlapOpt = False,
-    locate: LocateOpt = None,
+    goal: GoalOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Make an artifact by each of many recipes, calibrating once, and compare them in a table.
@@ -169,7 +169,7 @@ def sweep_command(
         (model, adapters),
         loaded_suite,
         where,
-        load,
+        load=load,
         locating=locate,
         goal=goal,
         allow_code=allow_code,

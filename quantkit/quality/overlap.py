@@ -36,7 +36,8 @@ class Overlap:
     words: str
 
     def __str__(self) -> str:
-        return f'{self.where} shares {self.shared} 13-grams with {self.calibration}: "{self.words}"'
+        runs = "a run" if self.shared == 1 else f"{self.shared} runs"
+        return f'{self.where} shares {runs} of words with {self.calibration}: "{self.words}"'
 
 
 def find_overlaps(judged: Sequence[Document], calibration: Iterable[Document]) -> list[Overlap]:
@@ -75,7 +76,7 @@ def of_cases(cases: Sequence[Case], path: Path) -> list[Document]:
 def calibration_of(artifact: Path) -> Dataset | str | None:
     """The text that an artifact was calibrated on; None if on none, why where it can't be found.
 
-    The manifest has its digest, and run.json the path that it had.
+    The manifest has its name and digest, and run.json the path of the recipe that named it.
     """
     manifest = read_manifest(artifact)
     if manifest is None:
@@ -84,14 +85,14 @@ def calibration_of(artifact: Path) -> Dataset | str | None:
     if known is None:
         return None
     named = manifest["recipe"]["content"]["calibration"]["dataset"]
-    candidates: list[Dataset] = []
     run = read_json(artifact / RUN) if (artifact / RUN).is_file() else {}
+    directory = Path(run.get("recipe", "recipe.yaml")).parent
+    candidates: list[Dataset]
     if isinstance(named, dict):
-        dataset = HubDataset(**named)
-        candidates = [dataset.relative_to(Path(run.get("calibration", ".")))]
+        candidates = [HubDataset(**named).relative_to(directory)]
     else:
-        paths = [Path(run.get("calibration", named)), resources.calibration() / Path(named).name]
-        candidates = [path for path in paths if path.is_file()]
+        paths = [directory / named, resources.calibration() / Path(named).name]
+        candidates = [path.resolve() for path in paths if path.is_file()]
     for candidate in candidates:
         try:
             if digest_of(candidate) == known["dataset_sha256"]:
