@@ -8,7 +8,17 @@ from pathlib import Path
 import quantkit
 
 ROOT = Path(quantkit.__file__).parent
-VERBS = {"quantize", "merge", "evaluate", "measure", "compare", "locate", "export"}
+VERBS = {
+    "quantize",
+    "merge",
+    "evaluate",
+    "measure",
+    "compare",
+    "locate",
+    "export",
+    "record",
+    "check",
+}
 TOP = {"cli", "console"}
 
 
