@@ -105,6 +105,7 @@ def main() -> None:
     given["work"] = given["work"].resolve()
     options = Options(**given)
     record = Record.read(options.out.with_suffix(".json"))
+    note_reasons(record, shelf)
     failed = []
     for artifact, engine, cell in run(options, shelf, record):
         record.put(artifact, engine, cell)
@@ -135,6 +136,14 @@ def artifacts() -> Iterator[Artifact]:
         )
 
 
+def note_reasons(record: Record, shelf: dict[str, Artifact]) -> None:
+    """Say of every cell that isn't expected to match why not."""
+    for artifact in shelf.values():
+        for engine in ENGINES.values():
+            if reason := engine.why_not(artifact):
+                record.put(artifact.name, engine.name, Cell(NOT_RUN, reason))
+
+
 def run(
     options: Options, shelf: dict[str, Artifact], record: Record
 ) -> Iterator[tuple[str, str, Cell]]:
@@ -143,11 +152,7 @@ def run(
     unmade: dict[str, str | None] = {}
     for engine in (ENGINES[name] for name in options.engines):
         chosen = [it for it in shelf.values() if it.recipe in options.recipes]
-        reasons = {artifact.name: engine.why_not(artifact) for artifact in chosen}
-        for name, reason in reasons.items():
-            if reason is not None:
-                yield name, engine.name, Cell(NOT_RUN, reason)
-        expected = [artifact for artifact in chosen if reasons[artifact.name] is None]
+        expected = [artifact for artifact in chosen if engine.why_not(artifact) is None]
         if not expected:
             continue
         try:
