@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console as RichConsole
+from rich.console import RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
-from rich.table import Table
 
 from quantkit.errors import QuantkitError
 from quantkit.progress import Task
@@ -39,7 +39,7 @@ class Console:
         )
         _quiet_libraries()
 
-    def show(self, value: Any, rendered: Table | str | None = None) -> None:
+    def show(self, value: Any, rendered: RenderableType | None = None) -> None:
         """The result of a command: ``value`` as JSON, or as ``rendered`` for people."""
         if self.as_json:
             sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

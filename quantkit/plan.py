@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from quantkit.formats.gguf_file import GgufPlan
 
 Linears = Rtn | Gptq | Awq | Nf4
-_FLOATS = ("F32", "F16", "BF16")
+FLOATS = ("F32", "F16", "BF16")
 _AFFINE_FORMATS: dict[str, ModuleType] = {"awq": awq_gemm, "gptq": gptq_v1}
 # Engines load each of these as one matrix, so its parts must share one scheme.
 _FUSED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
@@ -186,7 +186,7 @@ def plan_gguf(
             tensor.shape,
             f"{tensor.type} (for {tensor.wanted})" if tensor.fallback else tensor.type,
             tensor.nbytes,
-            quantized=tensor.type not in _FLOATS,
+            quantized=tensor.type not in FLOATS,
         )
         for tensor in file.tensors
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import quantkit
 
 ROOT = Path(quantkit.__file__).parent
-VERBS = {"quantize", "merge", "evaluate", "measure", "compare"}
+VERBS = {"quantize", "merge", "evaluate", "measure", "compare", "examine", "verify"}
 TOP = {"cli", "console"}
 
 

@@ -1,0 +1,38 @@
+"""AutoRound in its own format, packed as GPTQ and as AWQ, loaded by transformers with it."""
+
+import torch
+from auto_round import AutoRound
+from told import Job, parse
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from weights import save
+
+# format, and whether it is symmetric; both versions of GPTQ's zero points are among them
+VARIANTS = {
+    "auto_gptq": ("auto_round:auto_gptq", True),
+    "auto_round-asym": ("auto_round", False),
+    "auto_awq": ("auto_round:auto_awq", False),
+}
+
+
+def run(job: Job) -> None:
+    layout, symmetric = VARIANTS[job.variant]
+    model = AutoModelForCausalLM.from_pretrained(job.model, dtype="auto")
+    rounding = AutoRound(
+        model,
+        AutoTokenizer.from_pretrained(job.model),
+        bits=4,
+        group_size=64,
+        sym=symmetric,
+        iters=20,
+        nsamples=len(job.rows),
+        seqlen=len(job.rows[0]),
+        dataset=list(torch.tensor(job.rows).split(8)),
+        device_map="cpu",
+    )
+    rounding.quantize_and_save(str(job.artifact), format=layout)
+    loaded = AutoModelForCausalLM.from_pretrained(job.artifact, dtype=torch.bfloat16)
+    save(loaded, job.model, job.weights, torch.bfloat16)
+
+
+if __name__ == "__main__":
+    run(parse())
