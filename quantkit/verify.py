@@ -72,7 +72,7 @@ class _Subject:
     def directory(self) -> Path:
         return self.path if self.path.is_dir() else self.path.parent
 
-    def files(self, task: Task) -> Iterator[Check]:
+    def files(self, task: Task | None = None) -> Iterator[Check]:
         """Every file is the one that the manifest has, and there is no other."""
         manifest = read_manifest(self.path) if self.path.is_dir() else None
         if manifest is None or "files" not in manifest:
@@ -108,7 +108,7 @@ class _Subject:
 
     def tensors(self, task: Task) -> Iterator[Check]:
         """Shapes are those of the model, and every value is a number."""
-        yield self._shapes()
+        yield self.shapes()
         broken, count = [], 0
         for key in self.source.keys():  # noqa: SIM118 (it's no dictionary)
             task.advance(0, doing=key)
@@ -117,7 +117,8 @@ class _Subject:
                 broken.append(key)
         yield _check("finite", broken, f"{count} tensors", "NaN or infinity in")
 
-    def _shapes(self) -> Check:
+    def shapes(self) -> Check:
+        """Every tensor of the model is there, in its shape, and no other."""
         if self.baseline is None and isinstance(self.source, GgufWeights):
             return Check("shapes", None, "no baseline to hold them against")
         model = self.baseline or self.source
@@ -138,7 +139,7 @@ class _Subject:
         for start in range(0, shape[0], _ROWS_AT_ONCE):
             yield self.source.read_rows(key, start, start + _ROWS_AT_ONCE).float()
 
-    def tokenizer(self, task: Task) -> Iterator[Check]:
+    def tokenizer(self, task: Task | None = None) -> Iterator[Check]:
         """The same text and the same chats become the same ids. GGUF's wait for the engine."""
         if self.baseline is None:
             yield Check("tokens", None, "no baseline to compare with")

@@ -21,11 +21,9 @@ def run(job: Job) -> None:
     )
     model.save_quantized(str(job.artifact))
     tokenizer.save_pretrained(job.artifact)
+    # Loading what was saved takes a GPU or Intel's extension; the packed linears are here already.
     gemm.TRITON_AVAILABLE = False  # imports on a CPU too, but doesn't run there
-    loaded = AutoAWQForCausalLM.from_quantized(
-        str(job.artifact), device_map="cpu", fuse_layers=False, torch_dtype=torch.float16
-    )
-    save(loaded.model, job.model, job.weights, torch.float16)
+    save(model.model, job.model, job.weights, torch.float16)
 
 
 if __name__ == "__main__":

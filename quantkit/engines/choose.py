@@ -37,7 +37,9 @@ def check_engine(engine: str, path: Path) -> None:
     """Raise InputError for an engine that can't run what lies at ``path``, MachineError for one
     that isn't installed, or lacks a package for this format."""
     if engine not in ENGINES:
-        raise InputError(f"no such engine; one of {', '.join(ENGINES)}", where=f"--engine {engine}")
+        raise InputError(
+            "no such engine", where=f"--engine {engine}", mend=f"One of {', '.join(ENGINES)}."
+        )
     is_gguf = bool(gguf_files(path))
     if is_gguf != (engine == LLAMACPP) and not (is_gguf and engine == TRANSFORMERS):
         usual, _ = engine_for(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,8 +47,8 @@ class Outcome:
 def attempt(request: Request) -> Outcome:
     """Run a request in a process of its own.
 
-    Raises InputError where the engine can't load the artifact, MachineError where its process
-    dies.
+    Raises InputError where the engine can't run the artifact or dies of it, MachineError where
+    the system killed it.
     """
     environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
@@ -58,12 +59,16 @@ def attempt(request: Request) -> Outcome:
         env=environment,
         check=False,
     )
-    if done.returncode != 0 or not done.stdout:
-        lines = done.stderr.strip().splitlines()
+    if done.returncode == -signal.SIGKILL:
         raise MachineError(
-            f"the engine's process ended with code {done.returncode}: "
-            f"{lines[-1] if lines else 'it said nothing'}",
+            "its process was killed, perhaps for want of memory",
             where=request.engine,
+            mend="Use a machine with more memory.",
+        )
+    if done.returncode != 0 or not done.stdout:
+        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise InputError(
+            f"its process ended with code {done.returncode}: {said[-1]}", where=request.engine
         )
     answer = json.loads(done.stdout)
     if "error" in answer:
@@ -145,8 +150,9 @@ def main() -> None:
     os.dup2(2, 1)
     request = Request(**json.loads(sys.stdin.read()))
     answer: dict[str, Any]
+    run = _ENGINES[request.engine]
     try:
-        answer = asdict(_ENGINES[request.engine](request))
+        answer = asdict(run(request))
     except QuantkitError as error:
         answer = {"error": str(error)}
     except Exception as error:  # whatever an engine raises, it can't run the artifact
