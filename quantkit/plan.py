@@ -13,20 +13,26 @@ import torch
 
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import InputError, not_installed
-from quantkit.formats import awq_gemm, bnb, gptq_v1
+from quantkit.formats import awq_gemm, bnb, compressed, gptq_v1
 from quantkit.model.skeleton import Skeleton
 from quantkit.quantizers import nf4
 from quantkit.quantizers.block import Scheme
+from quantkit.quantizers.fp8 import Fp8Scheme
 from quantkit.quantizers.grid import Grid
 from quantkit.quantizers.nf4 import Nf4Scheme
-from quantkit.recipe import Awq, Ggml, Gptq, GptqGguf, Nf4, Rtn
+from quantkit.recipe import Awq, Fp8, Ggml, Gptq, GptqGguf, Nf4, Rtn, SmoothQuant
 
 if TYPE_CHECKING:
     from quantkit.formats.gguf_file import GgufPlan
 
-Linears = Rtn | Gptq | Awq | Nf4
+Uniform = SmoothQuant | Fp8 | Nf4  # one scheme for all modules
+Linears = Rtn | Gptq | Awq | Uniform
 FLOATS = ("F32", "F16", "BF16")
-_AFFINE_FORMATS: dict[str, ModuleType] = {"awq": awq_gemm, "gptq": gptq_v1}
+_FORMATS: dict[str, ModuleType] = {
+    "awq": awq_gemm,
+    "gptq": gptq_v1,
+    "compressed-tensors": compressed,
+}
 # Engines load each of these as one matrix, so its parts must share one scheme.
 _FUSED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
 
@@ -233,7 +239,7 @@ def plan_linears(method: Linears, skeleton: Skeleton, checkpoint: Checkpoint) ->
         shape = checkpoint.shape(key)
         if key in quantized:
             scheme = schemes[quantized[key]]
-            nbytes = _packed_bytes(method.format, scheme, shape)
+            nbytes = _packed_bytes(method.format, scheme, shape, skeleton.model.dtype)
             tensors.append(PlannedTensor(key, shape, str(scheme), nbytes, True))
         else:
             dtype = checkpoint.dtype(key)
@@ -267,7 +273,7 @@ def _quantization_config(
     if isinstance(default, Nf4Scheme):
         result = bnb.config(default, str(skeleton.model.dtype).removeprefix("torch."), skipped)
     else:
-        result = _AFFINE_FORMATS[method.format].config(default, schemes, skipped)
+        result = _FORMATS[method.format].config(default, schemes, skipped)
     if isinstance(method, Gptq) and method.format == "gptq":
         result["damp_percent"] = method.damp_percent
     return result
@@ -277,7 +283,11 @@ def _default_scheme(method: Linears) -> Scheme:
     if isinstance(method, Nf4):
         nf4.library()
         return Nf4Scheme(method.block_size, method.double_quant)
-    first_zero = 0 if method.symmetric else _AFFINE_FORMATS[method.format].FIRST_ZERO
+    if isinstance(method, Fp8):
+        return Fp8Scheme()
+    if isinstance(method, SmoothQuant):
+        return Grid(8, -1, symmetric=True, rounds_inputs=True)
+    first_zero = 0 if method.symmetric else _FORMATS[method.format].FIRST_ZERO
     return Grid(method.bits, method.group_size, method.symmetric, first_zero)
 
 
@@ -286,7 +296,7 @@ def _scheme_of(name: str, method: Linears, default: Scheme) -> Scheme | None:
     if any(fnmatchcase(name, pattern) for pattern in method.ignore):
         return None
     scheme: Scheme | None = default
-    if isinstance(method, Nf4):
+    if isinstance(method, Uniform):
         return scheme
     for override in method.overrides:
         if not fnmatchcase(name, override.match):
@@ -301,7 +311,7 @@ def _scheme_of(name: str, method: Linears, default: Scheme) -> Scheme | None:
 def _every_pattern_matches(method: Linears, names: Iterable[str]) -> None:
     names = list(names)
     patterns = [("quantize.ignore", pattern) for pattern in method.ignore]
-    if not isinstance(method, Nf4):
+    if not isinstance(method, Uniform):
         patterns += [("quantize.overrides", override.match) for override in method.overrides]
     for key, pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
@@ -327,7 +337,7 @@ def _check(
             scheme.columns(in_features)
         except InputError as error:
             raise InputError(error.what, where=f"{name} (group_size)", mend=error.mend) from None
-        _AFFINE_FORMATS[method.format].check(name, (out_features, in_features), scheme, default)
+        _FORMATS[method.format].check(name, (out_features, in_features), scheme, default)
     for name in shapes:
         parent, _, leaf = name.rpartition(".")
         for family in _FUSED:
@@ -341,8 +351,14 @@ def _check(
                 )
 
 
-def _packed_bytes(format_name: str, scheme: Scheme, shape: tuple[int, ...]) -> int:
+def _packed_bytes(
+    format_name: str, scheme: Scheme, shape: tuple[int, ...], dtype: torch.dtype
+) -> int:
+    size = (shape[0], shape[1])
     if isinstance(scheme, Nf4Scheme):
-        return bnb.nbytes((shape[0], shape[1]), scheme)
-    nbytes: int = _AFFINE_FORMATS[format_name].nbytes((shape[0], shape[1]), scheme)
+        return bnb.nbytes(size, scheme)
+    codec = _FORMATS[format_name]
+    if codec is compressed:
+        return compressed.nbytes(size, scheme, dtype)
+    nbytes: int = codec.nbytes(size, scheme)
     return nbytes

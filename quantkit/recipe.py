@@ -42,7 +42,7 @@ class _Affine(Strict):
     bits: Bits
     group_size: GroupSize
     symmetric: bool
-    format: Literal["awq", "gptq"]
+    format: Literal["awq", "gptq", "compressed-tensors"]
     ignore: list[str] = Field(default=["lm_head"], description="globs of modules left as they are")
     overrides: list[Override] = Field(default=[])
 
@@ -82,6 +82,25 @@ class Awq(_Affine):
     scale_steps: Annotated[int, Field(ge=1, le=100)] = 20
     clip_search: bool = True
     propagate: Propagate = "original"
+
+
+class SmoothQuant(Strict):
+    """SmoothQuant, arXiv 2211.10438: weights and inputs of linears in int8."""
+
+    method: Literal["smoothquant"]
+    alpha: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5, description="how much of the inputs' spread is moved into the weights"
+    )
+    format: Literal["compressed-tensors"] = "compressed-tensors"
+    ignore: list[str] = Field(default=["lm_head"])
+
+
+class Fp8(Strict):
+    """Weights and inputs of linears in FP8 (E4M3), arXiv 2209.05433."""
+
+    method: Literal["fp8"]
+    format: Literal["compressed-tensors"] = "compressed-tensors"
+    ignore: list[str] = Field(default=["lm_head"])
 
 
 class Nf4(Strict):
@@ -146,6 +165,8 @@ Quantize = Annotated[
     | Annotated[Gptq, Tag("gptq")]
     | Annotated[GptqGguf, Tag("gptq-gguf")]
     | Annotated[Awq, Tag("awq")]
+    | Annotated[SmoothQuant, Tag("smoothquant")]
+    | Annotated[Fp8, Tag("fp8")]
     | Annotated[Nf4, Tag("nf4")]
     | Annotated[Ggml, Tag("ggml")],
     Discriminator(_tag),
@@ -170,9 +191,9 @@ class Recipe(Versioned):
     @model_validator(mode="after")
     def _measured_methods_calibrate(self) -> Recipe:
         method = self.quantize.method
-        if method in ("gptq", "awq") and self.calibration is None:
+        if method in ("gptq", "awq", "smoothquant") and self.calibration is None:
             raise ValueError(f"method {method} needs a calibration section (dataset, samples, …)")
-        if method in ("rtn", "nf4") and self.calibration is not None:
+        if method in ("rtn", "fp8", "nf4") and self.calibration is not None:
             raise ValueError(f"method {method} measures nothing: remove the calibration section")
         return self
 
@@ -213,6 +234,8 @@ _METHODS: dict[str, type[Strict]] = {
     "rtn": Rtn,
     "gptq": Gptq,
     "awq": Awq,
+    "smoothquant": SmoothQuant,
+    "fp8": Fp8,
     "nf4": Nf4,
     "ggml": Ggml,
     "gptq-gguf": GptqGguf,

@@ -29,7 +29,10 @@ def run(job: Job) -> None:
         dataset=list(torch.tensor(job.rows).split(8)),
         device_map="cpu",
     )
-    rounding.quantize_and_save(str(job.artifact), format=layout)
+    made = job.artifact.parent / "made"
+    rounding.quantize_and_save(str(made), format=layout)
+    [config] = made.rglob("config.json")  # in a folder that it names itself
+    config.parent.rename(job.artifact)
     loaded = AutoModelForCausalLM.from_pretrained(job.artifact, dtype=torch.bfloat16)
     save(loaded, job.model, job.weights, torch.bfloat16)
 

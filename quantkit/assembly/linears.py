@@ -20,7 +20,7 @@ from quantkit.model.stream import Stream
 from quantkit.parallel import spread
 from quantkit.plan import LinearPlan
 from quantkit.quantizers.block import BlockResult, LayerReport, quantize_block
-from quantkit.recipe import Awq, Gptq
+from quantkit.recipe import Awq, Gptq, SmoothQuant
 
 _AT_ONCE = 1 << 25  # bytes of a tensor that is copied
 
@@ -67,6 +67,8 @@ def write_linears(run: Run, plan: LinearPlan) -> list[LayerReport]:
 
 def _wanted(plan: LinearPlan) -> Wanted:
     method = plan.settings
+    if isinstance(method, SmoothQuant):
+        return Wanted("diagonal", folds=True)
     onward = not isinstance(method, Gptq | Awq) or method.propagate == "original"
     return Wanted("gram", folds=isinstance(method, Awq), onward=onward)
 
@@ -118,7 +120,7 @@ def _write_block(
     }
 
     def pack(name: str) -> dict[str, Tensor]:
-        return packed.pack(plan.format, names[name], quantized[name])
+        return packed.pack(plan.format, names[name], quantized[name], plan.skeleton.model.dtype)
 
     parts = dict(zip(quantized, spread(pack, quantized, torch.device("cpu")), strict=True))
     written = []

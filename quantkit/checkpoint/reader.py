@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -48,6 +48,15 @@ class TensorSource(Protocol):
 
     def read_rows(self, key: str, start: int, stop: int) -> torch.Tensor:
         """``read(key)[start:stop]``, without the rest where the storage allows it."""
+        ...
+
+
+@runtime_checkable
+class RoundsInputs(Protocol):
+    """A source whose engines round what some linears read, not only their weights."""
+
+    def input_rounding(self, key: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """What happens to the inputs of the linear whose weight is ``key``; None for nothing."""
         ...
 
 

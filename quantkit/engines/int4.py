@@ -1,8 +1,8 @@
 """``quantkit-int4``: transformers' model with its 4-bit linears on torch's own CPU kernel.
 
-AWQ and GPTQ codes go to ``aten::_weight_int4pack_mm_for_cpu`` as they are: its grid is
-w = (q - 8) * s + b, so b = (8 - z) * s. Nothing but the packed words, scales and offsets is held.
-Columns whose groups are permuted are sorted by group, and so are the inputs at run time.
+Codes of awq, gptq and compressed-tensors go to ``aten::_weight_int4pack_mm_for_cpu`` as they are:
+its grid is w = (q - 8) * s + b, so b = (8 - z) * s. Nothing but the packed words, scales and
+offsets is held. Columns whose groups are permuted are sorted by group, and so are the inputs.
 """
 
 from __future__ import annotations

@@ -118,6 +118,9 @@ def measure_torch(spec: Spec) -> Cost:
     else:
         from transformers import AutoModelForCausalLM
 
+        from quantkit.engines.choose import check_engine
+
+        check_engine(spec.engine, Path(spec.path))
         name = spec.engine
         model = AutoModelForCausalLM.from_pretrained(
             spec.path, dtype="auto", device_map=None if spec.device == "cpu" else spec.device

@@ -9,6 +9,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.engines import int4
 from quantkit.facts import Loading
 from quantkit.formats.packed import PackedCheckpoint
+from quantkit.quantizers.fp8 import Fp8Scheme
 from quantkit.quantizers.grid import Grid
 
 _VLLM_GROUPS = (-1, 32, 64, 128)
@@ -33,13 +34,14 @@ def of_packed(source: PackedCheckpoint) -> tuple[Loading, ...]:
     """For a quantized checkpoint in safetensors."""
     linears = {key: (source.scheme_of(key), source.shape(key)) for key in source.quantized()}
     grids = [grid for grid, _ in linears.values() if isinstance(grid, Grid)]
+    floats = [scheme for scheme, _ in linears.values() if isinstance(scheme, Fp8Scheme)]
     fine = all(rows % 32 == 0 and columns % 32 == 0 for _, (rows, columns) in linears.values())
     permuted = any(source.permuted(key) for key in linears)
     foreign = "auto_round" in str(source.dialect)
     found = {
         "awq": lambda: _awq(fine, foreign),
         "gptq": lambda: _gptq(grids, fine, permuted, foreign),
-        "compressed-tensors": lambda: _compressed(source, grids),
+        "compressed-tensors": lambda: _compressed(source, grids, floats),
         "bitsandbytes": _bitsandbytes,
     }[source.format]()
     ours = int4.runs(source)
@@ -87,7 +89,9 @@ def _auto_round() -> tuple[Loading, ...]:
     )
 
 
-def _compressed(source: PackedCheckpoint, grids: list[Grid]) -> tuple[Loading, ...]:
+def _compressed(
+    source: PackedCheckpoint, grids: list[Grid], floats: list[Fp8Scheme]
+) -> tuple[Loading, ...]:
     layout = source.dialect.variant
     packed = layout == "pack-quantized"
     transformers = Loading("transformers", "yes", "with compressed-tensors")
@@ -96,6 +100,11 @@ def _compressed(source: PackedCheckpoint, grids: list[Grid]) -> tuple[Loading, .
         transformers = Loading("transformers", "yes", why)
     if packed and any(grid.bits != 4 for grid in grids):
         return transformers, Loading("vLLM", "no", "on CPU: 4 bits only; on a GPU untried")
+    if any(not (scheme.per_row and scheme.rounds_inputs) for scheme in floats):
+        why = "on CPU: FP8 by channel with inputs by token only; on a GPU untried"
+        return transformers, Loading("vLLM", "no", why)
+    if any(source.permuted(key) for key in source.quantized()):
+        return transformers, Loading("vLLM", "no", "permuted groups")
     return transformers, Loading("vLLM", "yes")
 
 

@@ -12,28 +12,35 @@ from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from quantkit.checkpoint.reader import Checkpoint, Weights
 from quantkit.errors import InputError
-from quantkit.formats import awq_gemm, bnb, gptq_v1
+from quantkit.formats import awq_gemm, bnb, compressed, gptq_v1
 from quantkit.formats.dialects import dialect_of, quantization_of
 from quantkit.formats.gguf_reader import GgufWeights, gguf_files
+from quantkit.quantizers.fp8 import Fp8Tensor
 from quantkit.quantizers.grid import Quantized, QuantizedTensor
+from quantkit.quantizers.inputs import Rounding
 
 _FORMATS: dict[str, ModuleType] = {
     "awq": awq_gemm,
     "gptq": gptq_v1,
+    "compressed-tensors": compressed,
     "bitsandbytes": bnb,
 }
 
 
-def pack(format_name: str, key: str, tensor: Quantized) -> dict[str, Tensor]:
-    """The tensors that stand for the weight ``key`` in a format, by their keys."""
-    module = key.removesuffix(".weight")
-    parts = _FORMATS[format_name].pack(
-        tensor.cpu() if isinstance(tensor, QuantizedTensor) else tensor
-    )
+def pack(format_name: str, key: str, tensor: Quantized, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The tensors that stand for the weight ``key`` in a format, by their keys.
+
+    dtype: of the model, in which compressed-tensors keeps scales.
+    """
+    module, codec = key.removesuffix(".weight"), _FORMATS[format_name]
+    if isinstance(tensor, QuantizedTensor | Fp8Tensor):
+        tensor = tensor.cpu()
+    parts = codec.pack(tensor, dtype) if codec is compressed else codec.pack(tensor)
     return {f"{module}.{suffix}": part for suffix, part in parts.items()}
 
 
@@ -155,6 +162,17 @@ class PackedCheckpoint:
         except KeyError as error:
             raise self._lacks(error, module) from error
         return result
+
+    def input_rounding(self, key: str) -> Rounding | None:
+        """What engines do to the inputs of the linear of weight ``key``; None for nothing."""
+        module = key.removesuffix(".weight")
+        if self._codec is not compressed or module not in self._modules:
+            return None
+        return compressed.input_rounding(
+            module,
+            self.dialect.settings,
+            lambda suffix: self.checkpoint.read(f"{module}.{suffix}"),
+        )
 
     def _lacks(self, error: KeyError, module: str | None = None) -> InputError:
         name = f"{module}.{error.args[0]}" if module else error.args[0]

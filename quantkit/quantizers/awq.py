@@ -87,9 +87,7 @@ def search_scale(
 
     def losses(wished: Sequence[Tensor], clip: bool) -> list[float]:
         def loss(scale: Tensor) -> float:
-            return sum(
-                quantize(t, inputs, realise(_centred(scale)), clip=clip).loss for t in sample
-            )
+            return sum(quantize(t, inputs, realise(centred(scale)), clip=clip).loss for t in sample)
 
         return spread(loss, wished, activation.device)
 
@@ -104,7 +102,7 @@ def search_scale(
         finalists += [leader**power for power in ((1.0, 0.5, 0.25) if clip else (1.0,))]
     found = losses(finalists, clip)
     best = found.index(min(found))
-    return realise(_centred(finalists[best])) if best else None
+    return realise(centred(finalists[best])) if best else None
 
 
 def quantize(target: Target, inputs: Inputs, scale: Tensor | None = None, *, clip: bool) -> Rounded:
@@ -167,7 +165,7 @@ def _lowest(family: Sequence[Tensor], losses: Callable[[Sequence[Tensor]], list[
         places = [p for p in near if 0 <= p < len(family) and p not in known]
 
 
-def _centred(scale: Tensor) -> Tensor:
+def centred(scale: Tensor) -> Tensor:
     """The scale with its extremes balanced around 1: only ratios between channels matter."""
     return (scale / (scale.max() * scale.min()).sqrt()).clamp(1e-4, 1e4)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +14,13 @@ from quantkit.calibration.folds import Fold
 from quantkit.calibration.statistics import InputStatistics
 from quantkit.errors import InputError, not_finite
 from quantkit.parallel import spread
-from quantkit.quantizers import awq, gptq, nf4, rtn
-from quantkit.quantizers.grid import Grid, Quantized, total
+from quantkit.quantizers import awq, fp8, gptq, nf4, rtn, smoothquant
+from quantkit.quantizers.fp8 import Fp8Scheme
+from quantkit.quantizers.grid import Grid, Quantized, QuantizedTensor, total
 from quantkit.quantizers.nf4 import Nf4Scheme
-from quantkit.recipe import Awq, Gptq, Nf4, Rtn
+from quantkit.recipe import Awq, Fp8, Gptq, Nf4, Rtn, SmoothQuant
 
-Scheme = Grid | Nf4Scheme
+Scheme = Grid | Fp8Scheme | Nf4Scheme
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class LayerReport:
     (``measured_on: outputs``), or squared weight error over squared weight (``weights``);
     weighted_error: the latter, weighted by the importance of each input feature; damping: of
     gptq, missing where nothing could be factorized and the codes are the nearest; scaled:
-    whether awq rescaled its input.
+    whether awq or smoothquant rescaled its input.
     """
 
     name: str
@@ -50,7 +53,7 @@ class BlockResult:
 
 
 def quantize_block(
-    method: Rtn | Gptq | Awq | Nf4,
+    method: Rtn | Gptq | Awq | SmoothQuant | Fp8 | Nf4,
     block: nn.Module,
     schemes: dict[str, Scheme],
     inputs: Sequence[InputStatistics],
@@ -59,14 +62,15 @@ def quantize_block(
 ) -> BlockResult:
     """Quantize the linears of ``block`` named in ``schemes``; reports name them after ``prefix``.
 
-    inputs: Gram matrices, for gptq and awq; folds: proven, for awq. ``block`` isn't changed.
+    inputs: Gram matrices, for gptq and awq; diagonals, for smoothquant; folds: proven, for awq
+    and smoothquant. ``block`` isn't changed.
     Raises InputError for a weight that isn't finite and for a linear that calibration never ran.
     """
     weights = {name: block.get_parameter(f"{name}.weight").detach() for name in schemes}
     for name, weight in weights.items():
         if not bool(weight.isfinite().all()):
             raise not_finite(f"{prefix}{name}.weight")
-    if isinstance(method, Gptq | Awq):
+    if isinstance(method, Gptq | Awq | SmoothQuant):
         run = {name for group in inputs for name in group.consumers}
         if idle := [name for name in schemes if name not in run]:
             raise InputError(
@@ -75,7 +79,11 @@ def quantize_block(
                 mend="Skip it in the recipe (overrides: match, skip: true), or use method rtn.",
             )
     if isinstance(method, Awq):
-        result = _awq(method, block, weights, schemes, inputs, folds)
+        awq_of = partial(_AwqInput, method)
+        result = _rescaled(awq_of, block, weights, schemes, inputs, folds)
+    elif isinstance(method, SmoothQuant):
+        smooth_of = partial(_SmoothInput, method)
+        result = _rescaled(smooth_of, block, weights, schemes, inputs, folds)
     elif isinstance(method, Gptq):
         result = _gptq(method, weights, schemes, inputs)
     else:
@@ -87,11 +95,13 @@ def quantize_block(
 def _direct(weights: dict[str, Tensor], schemes: dict[str, Scheme]) -> BlockResult:
     def quantize(name: str) -> tuple[Quantized, float]:
         weight, scheme = weights[name], schemes[name]
-        tensor: Quantized = (
-            nf4.quantize(weight, scheme)
-            if isinstance(scheme, Nf4Scheme)
-            else rtn.quantize(weight, scheme)
-        )
+        tensor: Quantized
+        if isinstance(scheme, Grid):
+            tensor = rtn.quantize(weight, scheme)
+        elif isinstance(scheme, Fp8Scheme):
+            tensor = fp8.quantize(weight)
+        else:
+            tensor = nf4.quantize(weight, scheme)
         values = weight.float()
         difference = tensor.dequantize().sub_(values)
         energy = max(total(values.square().sum(1)), 1e-30)
@@ -138,8 +148,68 @@ def _gptq(
     return result
 
 
-def _awq(
-    method: Awq,
+class _Input(Protocol):
+    """What a method that rescales does with one input of the block."""
+
+    def scale(
+        self, targets: Sequence[awq.Target], realise: Callable[[Tensor], Tensor]
+    ) -> Tensor | None:
+        """The scale (in,) that was realised; None for none."""
+        ...
+
+    def quantize(
+        self, name: str, target: awq.Target, scale: Tensor | None
+    ) -> tuple[QuantizedTensor, dict[str, Any]]:
+        """A reader's tensor, and the figures of its report."""
+        ...
+
+
+class _AwqInput:
+    def __init__(self, method: Awq, group: InputStatistics) -> None:
+        self._method, self._group = method, group
+        self._read = awq.Inputs(group.moment.matrix())
+
+    def scale(
+        self, targets: Sequence[awq.Target], realise: Callable[[Tensor], Tensor]
+    ) -> Tensor | None:
+        steps, clip = self._method.scale_steps, self._method.clip_search
+        return awq.search_scale(targets, self._read, realise, steps=steps, clip=clip)
+
+    def quantize(
+        self, name: str, target: awq.Target, scale: Tensor | None
+    ) -> tuple[QuantizedTensor, dict[str, Any]]:
+        found = awq.quantize(target, self._read, scale, clip=self._method.clip_search)
+        error = found.loss / _energy(self._group, name)
+        return found.tensor, {"error": error, "measured_on": "outputs"}
+
+
+class _SmoothInput:
+    def __init__(self, method: SmoothQuant, group: InputStatistics) -> None:
+        self._method, self._importance = method, group.importance()
+
+    def scale(
+        self, targets: Sequence[awq.Target], realise: Callable[[Tensor], Tensor]
+    ) -> Tensor | None:
+        weights = [target.weight for target in targets]
+        wished = smoothquant.scale(self._importance.sqrt(), weights, self._method.alpha)
+        return realise(awq.centred(wished))
+
+    def quantize(
+        self, name: str, target: awq.Target, scale: Tensor | None
+    ) -> tuple[QuantizedTensor, dict[str, Any]]:
+        weight = target.weight
+        tensor = rtn.quantize(weight if scale is None else weight * scale, target.grid)
+        stood_for = tensor.dequantize() if scale is None else tensor.dequantize().div_(scale)
+        lost, whole = stood_for.sub_(weight).square_(), weight.square()
+        errors = [
+            total((lost * counts).sum(1)) / max(total((whole * counts).sum(1)), 1e-30)
+            for counts in (torch.ones_like(self._importance), self._importance)
+        ]
+        return tensor, {"error": errors[0], "measured_on": "weights", "weighted_error": errors[1]}
+
+
+def _rescaled(
+    of: Callable[[InputStatistics], _Input],
     block: nn.Module,
     weights: dict[str, Tensor],
     schemes: dict[str, Scheme],
@@ -158,24 +228,16 @@ def _awq(
         if not names:
             continue
         targets = [awq.Target(values[name], _grid(schemes[name]), rows[name]) for name in names]
-        read = awq.Inputs(group.moment.matrix())
-        fold = by_consumer.get(names[0])
+        read, fold = of(group), by_consumer.get(names[0])
         scale = None
         if fold is not None:
-            realise = _Realised(fold, modules, set(weights))
-            scale = awq.search_scale(
-                targets, read, realise, steps=method.scale_steps, clip=method.clip_search
-            )
+            scale = read.scale(targets, _Realised(fold, modules, set(weights)))
             if scale is not None:
                 _fold_back(fold, scale, modules, values, rows, result.changed)
         for name, target in zip(names, targets, strict=True):
-            found = awq.quantize(target, read, scale, clip=method.clip_search)
-            result.tensors[name] = found.tensor
-            error = found.loss / _energy(group, name)
+            result.tensors[name], figures = read.quantize(name, target, scale)
             scaled = scale is not None
-            result.layers.append(
-                LayerReport(name, str(schemes[name]), error, "outputs", scaled=scaled)
-            )
+            result.layers.append(LayerReport(name, str(schemes[name]), **figures, scaled=scaled))
     result.layers.reverse()
     return result
 

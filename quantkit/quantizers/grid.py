@@ -46,13 +46,15 @@ class Quantized(Protocol):
 class Grid:
     """Bits, columns per group (-1: the whole row) and symmetry of one tensor.
 
-    first_zero: the lowest zero point of an asymmetric grid; 1 where a format stores z - 1.
+    first_zero: the lowest zero point of an asymmetric grid; 1 where a format stores z - 1;
+    rounds_inputs: engines round the linear's inputs too, to int8, a token at a time.
     """
 
     bits: int
     group_size: int
     symmetric: bool
     first_zero: int = 0
+    rounds_inputs: bool = False
 
     @property
     def levels(self) -> int:
@@ -75,7 +77,8 @@ class Grid:
 
     def __str__(self) -> str:
         group = "row" if self.group_size == -1 else f"g{self.group_size}"
-        return f"int{self.bits} {group} {'sym' if self.symmetric else 'asym'}"
+        inputs = ", inputs int8" if self.rounds_inputs else ""
+        return f"int{self.bits} {group} {'sym' if self.symmetric else 'asym'}{inputs}"
 
 
 @dataclass(frozen=True)
