@@ -5,7 +5,8 @@
 Each peer quantizes the demo model in its own environment (``environments.py``), loads what it
 wrote, and every linear of the loaded model is asked for its weights (``foreign_jobs/weights.py``).
 Artifact and weights are then judged by ``quantkit eval``'s code on the same rows: perplexity and
-KL divergence must agree to 1%. What was made is kept under --work; delete a folder to remake it.
+KL divergence must agree to 1%. Where inputs are rounded as well, the figures are those of the
+peer's loaded model itself. What was made is kept under --work; delete a folder to remake it.
 Ends with code 1 where a peer failed or figures differ.
 """
 
@@ -32,13 +33,13 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONUNBUFFERED"
 class Case:
     """script and variant: what makes the artifact; environment: whose, ours when None.
 
-    reader: a script of ours that gives the weights, where the first doesn't.
+    reader: environment and script that give the weights, where the first doesn't.
     """
 
     environment: str | None
     script: str
     variant: str
-    reader: str | None = None
+    reader: tuple[str | None, str] | None = None
 
     @property
     def name(self) -> str:
@@ -51,17 +52,15 @@ CASES = (
         Case("gptqmodel", "gptq_model", variant)
         for variant in ("v1-sym", "v1-asym", "v2-asym", "act-order", "dynamic", "3bit")
     ),
-    *(
-        Case("auto-round", "rounding", variant)
-        for variant in ("auto_gptq", "auto_round-asym", "auto_awq")
-    ),
+    *(Case("auto-round", "rounding", variant) for variant in ("auto_gptq", "gptqmodel")),
+    Case("auto-round", "rounding", "auto_awq", ("autoawq", "awq_weights")),
     *(
         Case("llm-compressor", "llm_compressor", variant)
-        for variant in ("W4A16", "W4A16_ASYM", "W8A16", "W8A8", "FP8_DYNAMIC")
+        for variant in ("W4A16", "W4A16_ASYM", "W8A16", "W8A8", "FP8_DYNAMIC", "FP8")
     ),
     *(Case(None, "bits_and_bytes", variant) for variant in ("nf4-double", "fp4", "int8")),
     *(
-        Case("llama.cpp", "llama_cpp", variant, "gguf_weights")
+        Case("llama.cpp", "llama_cpp", variant, (None, "gguf_weights"))
         for variant in ("Q4_K_M", "IQ4_XS", "Q3_K_M")
     ),
 )
@@ -71,6 +70,7 @@ def feed(work: Path) -> Path:
     """The demo model as every peer's transformers reads it, and rows to calibrate with."""
     from quantkit.calibration.text import load_tokenizer, pack
     from quantkit.resources import demo_model
+    from quantkit.suite import load_suite
 
     folder = work / "feed"
     if folder.is_dir():
@@ -89,6 +89,16 @@ def feed(work: Path) -> Path:
         seed=0,
     )
     (folder / "rows.json").write_text(json.dumps(rows.ids.tolist()))
+    judged = load_suite("demo")
+    likelihood = judged.suite.likelihood
+    heldout = pack(
+        judged.resolve(likelihood.dataset),
+        load_tokenizer(demo_model()),
+        sequence_length=likelihood.sequence_length,
+        rows=likelihood.rows,
+        seed=None,
+    )
+    (folder / "heldout.json").write_text(json.dumps(heldout.ids.tolist()))
     return folder
 
 
@@ -99,15 +109,15 @@ def make(case: Case, source: Path, work: Path, directory: Path) -> str | None:
         return None
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    if case.environment is not None:
-        try:
-            environments.make(case.environment, directory)
-        except environments.EnvironmentFailed as failure:
-            return str(failure)
-    theirs = environments.python_of(case.environment, directory) if case.environment else None
-    scripts = [(str(theirs or sys.executable), case.script)]
-    scripts += [(sys.executable, case.reader)] if case.reader else []
-    for python, script in scripts:
+    steps = [(case.environment, case.script)]
+    for environment, script in [*steps, case.reader] if case.reader else steps:
+        python = sys.executable
+        if environment is not None:
+            try:
+                environments.make(environment, directory)
+            except environments.EnvironmentFailed as failure:
+                return str(failure)
+            python = str(environments.python_of(environment, directory))
         command = [python, str(JOBS / f"{script}.py"), case.variant]
         command += ["--feed", str(source), "--out", str(out)]
         measured = processes.run(command, out / f"{script}.log", settings=OFFLINE)
@@ -128,11 +138,20 @@ def judge(cases: list[Case], source: Path, work: Path) -> list[dict[str, object]
     suite = load_suite("demo")
     suite.suite = suite.suite.model_copy(update={"regression": None})
     paths = [work / case.name / part for case in cases for part in ("artifact", "weights")]
+    paths = [path for path in paths if path.is_dir()]
     baseline = Checkpoint(source / "model")
     found = evaluate(paths, baseline, suite, device="cpu", progress=Silent()).artifacts
+    measured = {
+        path: (quality.perplexity.value, quality.kl_divergence.mean)
+        for path, quality in zip(paths, found, strict=True)
+    }
     rows = []
-    for number, case in enumerate(cases):
-        ours, theirs = found[2 * number], found[2 * number + 1]
+    for case in cases:
+        ours = measured[work / case.name / "artifact"]
+        theirs = measured.get(work / case.name / "weights")
+        if theirs is None:
+            said = json.loads((work / case.name / "figures.json").read_text())
+            theirs = said["perplexity"], said["kl"]
         facts = examine(work / case.name / "artifact")
         schemes = dict.fromkeys(t.scheme for t in facts.plan.tensors if t.quantized)
         rows.append(
@@ -141,8 +160,8 @@ def judge(cases: list[Case], source: Path, work: Path) -> list[dict[str, object]
                 "format": facts.format,
                 "schemes": ", ".join(schemes),
                 "producer": facts.producer,
-                "perplexity": [ours.perplexity.value, theirs.perplexity.value],
-                "kl": [ours.kl_divergence.mean, theirs.kl_divergence.mean],
+                "perplexity": [ours[0], theirs[0]],
+                "kl": [ours[1], theirs[1]],
             }
         )
     return rows

@@ -25,8 +25,11 @@ def run(job: Job) -> None:
     )
     model.save_pretrained(job.artifact)
     AutoTokenizer.from_pretrained(job.model).save_pretrained(job.artifact)
-    loaded = AutoModelForCausalLM.from_pretrained(job.artifact, dtype=torch.bfloat16)
-    save(loaded, job.model, job.weights, torch.bfloat16)
+    loaded = AutoModelForCausalLM.from_pretrained(job.artifact, dtype=torch.float32)
+    for module in loaded.modules():
+        if hasattr(module, "compute_dtype"):
+            module.compute_dtype = torch.float32  # or answers would be rounded to bfloat16
+    save(loaded, job.model, job.weights, torch.float32)
 
 
 if __name__ == "__main__":

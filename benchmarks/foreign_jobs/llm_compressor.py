@@ -6,7 +6,7 @@ from llmcompressor import oneshot
 from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
 from told import Job, parse
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from weights import save
+from weights import figures, save
 
 MODIFIERS = {
     "W4A16": GPTQModifier,
@@ -14,7 +14,9 @@ MODIFIERS = {
     "W8A16": QuantizationModifier,
     "W8A8": GPTQModifier,
     "FP8_DYNAMIC": QuantizationModifier,
+    "FP8": QuantizationModifier,
 }
+INPUTS_TOO = ("W8A8", "FP8", "FP8_DYNAMIC")
 
 
 def run(job: Job) -> None:
@@ -31,9 +33,15 @@ def run(job: Job) -> None:
         num_calibration_samples=len(job.rows),
         output_dir=str(job.artifact),
     )
-    loaded = AutoModelForCausalLM.from_pretrained(job.artifact, dtype=torch.bfloat16)
+    original, loaded = (
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        for path in (job.model, job.artifact)
+    )
     loaded(torch.tensor(job.rows[:1]))  # weights are unpacked in the first forward
-    save(loaded, job.model, job.weights, torch.bfloat16)
+    if job.variant in INPUTS_TOO:
+        figures(loaded, original, job.heldout, job.figures)
+    else:
+        save(loaded, job.model, job.weights, torch.float32)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""AutoRound in its own format, packed as GPTQ and as AWQ, loaded by transformers with it."""
+"""AutoRound in its own format, packed as GPTQ (both versions of its zero points) and as AWQ.
+
+What is packed as GPTQ is loaded by transformers with it; for AWQ it has nothing that runs on CPU.
+"""
 
 import torch
 from auto_round import AutoRound
@@ -6,10 +9,10 @@ from told import Job, parse
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from weights import save
 
-# format, and whether it is symmetric; both versions of GPTQ's zero points are among them
+# The format, and whether it is symmetric.
 VARIANTS = {
     "auto_gptq": ("auto_round:auto_gptq", True),
-    "auto_round-asym": ("auto_round", False),
+    "gptqmodel": ("auto_round:gptqmodel", False),
     "auto_awq": ("auto_round:auto_awq", False),
 }
 
@@ -33,6 +36,8 @@ def run(job: Job) -> None:
     rounding.quantize_and_save(str(made), format=layout)
     [config] = made.rglob("config.json")  # in a folder that it names itself
     config.parent.rename(job.artifact)
+    if job.variant == "auto_awq":
+        return
     loaded = AutoModelForCausalLM.from_pretrained(job.artifact, dtype=torch.bfloat16)
     save(loaded, job.model, job.weights, torch.bfloat16)
 

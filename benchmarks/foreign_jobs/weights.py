@@ -1,7 +1,8 @@
-"""The weights that a peer's loaded model computes with, as a plain checkpoint.
+"""What a peer's loaded model computes: its weights as a plain checkpoint, or its likelihoods.
 
-Every linear is asked what it makes of the identity matrix, so whatever the peer does when it
-runs is in the answer. Standard library, torch and safetensors only.
+Every linear is asked what it makes of the identity matrix, so whatever the peer does to weights
+when it runs is in the answer. What it does to inputs isn't: where it rounds them too, the model's
+own figures are taken. Standard library, torch and safetensors only.
 """
 
 from __future__ import annotations
@@ -36,14 +37,33 @@ def save(model: nn.Module, original: Path, out: Path, dtype: torch.dtype) -> Non
         path, _, leaf = key.rpartition(".")
         module = model.get_submodule(path)
         value = getattr(module, leaf, None)
-        if leaf == "weight" and hasattr(module, "in_features"):
+        if leaf == "weight" and _inputs(module):
             value = _weight(module, dtype)
         tensors[key] = value.detach().float().contiguous().clone()
     save_file(tensors, out / "model.safetensors", {"format": "pt"})
 
 
+@torch.inference_mode()
+def figures(model: nn.Module, original: nn.Module, rows: list[list[int]], out: Path) -> None:
+    """Write perplexity and mean KL(original ‖ model) over all predicted tokens, as JSON."""
+    losses, divergences = [], []
+    for row in rows:
+        ids = torch.tensor([row])
+        p, q = (m(ids).logits[0, :-1].float().log_softmax(-1) for m in (original, model))
+        losses.append(-q.gather(-1, ids[0, 1:, None]))
+        divergences.append((p.exp() * (p - q)).sum(-1))
+    perplexity = torch.cat(losses).double().mean().exp().item()
+    kl = torch.cat(divergences).double().mean().item()
+    out.write_text(json.dumps({"perplexity": perplexity, "kl": kl}))
+
+
+def _inputs(module: nn.Module) -> int | None:
+    """How many inputs a linear has, by either name; None for another module."""
+    return getattr(module, "in_features", getattr(module, "infeatures", None))
+
+
 def _weight(linear: nn.Module, dtype: torch.dtype) -> Tensor:
-    identity = torch.eye(linear.in_features, dtype=dtype)
+    identity = torch.eye(_inputs(linear), dtype=dtype)
     rows = linear(identity[None])[0]
     bias = getattr(linear, "bias", None)
     return (rows if bias is None else rows - bias).T
