@@ -1,66 +1,271 @@
-"""Quality per bit of the shipped recipes on a model and texts of your choice.
+"""Quality per bit: quantkit's recipes and its peers on one model, one calibration, one judge.
 
-    python benchmarks/quality.py --model DIR --calibration FILE --heldout FILE [--out DIR]
+    python benchmarks/quality.py --model DIR --calibration FILE --heldout FILE [--table FILE]
 
-Quantizes MODEL by every recipe named (calibrated on the first ``--samples`` rows of the
-calibration text where a recipe calibrates), judges all of them on the first ``--rows`` rows of
-the held-out text, and prints the comparison. The README's table was made with WikiText-2's
-validation split to calibrate and its test split to judge.
+Every contestant quantizes MODEL, calibrated on the same ``--samples`` rows of the calibration
+text; ``quantkit eval`` judges all artifacts in one go on the first ``--rows`` rows of the held-out
+text, in float32, against the model in its own dtype. The result is one table for each class of
+artifacts that take the same room, printed and written to ``--table``.
+
+``--only`` chooses classes, ``--ours`` leaves the peers out (their environments are made by
+``environments.py``). Artifacts stay in ``--out`` and are used again unless it is emptied.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from quantkit.recipe import load_recipe
+import environments
+import processes
 
-RECIPES = ["rtn-w4-g128", "awq-w4-g128", "gptq-w4-g128", "nf4", "gguf-q4-k-m", "gguf-q8-0"]
+BENCHMARKS = Path(__file__).resolve().parent
+QUANTKIT = [sys.executable, "-m", "quantkit.cli"]
 
 
-def quantkit(*arguments: object) -> str:
-    """Run the command line; its stdout. Stops the benchmark when it fails."""
-    command = [sys.executable, "-m", "quantkit.cli", *map(str, arguments)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+@dataclass(frozen=True)
+class Contestant:
+    """One way to an artifact: a recipe of ours with settings, or a peer's job."""
+
+    name: str
+    recipe: str = ""
+    settings: tuple[str, ...] = ()
+    environment: str | None = None
+    job: tuple[str, ...] = ()
+
+    def command(self, options: argparse.Namespace, feed: Path, out: Path) -> list[str]:
+        if self.environment is None and not self.recipe:  # a peer in our own environment
+            interpreter = sys.executable
+        elif self.environment:
+            interpreter = str(environments.python_of(self.environment, options.environments))
+        else:
+            place = ["--model", str(options.model), "--out", str(out), "--force", "--no-cache"]
+            flags = [part for setting in self.settings for part in ("--set", setting)]
+            return [*QUANTKIT, "quantize", self.recipe, *place, *flags]
+        script, *arguments = self.job
+        path = str(BENCHMARKS / "peer_jobs" / script)
+        return [interpreter, path, *arguments, "--feed", str(feed), "--out", str(out)]
+
+
+def ours(name: str, recipe: str, *settings: str) -> Contestant:
+    return Contestant(name, recipe, settings)
+
+
+def peer(name: str, environment: str | None, script: str, *arguments: str) -> Contestant:
+    return Contestant(name, environment=environment, job=(script, *arguments))
+
+
+def integers(bits: int, *, symmetric: bool) -> list[Contestant]:
+    """Everyone who rounds to integers in groups of 128."""
+    grid = (f"quantize.bits={bits}", f"quantize.symmetric={str(symmetric).lower()}")
+    flags = ("--bits", str(bits), "--symmetric" if symmetric else "--no-symmetric")
+    found = [
+        ours("quantkit gptq", "gptq-w4-g128", *grid),
+        ours("quantkit gptq, quantized", "gptq-w4-g128", *grid, "quantize.propagate=quantized"),
+        peer("llm-compressor GPTQ", "llm-compressor", "llm_compressor.py", "gptq", *flags),
+        peer("GPTQModel", "gptqmodel", "gptq_model.py", "gptq", *flags),
+        peer("AutoRound, 200 iterations", "auto-round", "autoround.py", "gptq", *flags),
+    ]
+    if bits == 4 and not symmetric:
+        found += [
+            ours("quantkit awq", "awq-w4-g128"),
+            ours("quantkit rtn", "rtn-w4-g128"),
+            peer("AutoAWQ", "autoawq", "auto_awq.py", "awq"),
+        ]
+    return found
+
+
+def mix(name: str) -> list[Contestant]:
+    """One of llama.cpp's mixes: its own tools, its quantizer by ours, and error feedback."""
+    chosen = f"quantize.mix={name}"
+    return [
+        ours("quantkit gptq", "gguf-q4-k-m-gptq", chosen),
+        ours("quantkit ggml, importance weights", "gguf-q4-k-m", chosen),
+        peer(
+            "llama.cpp, importance weights",
+            "llama.cpp",
+            "llama_cpp.py",
+            "q4_k_m-imatrix",
+            "--mix",
+            name.upper(),
+        ),
+    ]
+
+
+CLASSES: dict[str, Callable[[], list[Contestant]]] = {
+    "4 bits symmetric, groups of 128": lambda: integers(4, symmetric=True),
+    "4 bits asymmetric, groups of 128": lambda: integers(4, symmetric=False),
+    "3 bits symmetric, groups of 128": lambda: integers(3, symmetric=True),
+    "3 bits asymmetric, groups of 128": lambda: integers(3, symmetric=False),
+    **{
+        name.upper(): lambda name=name: mix(name)
+        for name in ("q2_k", "q3_k_m", "iq4_xs", "q4_0", "q4_k_m", "q5_k_m", "q6_k")
+    },
+    "NF4": lambda: [
+        ours("quantkit nf4", "nf4"),
+        peer("transformers + bitsandbytes", None, "hf_nf4.py", "nf4"),
+    ],
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--calibration", type=Path, required=True)
     parser.add_argument("--heldout", type=Path, required=True)
-    parser.add_argument("--recipes", nargs="+", default=RECIPES)
+    parser.add_argument("--only", nargs="+", default=list(CLASSES), choices=CLASSES)
+    parser.add_argument("--ours", action="store_true", help="without the peers")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--environments", type=Path, default=environments.DIRECTORY)
     parser.add_argument("--out", type=Path, default=Path("reports/quality"))
+    parser.add_argument("--table", type=Path)
     options = parser.parse_args()
+    for name in ("model", "calibration", "heldout", "out"):
+        setattr(options, name, getattr(options, name).resolve())
+    feed = make_feed(options)
+    made: dict[str, list[tuple[Contestant, Path, processes.Measured]]] = {}
+    for title in options.only:
+        for contestant in CLASSES[title]():
+            if options.ours and not contestant.recipe:
+                continue
+            out = options.out / "artifacts" / slug(title) / slug(contestant.name)
+            measured = make(contestant, options, feed, out)
+            said = measured.error or f"{measured.wall:.1f} s"
+            print(f"{title}: {contestant.name}: {said}", file=sys.stderr, flush=True)
+            made.setdefault(title, []).append((contestant, out, measured))
+    judged = judge(options, [out for rows in made.values() for _, out, m in rows if not m.error])
+    text = render(options, made, judged)
+    print(text)
+    if options.table:
+        options.table.write_text(text + "\n", encoding="utf-8")
 
-    artifacts = []
-    for recipe in options.recipes:
-        settings = []
-        if load_recipe(recipe).recipe.calibration is not None:
-            settings = [
-                f"calibration.dataset={options.calibration}",
-                f"calibration.samples={options.samples}",
-                f"calibration.sequence_length={options.sequence_length}",
-            ]
-        artifact = options.out / Path(recipe).stem
-        flags = [part for setting in settings for part in ("--set", setting)]
-        quantkit("quantize", recipe, "--model", options.model, "--out", artifact, "--force", *flags)
-        artifacts.append(artifact)
+
+def make_feed(options: argparse.Namespace) -> Path:
+    """What the peers' jobs read: the model, and the calibration rows as ids and as text."""
+    from quantkit.calibration.text import load_tokenizer, pack
+
+    feed: Path = options.out / "feed"
+    feed.mkdir(parents=True, exist_ok=True)
+    model = feed / "model"
+    model.unlink(missing_ok=True)
+    model.symlink_to(options.model)
+    rows = pack(
+        options.calibration,
+        load_tokenizer(options.model),
+        sequence_length=options.sequence_length,
+        rows=options.samples,
+        seed=0,
+    )
+    (feed / "rows.json").write_text(json.dumps(rows.ids.tolist()))
+    shutil.copy(options.calibration, feed / "text.txt")
+    return feed
+
+
+def make(
+    contestant: Contestant, options: argparse.Namespace, feed: Path, out: Path
+) -> processes.Measured:
+    """Make an artifact, unless it is there; what that took."""
+    record = out.with_name(f"{out.name}.json")
+    if record.is_file():
+        return processes.Measured(**json.loads(record.read_text()))
+    shutil.rmtree(out, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if contestant.environment:
+        try:
+            environments.make(contestant.environment, options.environments)
+        except environments.EnvironmentFailed as failure:
+            return processes.Measured(0.0, 0.0, 0, f"can't be installed: {failure}")
+    command = contestant.command(options, feed, out)
+    if contestant.recipe and "calibration" in recipe_keys(contestant.recipe):
+        for key, value in (
+            ("dataset", options.calibration),
+            ("samples", options.samples),
+            ("sequence_length", options.sequence_length),
+        ):
+            command += ["--set", f"calibration.{key}={value}"]
+    measured = processes.run(command, out.with_name(f"{out.name}.log"), settings={})
+    if not measured.error:
+        record.write_text(json.dumps(measured.__dict__))
+    return measured
+
+
+def recipe_keys(recipe: str) -> set[str]:
+    """The sections that a shipped recipe has."""
+    from quantkit.recipe import load_recipe
+
+    return set(load_recipe(recipe).recipe.model_dump(exclude_none=True))
+
+
+def judge(options: argparse.Namespace, artifacts: Sequence[Path]) -> dict[str, Any]:
+    """Rows of the comparison by path; what can't be read is named with the reason."""
     suite = options.out / "suite.yaml"
     likelihood = {
-        "dataset": str(options.heldout.resolve()),
+        "dataset": str(options.heldout),
         "sequence_length": options.sequence_length,
         "rows": options.rows,
     }
     document = {"schema": 1, "name": "benchmark", "version": "1.0.0", "likelihood": likelihood}
     suite.write_text(json.dumps(document))  # JSON is YAML
-    print(quantkit("eval", *artifacts, "--baseline", options.model, "--suite", suite))
+    rows: dict[str, Any] = {}
+    for artifact in artifacts:
+        files = list(artifact.glob("*.gguf"))
+        path = files[0] if files and not (artifact / "quantkit.json").is_file() else artifact
+        command = [*QUANTKIT, "eval", str(path), "--baseline", str(options.model)]
+        done = subprocess.run(
+            [*command, "--suite", str(suite), "--json"], capture_output=True, text=True
+        )
+        try:
+            rows[str(artifact)] = json.loads(done.stdout)["variants"][0]
+        except (ValueError, KeyError):
+            rows[str(artifact)] = {"error": done.stderr.strip().splitlines()[-1:]}
+    return rows
+
+
+def render(
+    options: argparse.Namespace,
+    made: dict[str, list[tuple[Contestant, Path, processes.Measured]]],
+    judged: dict[str, Any],
+) -> str:
+    """The tables in Markdown."""
+    lines = [
+        f"Model {options.model.name}; calibrated on {options.samples} × {options.sequence_length} "
+        f"tokens of {options.calibration.name}, judged on {options.rows} × "
+        f"{options.sequence_length} of {options.heldout.name}. Mean KL divergence from the model "
+        "in nats, ± 95% over rows; both sides in float32. Bits per weight of the whole file. "
+        "Seconds of the whole process.",
+    ]
+    for title, contestants in made.items():
+        lines += ["", f"### {title}", ""]
+        lines += ["| | bits | mean KL | p99 | top-1 | perplexity | seconds |", "|---" * 7 + "|"]
+        for contestant, out, measured in contestants:
+            row = judged.get(str(out), {})
+            if measured.error or "error" in row:
+                why = measured.error or f"can't be judged: {row['error']}"
+                lines.append(f"| {contestant.name} | – | {why} | | | | |")
+                continue
+            quality = row["quality"]
+            kl = quality["kl_divergence"]
+            lines.append(
+                f"| {contestant.name} | {row['bits_per_weight']:.2f} "
+                f"| {kl['mean']:.6f} ± {(kl['high'] - kl['low']) / 2:.6f} | {kl['p99']:.4f} "
+                f"| {quality['top1_agreement']:.2%} | {quality['perplexity']['value']:.3f} "
+                f"| {measured.wall:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def slug(text: str) -> str:
+    """A name for a folder."""
+    return "".join(c if c.isalnum() else "-" for c in text.lower()).strip("-")
 
 
 if __name__ == "__main__":

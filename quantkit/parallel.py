@@ -54,6 +54,27 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@contextmanager
+def bfloat16_products(device: torch.device) -> Iterator[None]:
+    """Let products of float32 matrices, all of whose values bfloat16 holds, be taken as such.
+
+    They are the same products, summed in float32 as before, by units several times as fast: those
+    of bfloat16 on a CPU, of TF32 on CUDA. The switch is the process's.
+    """
+    cuda = device.type == "cuda"
+    if not cuda and not multiplies_bfloat16(device):
+        yield
+        return
+    backends: Any = torch.backends
+    backend = backends.cuda.matmul if cuda else backends.mkldnn.matmul
+    before = backend.fp32_precision
+    backend.fp32_precision = "tf32" if cuda else "bf16"
+    try:
+        yield
+    finally:
+        backend.fp32_precision = before
+
+
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether products of bfloat16 matrices are faster than those of float32 there."""
     return device.type != "cpu" or bool(torch.cpu._is_avx512_bf16_supported())

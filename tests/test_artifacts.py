@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.reader import Checkpoint, read_json
 from quantkit.checkpoint.writer import sha256
 from quantkit.cli import app
 from quantkit.engines import hf, int4
@@ -133,6 +133,10 @@ def test_error_feedback_in_k_quants(tmp_path, mix):
         make(name, tmp_path / "again", few)
     finally:
         torch.set_num_threads(threads)
+    layers = read_json(tmp_path / "feedback" / "quantkit.json")["layers"]
+    measured = {layer["name"]: layer["measured_on"] for layer in layers}
+    # The demo's embeddings are tied: the matrix that makes the logits gets feedback too.
+    assert {measured["token_embd.weight"], measured["blk.0.attn_q.weight"]} == {"outputs"}
     (file,) = (tmp_path / "feedback").glob("*.gguf")
     (plain,) = (tmp_path / "plain").glob("*.gguf")
     assert sha256(tmp_path / "again" / file.name) == sha256(file)

@@ -8,7 +8,7 @@ from pathlib import Path
 import quantkit
 
 ROOT = Path(quantkit.__file__).parent
-VERBS = {"quantize", "merge", "evaluate", "measure", "compare", "examine", "verify"}
+VERBS = {"quantize", "merge", "evaluate", "measure", "compare", "examine", "verify", "export"}
 TOP = {"cli", "console"}
 
 

@@ -26,6 +26,12 @@ def test_streamed_logits_equal_the_full_models(tiny, model_type, dtype):
     for index in range(len(stream.skeleton.layers)):
         with stream.block(index) as block:
             stream.advance(index, block, batches)
+    read = []
+    full.get_output_embeddings().register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    with stream.before_head() as before, torch.inference_mode():
+        for batch in batches:
+            full(input_ids=batch.ids, use_cache=False)
+            assert torch.equal(before(batch, batch.hidden), read[-1])
     with stream.head() as logits, torch.inference_mode():
         for batch in batches:
             expected = full(input_ids=batch.ids, use_cache=False).logits

@@ -10,7 +10,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Arguments:
-    """job: as benchmarks/peers.py names it. rows: token ids. text: a file. out: what to make."""
+    """job: as benchmarks/peers.py names it. rows: token ids. text: a file. out: what to make.
+
+    bits, symmetric: of the integer grids, whose groups have 128 columns. mix: llama.cpp's.
+    """
 
     job: str
     model: str
@@ -19,6 +22,9 @@ class Arguments:
     text: Path
     out: Path
     device: str
+    bits: int
+    symmetric: bool
+    mix: str
 
 
 def parse() -> Arguments:
@@ -28,6 +34,9 @@ def parse() -> Arguments:
     parser.add_argument("--feed", type=Path, required=True, help="what benchmarks/models.py made")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--symmetric", action=argparse.BooleanOptionalAction, default=None)
+    parser.add_argument("--mix", default="Q4_K_M")
     given = parser.parse_args()
     return Arguments(
         job=given.job,
@@ -37,4 +46,7 @@ def parse() -> Arguments:
         text=given.feed / "text.txt",
         out=given.out,
         device=given.device,
+        bits=given.bits,
+        symmetric=given.job != "awq" if given.symmetric is None else given.symmetric,
+        mix=given.mix,
     )

@@ -1,4 +1,4 @@
-"""AutoAWQ with its own defaults, W4 in groups of 128."""
+"""AutoAWQ with its own defaults, in groups of 128."""
 
 from arguments import Arguments, parse
 from awq import AutoAWQForCausalLM
@@ -11,7 +11,12 @@ def quantize(given: Arguments) -> None:
     tokenizer = AutoTokenizer.from_pretrained(given.model)
     model.quantize(
         tokenizer,
-        quant_config={"zero_point": True, "q_group_size": 128, "w_bit": 4, "version": "GEMM"},
+        quant_config={
+            "zero_point": True,
+            "q_group_size": 128,
+            "w_bit": given.bits,
+            "version": "GEMM",
+        },
         calib_data=given.rows,
         max_calib_samples=len(given.rows),
         max_calib_seq_len=len(given.rows[0]),

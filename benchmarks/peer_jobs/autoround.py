@@ -1,4 +1,4 @@
-"""AutoRound with its own defaults, 200 iterations among them: W4 symmetric in groups of 128."""
+"""AutoRound with its own defaults, 200 iterations among them, in groups of 128."""
 
 import torch
 from arguments import Arguments, parse
@@ -12,7 +12,9 @@ def quantize(given: Arguments) -> None:
     rounding = AutoRound(
         model,
         tokenizer,
-        scheme="W4A16",
+        bits=given.bits,
+        group_size=128,
+        sym=given.symmetric,
         iters=200,
         nsamples=len(given.rows),
         seqlen=len(given.rows[0]),

@@ -1,4 +1,4 @@
-"""GPTQModel with its own defaults, W4 in groups of 128.
+"""GPTQModel with its own defaults, in groups of 128.
 
 Its pool of CPU threads has half as many workers as there are cores, and its loader asks for two:
 with fewer than three cores it raises at import. Its own variable GPTQMODEL_CPU_WORKERS mends that.
@@ -15,10 +15,10 @@ from gptqmodel import GPTQModel, QuantizeConfig
 
 def quantize(given: Arguments) -> None:
     if given.job == "gptq":
-        config = QuantizeConfig(bits=4, group_size=128, sym=True)
+        config = QuantizeConfig(bits=given.bits, group_size=128, sym=given.symmetric)
     else:
         config = QuantizeConfig(
-            bits=4, group_size=128, sym=False, quant_method="awq", format="gemm"
+            bits=given.bits, group_size=128, sym=False, quant_method="awq", format="gemm"
         )
     model = GPTQModel.load(given.model, config, device=given.device)
     rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in given.rows]

@@ -26,8 +26,8 @@ def quantize(given: Arguments) -> None:
             layers = "all" if given.device == "cuda" else "0"
             run(*collect, "-c", length, "--chunks", chunks, "-t", threads, "-ngl", layers)
             weighing = ["--imatrix", importance]
-        result = given.out / "model-Q4_K_M.gguf"
-        run(tools / "llama-quantize", *weighing, bf16, result, "Q4_K_M", threads)
+        result = given.out / f"model-{given.mix}.gguf"
+        run(tools / "llama-quantize", *weighing, bf16, result, given.mix, threads)
 
 
 def run(*command: object) -> None:

@@ -1,4 +1,4 @@
-"""llm-compressor: oneshot with its own defaults, W4 in groups of 128."""
+"""llm-compressor: oneshot with its own defaults, in groups of 128."""
 
 from arguments import Arguments, parse
 from datasets import Dataset
@@ -6,15 +6,23 @@ from llmcompressor import oneshot
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-def modifier(job: str):
-    """GPTQ symmetric or AWQ asymmetric, on all linears but the head."""
-    if job == "gptq":
+def modifier(given: Arguments):
+    """GPTQ or AWQ on all linears but the head."""
+    weights = {
+        "num_bits": given.bits,
+        "type": "int",
+        "symmetric": given.symmetric,
+        "strategy": "group",
+        "group_size": 128,
+    }
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    if given.job == "gptq":
         from llmcompressor.modifiers.quantization import GPTQModifier
 
-        return GPTQModifier(targets="Linear", scheme="W4A16", ignore=["lm_head"])
+        return GPTQModifier(config_groups=groups, ignore=["lm_head"])
     from llmcompressor.modifiers.awq import AWQModifier
 
-    return AWQModifier(targets=["Linear"], scheme="W4A16_ASYM", ignore=["lm_head"])
+    return AWQModifier(config_groups=groups, ignore=["lm_head"])
 
 
 def quantize(given: Arguments) -> None:
@@ -25,7 +33,7 @@ def quantize(given: Arguments) -> None:
         model=model,
         processor=tokenizer,
         dataset=Dataset.from_dict(rows),
-        recipe=[modifier(given.job)],
+        recipe=[modifier(given)],
         max_seq_length=len(given.rows[0]),
         num_calibration_samples=len(given.rows),
         output_dir=str(given.out),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,14 @@ from quantkit.plan import GgufFilePlan
 from quantkit.quantizers import ggml_feedback
 from quantkit.quantizers.block import LayerReport
 from quantkit.quantizers.ggml import GgmlTensor
+from quantkit.quantizers.grid import gram_loss, total
 from quantkit.recipe import Ggml, GptqGguf
+
+# Rows of a matrix that is the embedding too are also read one by one: damping is what keeps
+# them close to what they were (docs/quality.md).
+_TIED_DAMPING = 0.1
+_ROWS = 4096  # of the output matrix, that one thread quantizes
+_SAMPLED = 8  # one in so many of them is looked at for the size of the outputs
 
 
 def write_gguf(
@@ -66,13 +74,14 @@ def _calibrate(
     steps = [step for step in run.journal.steps if "importance" in step]
     skeleton = Skeleton(run.checkpoint)
     count = len(skeleton.layers)
-    if len(steps) < count:
+    feedback = method if isinstance(method, GptqGguf) else None
+    wanted = count + (feedback is not None)  # the output matrix comes last
+    if len(steps) < wanted:
         stream = Stream(skeleton, run.checkpoint, run.device)
-        feedback = method if isinstance(method, GptqGguf) else None
         label = "importance weights" if feedback is None else f"quantize (gptq, {method.mix})"
         with (
             run.calibration(stream, Wanted("gram" if feedback else "diagonal")) as calibration,
-            run.progress.task(label, count) as task,
+            run.progress.task(label, wanted) as task,
         ):
             assert calibration is not None
             if steps and not calibration.restore(steps[-1]["calibration"]):
@@ -93,6 +102,13 @@ def _calibrate(
                 run.journal.record(step)
                 steps.append(step)
                 task.advance(doing=f"layer {index + 1} of {count}")
+            if feedback is not None and len(steps) == count:
+                known = next(iter(_finished(run)), None)
+                found = _output(run, plan, stream, calibration.output(), feedback)
+                written = write_blocks(path, plan.file, found, known)
+                steps.append({"importance": {}, "tensors": [asdict(t) for t in written]})
+                run.journal.record({**steps[-1], "calibration": calibration.state()})
+                task.advance(doing="output matrix")
     return {key: _decode(text) for step in steps for key, text in step["importance"].items()}
 
 
@@ -150,6 +166,31 @@ def _feedback(
         return tensor, outcome.tensor, outcome.loss / max(float(energy), 1e-30)
 
     return spread(quantize, todo, torch.device("cpu"))
+
+
+def _output(
+    run: Run, plan: GgufFilePlan, stream: Stream, inputs: InputStatistics, method: GptqGguf
+) -> list[tuple[GgufTensorPlan, GgmlTensor, float]]:
+    """The matrix of the output by error feedback, where that can be; the embedding's, if tied."""
+    [tensor] = [tensor for tensor in plan.file.tensors if tensor.key == stream.output_key]
+    if tensor.type not in ggml_feedback.TYPES or inputs.width % ggml_feedback.WIDTH:
+        return []
+    tied = tensor.name == "token_embd.weight"
+    damping = max(method.damp_percent, _TIED_DAMPING) if tied else method.damp_percent
+    gram = inputs.moment.matrix().cpu()
+    factor = ggml_feedback.factorize(gram, damping)
+    if factor is None:
+        return []
+    value = tensor.value(run.checkpoint)
+
+    def quantize(rows: Tensor) -> ggml_feedback.Outcome:
+        return ggml_feedback.quantize(rows, factor, tensor.type)
+
+    parts = spread(quantize, value.split(_ROWS), torch.device("cpu"))
+    energy = total(gram_loss(value[::_SAMPLED].float(), gram)) * _SAMPLED
+    blocks = torch.cat([part.tensor.blocks for part in parts])
+    error = math.fsum(part.loss for part in parts) / max(energy, 1e-30)
+    return [(tensor, GgmlTensor(tensor.type, blocks, tuple(value.shape)), error)]
 
 
 def _encode(values: Tensor) -> str:

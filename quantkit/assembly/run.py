@@ -59,7 +59,7 @@ class Run:
         if not cached or kept is not None:
             yield CalibrationPass(stream, self.rows, wanted, hidden=hidden, kept=kept)
             return
-        with Keeper(about, wanted.kind, len(stream.skeleton.layers)) as keeper:
+        with Keeper(about, wanted.kind, len(stream.skeleton.layers) + 1) as keeper:
             yield CalibrationPass(stream, self.rows, wanted, hidden=hidden, keeper=keeper)
 
 

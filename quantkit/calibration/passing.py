@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from quantkit.calibration.activations import HiddenStates, Snapshot
 from quantkit.calibration.cache import Keeper, Kept
 from quantkit.calibration.folds import Fold, find_folds
-from quantkit.calibration.statistics import InputStatistics, Kind, Meter
+from quantkit.calibration.statistics import InputStatistics, Kind, Meter, new_moment
 from quantkit.calibration.text import Rows
 from quantkit.model.stream import Batch, Stream
 
@@ -91,7 +91,23 @@ class CalibrationPass:
             self._folds = self._find_folds(index, block, inputs)
         if self.wanted.onward:
             self._snapshot = self._hidden.turn()
+        if self._keeper is not None and index + 1 == len(self.stream.skeleton.layers):
+            self._keeper.save(index + 1, [self.output()])
         return inputs, self._folds
+
+    def output(self) -> InputStatistics:
+        """What the output embedding reads, once the rows are through all blocks; no consumers."""
+        if self._kept is not None:
+            [found] = self._kept.load(len(self.stream.skeleton.layers), self.stream.device)
+            return found
+        width = self.stream.skeleton.config.get_text_config().hidden_size
+        found = InputStatistics([], width, new_moment(self.wanted.kind, width, self.stream.device))
+        with self.stream.before_head() as read:
+            for place in range(self._probe):
+                rows = read(self._batches[place], self._hidden.read(place)).reshape(-1, width)
+                found.moment.add(rows)
+                found.tokens += len(rows)
+        return found
 
     def _measure(
         self, index: int, block: nn.Module, step: Callable[[], None]

@@ -6,12 +6,14 @@ All linears that read the same tensor share one measurement: q, k and v; gate an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from quantkit.parallel import bfloat16_products
 
 Kind = Literal["gram", "diagonal"]
 _PANEL = 256  # rows of a Gram matrix that are summed together
@@ -46,8 +48,10 @@ class Diagonal:
         self._sums = torch.zeros(width, device=device)
 
     def add(self, rows: Tensor) -> None:
-        for part in rows.split(_TOKENS):
-            self._take(part.float())
+        exact = rows.dtype == torch.bfloat16
+        with bfloat16_products(rows.device) if exact else nullcontext():
+            for part in rows.split(_TOKENS):
+                self._take(part.float())
 
     def _take(self, rows: Tensor) -> None:
         self._sums += rows.square().sum(0)

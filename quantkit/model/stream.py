@@ -14,7 +14,7 @@ of the output's the slice of the vocabulary in hand.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -125,8 +125,7 @@ class Stream:
                 where=str(self.skeleton.directory),
             )
 
-        embedding = model.get_input_embeddings()
-        key = self.skeleton.key(self._name_of(output))
+        key = self.output_key
         held: dict[tuple[int, int], Tensor] = {}
 
         def rows(part: slice) -> Tensor:
@@ -137,40 +136,70 @@ class Stream:
                 held[place] = value.to(self.device, self.skeleton.model.dtype)
             return held[place]
 
-        def nothing(ids: Tensor) -> Tensor:
-            """The last stub will not look at what came in."""
-            return torch.zeros(
-                (*ids.shape, embedding.weight.shape[1]),
-                dtype=self.skeleton.model.dtype,
-                device=self.device,
-            )
-
         @torch.inference_mode()
         def logits(batch: Batch, part: slice) -> Tensor:
             def project(hidden: Tensor) -> Tensor:
                 bias = None if output.bias is None else output.bias[part]
                 return nn.functional.linear(hidden, rows(part), bias)
 
-            def stub(index: int) -> Callable[..., Any]:
-                last = index == len(self.skeleton.layers) - 1
-                return lambda hidden, *args, **kwargs: self._wrap(batch.hidden if last else hidden)
-
-            with (
-                self._stubs(stub),
-                _forward(output, project),
-                _forward(embedding, nothing),
-            ):
-                result: Tensor = model(input_ids=batch.ids, use_cache=False).logits
-                return result
+            return self._finish(batch.ids, batch.hidden, project)
 
         with self._loaded(self._outside()):
             yield logits
+
+    @contextmanager
+    def before_head(self) -> Iterator[Callable[[Batch, Tensor], Tensor]]:
+        """A function from a batch and its hidden states after all layers to what the output
+        embedding reads of them, (rows, tokens, hidden_size)."""
+
+        @torch.inference_mode()
+        def read(batch: Batch, hidden: Tensor) -> Tensor:
+            seen: list[Tensor] = []
+
+            def project(hidden: Tensor) -> Tensor:
+                seen.append(hidden)
+                raise _Recorded
+
+            with suppress(_Recorded):
+                self._finish(batch.ids, hidden, project)
+            return seen[0]
+
+        with self._loaded(self._outside()):
+            yield read
+
+    def _finish(self, ids: Tensor, hidden: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+        """Let the model go on from what its layers made, with ``project`` for its output."""
+        model = self.skeleton.model
+        embedding = model.get_input_embeddings()
+
+        def nothing(ids: Tensor) -> Tensor:
+            """The last stub will not look at what came in."""
+            return torch.zeros(
+                (*ids.shape, embedding.weight.shape[1]), dtype=model.dtype, device=self.device
+            )
+
+        def stub(index: int) -> Callable[..., Any]:
+            last = index == len(self.skeleton.layers) - 1
+            return lambda other, *args, **kwargs: self._wrap(hidden if last else other)
+
+        with (
+            self._stubs(stub),
+            _forward(model.get_output_embeddings(), project),
+            _forward(embedding, nothing),
+        ):
+            result: Tensor = model(input_ids=ids, use_cache=False).logits
+            return result
 
     @contextmanager
     def whole(self) -> Iterator[PreTrainedModel]:
         """The model with all its weights in memory, for engines that must hold it."""
         with self._loaded(list(self.skeleton.names)):
             yield self.skeleton.model
+
+    @property
+    def output_key(self) -> str:
+        """The checkpoint's key of the output embedding's weight."""
+        return self.skeleton.key(self._name_of(self.skeleton.model.get_output_embeddings()))
 
     @property
     def vocabulary(self) -> int:
