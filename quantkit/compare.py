@@ -24,6 +24,8 @@ from quantkit.results import (
 )
 from quantkit.suite import Gate, LoadedSuite
 
+_ROUND_INPUTS = ("smoothquant", "fp8")  # methods
+
 
 def describe(path: Path, quality: Quality | None, cost: Cost | None) -> Variant:
     """A row for what lies at ``path``: an artifact of ours or another's, or a plain checkpoint."""
@@ -155,17 +157,20 @@ def _dtype_name(baseline: Checkpoint) -> str:
 def _differences(
     base: Variant, references: Sequence[Variant], variants: Sequence[Variant]
 ) -> list[str]:
-    """What else than the weights isn't the same on both sides."""
+    """What isn't the same on both sides."""
     said = []
     for variant in variants:
+        what = "the weights"
+        if variant.method in _ROUND_INPUTS:
+            what = "the weights and the inputs of linears"
         if base.cost is None or variant.cost is None or variant.cost.engine == base.cost.engine:
-            said.append(f"{variant.name}: the weights only ({variant.format}).")
+            said.append(f"{variant.name}: {what} only ({variant.format}).")
             continue
         engine = variant.cost.engine
         same = [row.name for row in references if row.cost and row.cost.engine == engine]
         against = f"; for the weights alone compare with {same[0]}" if same else ""
         said.append(
-            f"{variant.name}: the weights ({variant.format}); for cost the engine too ({engine}, "
+            f"{variant.name}: {what} ({variant.format}); for cost the engine too ({engine}, "
             f"not {base.cost.engine}), so its speed isn't the quantization's alone{against}."
         )
     return said

@@ -13,7 +13,7 @@ import torch
 
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import InputError, not_installed
-from quantkit.formats import awq_gemm, bnb, compressed, gptq_v1
+from quantkit.formats import awq_gemm, bnb, compressed, gguf_grids, gptq_v1
 from quantkit.model.skeleton import Skeleton
 from quantkit.quantizers import nf4
 from quantkit.quantizers.block import Scheme
@@ -32,6 +32,7 @@ _FORMATS: dict[str, ModuleType] = {
     "awq": awq_gemm,
     "gptq": gptq_v1,
     "compressed-tensors": compressed,
+    "gguf": gguf_grids,
 }
 # Engines load each of these as one matrix, so its parts must share one scheme.
 _FUSED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
@@ -143,9 +144,13 @@ class LinearPlan(Plan):
 
 @dataclass(frozen=True)
 class GgufFilePlan(Plan):
-    """A plan for one GGUF file; ``file`` has its metadata and the names there."""
+    """A plan for one GGUF file; ``file`` has its metadata and the names there.
+
+    linears: of the blocks, where they are on integer grids.
+    """
 
     file: GgufPlan
+    linears: LinearPlan | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What every plan has, and what was decided about the file.
@@ -173,7 +178,6 @@ def plan_gguf(
     with importance weights, which some mixes can't do without. Raises InputError.
     """
     from quantkit.formats.gguf_file import plan_file
-    from quantkit.quantizers.ggml import available
 
     file = plan_file(
         checkpoint,
@@ -184,9 +188,16 @@ def plan_gguf(
         no_fallback=method.no_fallback,
         pre_tokenizer=method.pre_tokenizer,
     )
+    return GgufFilePlan(method.method, method.format, describe_tensors(file), file)
+
+
+def describe_tensors(file: GgufPlan) -> tuple[PlannedTensor, ...]:
+    """A file's tensors. Raises MachineError where this machine can't quantize to their types."""
+    from quantkit.quantizers.ggml import available
+
     if {tensor.type for tensor in file.tensors} - set(available()):
         raise not_installed("xllamacpp", "gguf")
-    tensors = tuple(
+    return tuple(
         PlannedTensor(
             tensor.name,
             tensor.shape,
@@ -196,7 +207,6 @@ def plan_gguf(
         )
         for tensor in file.tensors
     )
-    return GgufFilePlan(method.method, method.format, tensors, file)
 
 
 def plan_linears(method: Linears, skeleton: Skeleton, checkpoint: Checkpoint) -> LinearPlan:
@@ -288,7 +298,8 @@ def _default_scheme(method: Linears) -> Scheme:
     if isinstance(method, SmoothQuant):
         return Grid(8, -1, symmetric=True, rounds_inputs=True)
     first_zero = 0 if method.symmetric else _FORMATS[method.format].FIRST_ZERO
-    return Grid(method.bits, method.group_size, method.symmetric, first_zero)
+    stored = method.format == "gguf"
+    return Grid(method.bits, method.group_size, method.symmetric, first_zero, exact_minimum=stored)
 
 
 def _scheme_of(name: str, method: Linears, default: Scheme) -> Scheme | None:

@@ -38,9 +38,10 @@ from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream, slices
 from quantkit.parallel import return_large_blocks
 from quantkit.plan import GgufFilePlan, LinearPlan, Plan, plan_gguf, plan_linears
+from quantkit.plan_gguf import plan_grids
 from quantkit.progress import Progress
 from quantkit.quantizers.block import LayerReport
-from quantkit.recipe import Awq, Ggml, Gptq, GptqGguf, Loaded
+from quantkit.recipe import Awq, Ggml, Gptq, GptqGguf, Loaded, Rtn
 
 _CHECKED_TOKENS = 64
 _SLACK = 1.01  # headers, tokenizer, manifest
@@ -92,6 +93,8 @@ def prepare(
     if isinstance(method, Ggml | GptqGguf):
         imatrix = loaded.recipe.calibration is not None
         plan = plan_gguf(method, checkpoint, name, imatrix=imatrix)
+    elif isinstance(method, Rtn | Gptq | Awq) and method.format == "gguf":
+        plan = plan_grids(method, Skeleton(checkpoint), checkpoint, name)
     else:
         plan = plan_linears(method, Skeleton(checkpoint), checkpoint)
     return Job(loaded, model, name, checkpoint, plan)
@@ -102,7 +105,7 @@ def _adapted(
 ) -> AdaptedCheckpoint:
     """The checkpoint with the adapters in it, where quantizing can do without a merged copy."""
     checkpoint = adapt(base, adapters, model, strict=strict)
-    alone = isinstance(loaded.recipe.quantize, Ggml | GptqGguf) and checkpoint.brings is not None
+    alone = loaded.recipe.quantize.format == "gguf" and checkpoint.brings is not None
     if checkpoint.resized or alone:
         what = "resizes the vocabulary" if checkpoint.resized else "brings a tokenizer of its own"
         raise InputError(
@@ -181,10 +184,13 @@ def _same_text(job: Job, manifest: dict[str, Any]) -> bool:
 
 def _write(run: Run, job: Job) -> list[LayerReport]:
     if isinstance(job.plan, GgufFilePlan):
-        # Every tensor was decoded again and compared when it was written.
         method = job.loaded.recipe.quantize
-        assert isinstance(method, Ggml | GptqGguf)
-        return write_gguf(run, job.plan, job.name, method)
+        assert isinstance(method, Ggml | GptqGguf | Rtn | Gptq | Awq)
+        layers = write_gguf(run, job.plan, job.name, method)
+        # ggml's own tensors were decoded again and compared when they were written.
+        if job.plan.linears is not None:
+            _check_runs(job.plan.linears.skeleton, run, job.loaded.recipe.name)
+        return layers
     if isinstance(job.plan, LinearPlan):
         layers = write_linears(run, job.plan)
         _check_runs(job.plan.skeleton, run, job.loaded.recipe.name)

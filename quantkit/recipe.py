@@ -42,7 +42,7 @@ class _Affine(Strict):
     bits: Bits
     group_size: GroupSize
     symmetric: bool
-    format: Literal["awq", "gptq", "compressed-tensors"]
+    format: Literal["awq", "gptq", "compressed-tensors", "gguf"]
     ignore: list[str] = Field(default=["lm_head"], description="globs of modules left as they are")
     overrides: list[Override] = Field(default=[])
 
@@ -156,7 +156,9 @@ def _tag(value: Any) -> str | None:
     if not isinstance(value, dict):
         return None
     method, format = value.get("method"), value.get("format")
-    tag = f"{method}-gguf" if method == "gptq" and format == "gguf" else method
+    # With bits it is an integer grid, which needs no mix.
+    mixed = method == "gptq" and format == "gguf" and ("mix" in value or "bits" not in value)
+    tag = "gptq-gguf" if mixed else method
     return tag if isinstance(tag, str) else None
 
 

@@ -103,6 +103,26 @@ def awq(coded: Coded) -> dict[str, Any]:
     }
 
 
+def compressed(coded: Coded, bits: int, *, padded: bool = False) -> dict[str, Any]:
+    """compressed-tensors' pack-quantized. ``padded``: no code straddles two words."""
+
+    def packed(codes: np.ndarray) -> np.ndarray:
+        each = 32 // bits if padded else 32
+        codes = np.pad(codes, ((0, 0), (0, -codes.shape[1] % each)))
+        if not padded:
+            return stream(codes, bits)
+        words = codes.reshape(len(codes), -1, each).astype(np.int64) << np.arange(0, each) * bits
+        return words.sum(-1).astype(np.uint32).view(np.int32)
+
+    return {
+        "weight_packed": packed(coded.codes),
+        "weight_scale": coded.scales,
+        "weight_zero_point": packed(coded.zeros.T).T,
+        "weight_shape": np.array(coded.codes.shape, np.int64),
+        "weight_g_idx": coded.groups.astype(np.int32),
+    }
+
+
 def write(
     source: Path,
     target: Path,

@@ -30,7 +30,11 @@ from quantkit.suite import load_suite
 
 SHIPPED = [
     *("awq-w4-g128", "gptq-w4-g128", "nf4", "gguf-q4-k-m", "gguf-q8-0", "rtn-w4-g128"),
-    "gguf-q4-k-m-gptq",
+    *("gguf-q4-k-m-gptq", "ct-w4a16-g128", "ct-awq-w4a16-g128", "int8-w8a8", "fp8"),
+]
+IN_SAFETENSORS = [
+    *("awq-w4-g128", "gptq-w4-g128", "rtn-w4-g128"),
+    *("ct-w4a16-g128", "ct-awq-w4a16-g128", "int8-w8a8", "fp8"),
 ]
 TWO_BITS = ["quantize.bits=2", "quantize.format=gptq"]
 CPU = torch.device("cpu")
@@ -55,7 +59,8 @@ def artifacts(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def judged(artifacts):
     """Qualities of the baseline and of some artifacts under the demo suite."""
-    names = ["rtn-w4-g128", "gguf-q8-0", "rtn-w2"]
+    names = ["rtn-w4-g128", "gguf-q8-0", "rtn-w2", "ct-w4a16-g128", "ct-awq-w4a16-g128"]
+    names += ["int8-w8a8", "fp8"]
     result = evaluate(
         [artifacts[name] for name in names],
         Checkpoint(demo_model()),
@@ -96,7 +101,7 @@ def test_sidecars_are_copied_byte_for_byte(artifacts, name):
     assert (artifacts[name] / template).read_bytes() == (demo_model() / template).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["awq-w4-g128", "gptq-w4-g128", "rtn-w4-g128"])
+@pytest.mark.parametrize("name", IN_SAFETENSORS)
 def test_sizes_are_as_planned(artifacts, name):
     plan = prepare(load_recipe(name), "demo").plan
     checkpoint = Checkpoint(artifacts[name])
@@ -184,6 +189,14 @@ def test_four_bits_pass_and_two_bits_visibly_fail(judged):
         assert artifacts[name].regression.broken_critical == 0
 
 
+def test_compressed_tensors_lose_little(judged):
+    _, artifacts = judged
+    for name in ("ct-w4a16-g128", "ct-awq-w4a16-g128", "int8-w8a8", "fp8"):
+        assert artifacts[name].kl_divergence.mean < artifacts["rtn-w4-g128"].kl_divergence.mean
+        assert artifacts[name].regression.broken_critical == 0
+    assert artifacts["int8-w8a8"].kl_divergence.mean < 5e-4
+
+
 def test_a_failed_gate_is_exit_code_1(artifacts):
     arguments = [
         "eval",
@@ -240,7 +253,9 @@ def test_the_gguf_in_llamacpp_gives_the_same_tokens(artifacts):
     assert same >= 0.9 * len(cases)
 
 
-@pytest.mark.parametrize("name", ["awq-w4-g128", "gptq-w4-g128"])
+@pytest.mark.parametrize(
+    "name", ["awq-w4-g128", "gptq-w4-g128", "ct-w4a16-g128", "ct-awq-w4a16-g128"]
+)
 def test_packed_linears_compute_what_was_judged(artifacts, name):
     source = PackedCheckpoint(Checkpoint(artifacts[name]))
     model, engine = int4.load(source)

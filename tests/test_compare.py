@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from quantkit.compare import decide
+from quantkit.compare import _differences, decide
 from quantkit.reports.cells import notes, table
 from quantkit.reports.markdown import comparison_markdown
 from quantkit.results import (
@@ -110,6 +110,12 @@ def test_the_table_says_what_is_missing_broken_and_failed():
     assert grid.headers == ("BF16", "v")
     labels = [row.label for section in grid.sections for row in section.rows]
     assert "decode ×1, tokens/s" not in labels  # measured for none of them
+
+
+@pytest.mark.parametrize(("method", "what"), [("awq", "the weights"), ("fp8", "inputs of linears")])
+def test_what_differs_names_the_inputs_where_they_are_rounded(method, what):
+    (said,) = _differences(variant(name="BF16"), [], [variant(method=method)])
+    assert f"{what} only" in said
 
 
 def test_markdown_is_a_well_formed_table():

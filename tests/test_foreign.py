@@ -23,7 +23,7 @@ from quantkit.model.skeleton import Skeleton
 from quantkit.progress import Silent
 from quantkit.resources import demo_model
 from quantkit.suite import load_suite
-from tests.foreign_tiny import awq, code, gptq, write
+from tests.foreign_tiny import awq, code, compressed, gptq, write
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": False}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
@@ -200,6 +200,54 @@ def test_eight_bits_by_bitsandbytes(source, tmp_path):
     settings = {"quant_method": "bitsandbytes", "load_in_8bit": True}
     weights = same(write(source, tmp_path, settings, pack), tmp_path)
     assert weights.scheme("model.layers.0.mlp.up_proj.weight") == "int8 row sym"
+
+
+def compressed_settings(layout: str, weights: dict, inputs: dict | None = None) -> dict[str, Any]:
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": layout,
+        "config_groups": {"group_0": group},
+    }
+
+
+@pytest.mark.parametrize("bits", [3, 4, 5, 8])
+@pytest.mark.parametrize("padded", [False, True])
+def test_compressed_tensors_of_any_bits_and_order(source, tmp_path, bits, padded):
+    """Codes that fill words and codes that straddle them, with permuted groups."""
+
+    def pack(name, weight):
+        coded = code(weight, bits, 32, permuted=True)
+        return compressed(coded, bits, padded=padded), coded.weight
+
+    weights = {"num_bits": bits, "type": "int", "symmetric": False, "strategy": "group"}
+    weights |= {"group_size": 32, "actorder": "group"}
+    settings = compressed_settings("pack-quantized", weights)
+    found = same(write(source, tmp_path, settings, pack), tmp_path)
+    assert found.scheme("model.layers.0.mlp.up_proj.weight") == f"int{bits} g32 asym act-order"
+
+
+@pytest.mark.parametrize("kind", ["int", "float"])
+def test_one_scale_a_tensor_and_static_inputs(source, tmp_path, kind):
+    """llm-compressor's FP8, and the same in int8."""
+    largest = 127.0 if kind == "int" else 448.0
+
+    def pack(name, weight):
+        scale = weight.float().abs().max()[None] / largest
+        value = weight.float() / scale
+        codes = value.round().to(torch.int8) if kind == "int" else value.to(torch.float8_e4m3fn)
+        parts = {"weight": codes, "weight_scale": scale, "input_scale": torch.tensor([0.25])}
+        return parts, codes.float() * scale
+
+    weights = {"num_bits": 8, "type": kind, "symmetric": True, "strategy": "tensor"}
+    settings = compressed_settings(f"{kind}-quantized", weights, {**weights, "dynamic": False})
+    found = same(write(source, tmp_path, settings, pack), tmp_path)
+    rounding = found.input_rounding("model.layers.0.mlp.up_proj.weight")
+    inputs = torch.tensor([[0.3, -1.1, 1e6]])
+    top = 127 * 0.25 if kind == "int" else 448 * 0.25
+    assert rounding(inputs).tolist()[0] == pytest.approx(
+        [0.25, -1.0, top] if kind == "int" else [0.3125, -1.125, top]
+    )
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,9 @@ class StopsAfter(Silent):
 def whole(tmp_path_factory) -> dict[str, Path]:
     """Uninterrupted artifacts."""
     folder = tmp_path_factory.mktemp("whole")
-    for recipe in ("awq-w4-g128", "gptq-w4-g128", "gguf-q4-k-m", "gguf-q4-k-m-gptq"):
+    for recipe in (
+        *("awq-w4-g128", "gptq-w4-g128", "gguf-q4-k-m", "gguf-q4-k-m-gptq", "int8-w8a8"),
+    ):
         make(recipe, folder / recipe)
     quantized = [*FEW, "quantize.propagate=quantized"]
     make("gptq-w4-g128", folder / "quantized", quantized)
@@ -93,7 +95,8 @@ def test_killed_runs_end_in_the_same_bytes(whole, tmp_path, recipe):
 
 
 @pytest.mark.parametrize(
-    "name", ["awq-w4-g128", "gptq-w4-g128", "gguf-q4-k-m", "gguf-q4-k-m-gptq", "quantized"]
+    "name",
+    ["awq-w4-g128", "gptq-w4-g128", "gguf-q4-k-m", "gguf-q4-k-m-gptq", "quantized", "int8-w8a8"],
 )
 @pytest.mark.parametrize("steps", [3, 20])
 def test_no_block_is_done_twice(whole, tmp_path, name, steps):

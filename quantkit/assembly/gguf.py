@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quantkit.assembly.grids import write_grids
 from quantkit.assembly.run import Run
 from quantkit.calibration.passing import Wanted
 from quantkit.calibration.statistics import InputStatistics
 from quantkit.checkpoint.journal import Step
 from quantkit.formats.gguf_file import GgufTensorPlan
-from quantkit.formats.gguf_writer import WrittenTensor, intact, write_blocks, write_file
+from quantkit.formats.gguf_writer import Made, WrittenTensor, intact, write_blocks, write_file
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
 from quantkit.parallel import spread
@@ -26,7 +27,7 @@ from quantkit.quantizers import ggml_feedback
 from quantkit.quantizers.block import LayerReport
 from quantkit.quantizers.ggml import GgmlTensor
 from quantkit.quantizers.grid import gram_loss, total
-from quantkit.recipe import Ggml, GptqGguf
+from quantkit.recipe import Awq, Ggml, Gptq, GptqGguf, Rtn
 
 # Rows of a matrix that is the embedding too are also read one by one: damping is what keeps
 # them close to what they were (docs/quality.md).
@@ -36,20 +37,24 @@ _SAMPLED = 8  # one in so many of them is looked at for the size of the outputs
 
 
 def write_gguf(
-    run: Run, plan: GgufFilePlan, name: str, method: Ggml | GptqGguf
+    run: Run, plan: GgufFilePlan, name: str, method: Ggml | GptqGguf | Rtn | Gptq | Awq
 ) -> list[LayerReport]:
     """Write the planned file into ``run.directory``; ``name``: the model's.
 
     With gptq the linears of the blocks are quantized as the rows pass, those whose type has
-    codes that can be chosen one at a time. All other tensors are ggml's, with importance weights
-    where there are rows.
+    codes that can be chosen one at a time; with integer grids all of them are, as they are in
+    safetensors. All other tensors are ggml's, with importance weights where there are rows.
     """
     path = run.directory / f"{name}-{plan.file.mix.upper()}.gguf"
     finished = _finished(run)
     if finished and not intact(path, finished):
         run.progress.note("the unfinished work is damaged: starting again")
         run.journal.forget()
-    importance = {} if run.rows is None else _calibrate(run, plan, path, method)
+    importance: dict[str, Tensor] = {}
+    if plan.linears is not None:
+        write_grids(run, plan, plan.linears, path)
+    elif isinstance(method, Ggml | GptqGguf) and run.rows is not None:
+        importance = _calibrate(run, plan, path, method)
     with run.progress.task(f"quantize ({plan.file.mix})", len(plan.file.tensors)) as task:
         written = write_file(
             path,
@@ -136,7 +141,7 @@ def _feedback(
     inputs: Sequence[InputStatistics],
     keys: dict[str, str],
     method: GptqGguf,
-) -> list[tuple[GgufTensorPlan, GgmlTensor, float]]:
+) -> list[Made]:
     """The linears of one layer by error feedback, each with its relative output error.
 
     What gets none is left out: types whose codes are not chosen one at a time, inputs whose
@@ -160,17 +165,18 @@ def _feedback(
 
     def quantize(
         item: tuple[GgufTensorPlan, ggml_feedback.Factor, Any],
-    ) -> tuple[GgufTensorPlan, GgmlTensor, float]:
+    ) -> Made:
         tensor, factor, energy = item
         outcome = ggml_feedback.quantize(tensor.value(run.checkpoint).float(), factor, tensor.type)
-        return tensor, outcome.tensor, outcome.loss / max(float(energy), 1e-30)
+        error = outcome.loss / max(float(energy), 1e-30)
+        return Made(tensor, outcome.tensor, error, "outputs")
 
     return spread(quantize, todo, torch.device("cpu"))
 
 
 def _output(
     run: Run, plan: GgufFilePlan, stream: Stream, inputs: InputStatistics, method: GptqGguf
-) -> list[tuple[GgufTensorPlan, GgmlTensor, float]]:
+) -> list[Made]:
     """The matrix of the output by error feedback, where that can be; the embedding's, if tied."""
     [tensor] = [tensor for tensor in plan.file.tensors if tensor.key == stream.output_key]
     if tensor.type not in ggml_feedback.TYPES or inputs.width % ggml_feedback.WIDTH:
@@ -190,7 +196,8 @@ def _output(
     energy = total(gram_loss(value[::_SAMPLED].float(), gram)) * _SAMPLED
     blocks = torch.cat([part.tensor.blocks for part in parts])
     error = math.fsum(part.loss for part in parts) / max(energy, 1e-30)
-    return [(tensor, GgmlTensor(tensor.type, blocks, tuple(value.shape)), error)]
+    made = GgmlTensor(tensor.type, blocks, tuple(value.shape))
+    return [Made(tensor, made, error, "outputs")]
 
 
 def _encode(values: Tensor) -> str:

@@ -32,7 +32,7 @@ def write_linears(run: Run, plan: LinearPlan) -> list[LayerReport]:
     count = len(skeleton.layers)
     keys = [key for t in plan.tensors for key in (t.name, *packed.packed_keys(plan.format, t.name))]
     with (
-        run.calibration(stream, _wanted(plan)) as calibration,
+        run.calibration(stream, wanted(plan)) as calibration,
         TensorWriter(run.directory, keys, scratch=run.journal.scratch) as writer,
         run.progress.task(
             f"quantize ({plan.method})", count * (1 + (calibration.steps if calibration else 0))
@@ -54,7 +54,7 @@ def write_linears(run: Run, plan: LinearPlan) -> list[LayerReport]:
                 del measured  # Gram matrices are large
                 written = _write_block(run.checkpoint, plan, prefix, result, writer)
                 if calibration is not None and not calibration.wanted.onward:
-                    _become(block, result)
+                    become(block, result)
                     calibration.carry(index, block, step)
             run.journal.record(_step(written, result.layers, calibration))
             layers += result.layers
@@ -65,7 +65,8 @@ def write_linears(run: Run, plan: LinearPlan) -> list[LayerReport]:
     return layers
 
 
-def _wanted(plan: LinearPlan) -> Wanted:
+def wanted(plan: LinearPlan) -> Wanted:
+    """What the plan's method needs to know of the inputs."""
     method = plan.settings
     if isinstance(method, SmoothQuant):
         return Wanted("diagonal", folds=True)
@@ -134,7 +135,7 @@ def _write_block(
     return written
 
 
-def _become(block: nn.Module, result: BlockResult) -> None:
+def become(block: nn.Module, result: BlockResult) -> None:
     """Give ``block`` the weights that were written, for the rows to go on through."""
     values = {f"{name}.weight": tensor.dequantize() for name, tensor in result.tensors.items()}
     for name, value in {**result.changed, **values}.items():

@@ -56,13 +56,20 @@ class WrittenTensor:
     measured_on: str = "weights"
 
 
+@dataclass(frozen=True)
+class Made:
+    """A tensor that was quantized elsewhere; ``error`` as in ``WrittenTensor``."""
+
+    plan: GgufTensorPlan
+    value: GgmlTensor
+    error: float
+    measured_on: str
+
+
 def write_blocks(
-    path: Path,
-    plan: GgufPlan,
-    quantized: Iterable[tuple[GgufTensorPlan, GgmlTensor, float]],
-    known: WrittenTensor | None,
+    path: Path, plan: GgufPlan, quantized: Iterable[Made], known: WrittenTensor | None
 ) -> list[WrittenTensor]:
-    """Write tensors that were quantized elsewhere, each with its relative output error.
+    """Write tensors that were quantized elsewhere.
 
     ``known``: any tensor that lies in the file already; without one the file is begun.
     """
@@ -73,8 +80,9 @@ def write_blocks(
         start += _padded(tensor.nbytes)
     written = []
     with path.open("r+b", buffering=0) as file:
-        for tensor, value, error in quantized:
-            data = value.blocks.contiguous().numpy().data
+        for made in quantized:
+            tensor = made.plan
+            data = made.value.blocks.contiguous().numpy().data
             place = places[tensor.name]
             write_at(file, place, data)
             digest = hashlib.sha256(data).hexdigest()
@@ -83,12 +91,12 @@ def write_blocks(
                     tensor.name,
                     tensor.key,
                     tensor.type,
-                    error,
+                    made.error,
                     None,
                     place,
                     tensor.nbytes,
                     digest,
-                    "outputs",
+                    made.measured_on,
                 )
             )
     return written

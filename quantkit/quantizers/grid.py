@@ -47,6 +47,7 @@ class Grid:
     """Bits, columns per group (-1: the whole row) and symmetry of one tensor.
 
     first_zero: the lowest zero point of an asymmetric grid; 1 where a format stores z - 1;
+    exact_minimum: fp16 must hold -z·s, so that scales have fewer bits; where a format stores that;
     rounds_inputs: engines round the linear's inputs too, to int8, a token at a time.
     """
 
@@ -54,6 +55,7 @@ class Grid:
     group_size: int
     symmetric: bool
     first_zero: int = 0
+    exact_minimum: bool = False
     rounds_inputs: bool = False
 
     @property
@@ -140,6 +142,10 @@ def fit(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     if grid.first_zero:  # leave room for so many steps below zero
         low = torch.minimum(low, -high * grid.first_zero / (grid.levels - grid.first_zero))
     scale = exact_scale((high - low) / grid.levels)
+    if grid.exact_minimum:  # z has grid.bits of fp16's eleven
+        mantissa, exponent = torch.frexp(scale)
+        unit = 2.0 ** (11 - grid.bits)
+        scale = torch.ldexp((mantissa * unit).round_().div_(unit), exponent)
     return scale, (-low / scale).round_().clamp_(grid.first_zero, grid.levels)
 
 

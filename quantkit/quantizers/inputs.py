@@ -2,9 +2,9 @@
 
 Each token has a scale of its own, taken from the token itself (*dynamic*), so nothing of it is
 stored; others also store one scale for all (*static*), which is then handed in. The scales are
-those of vLLM's kernels (``dynamic_scaled_int8_quant``,
-``dynamic_per_token_scaled_fp8_quant``). The product is exact in int32 or float32 there, so that
-rounding the inputs is all that judging must imitate.
+those of vLLM's kernels (``dynamic_scaled_int8_quant``, ``dynamic_per_token_scaled_fp8_quant``);
+compressed-tensors in transformers takes absmax / 127.5 for int8, and the same for FP8. The product
+is exact in int32 or float32 there, so that rounding the inputs is all that judging must imitate.
 """
 
 from __future__ import annotations
