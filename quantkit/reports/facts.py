@@ -28,7 +28,7 @@ def facts_table(facts: Facts) -> Group:
     about = _pairs("", rows)
     engines = listing(("engine", "loads", ""), [(e.engine, e.loads, e.why) for e in facts.engines])
     parts = [about, plan_table(facts.plan, "tensors"), engines]
-    parts.append(_pairs("tokenizer", [(k, _text(v)) for k, v in facts.tokenizer.items()]))
+    parts.append(_pairs("tokenizer", [(k, _template(v)) for k, v in facts.tokenizer.items()]))
     if facts.metadata:
         parts.append(_pairs("metadata", [(k, _text(v)) for k, v in facts.metadata.items()]))
     if facts.provenance:
@@ -69,6 +69,12 @@ def _pairs(title: str, rows: list[tuple[str, str]]) -> Table:
     for name, value in rows:
         table.add_row(escape(name), escape(value))
     return table
+
+
+def _template(value: object) -> str:
+    if isinstance(value, dict):
+        return f"{value['characters']} characters, sha256 {value['sha256'][:12]}"
+    return "none" if value is None else _text(value)
 
 
 def _text(value: object) -> str:
