@@ -6,8 +6,9 @@ Each peer quantizes the demo model in its own environment (``environments.py``),
 wrote, and every linear of the loaded model is asked for its weights (``foreign_jobs/weights.py``).
 Artifact and weights are then judged by ``quantkit eval``'s code on the same rows: perplexity and
 KL divergence must agree to 1%. Where inputs are rounded as well, the figures are those of the
-peer's loaded model itself. What was made is kept under --work; delete a folder to remake it.
-Ends with code 1 where a peer failed or figures differ.
+peer's loaded model itself; for int8 its rule for their scale is taken too (absmax / 127.5, where
+vLLM and so ``quantkit eval`` take absmax / 127). What was made is kept under --work; delete a
+folder to remake it. Ends with code 1 where a peer failed or figures differ.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import environments
 import processes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = ROOT / "benchmarks" / "foreign_jobs"
@@ -132,19 +137,29 @@ def judge(cases: list[Case], source: Path, work: Path) -> list[dict[str, object]
     from quantkit.checkpoint.reader import Checkpoint
     from quantkit.evaluate import evaluate
     from quantkit.examine import examine
+    from quantkit.formats import compressed
     from quantkit.progress import Silent
+    from quantkit.quantizers import inputs
     from quantkit.suite import load_suite
 
     suite = load_suite("demo")
     suite.suite = suite.suite.model_copy(update={"regression": None})
-    paths = [work / case.name / part for case in cases for part in ("artifact", "weights")]
-    paths = [path for path in paths if path.is_dir()]
     baseline = Checkpoint(source / "model")
-    found = evaluate(paths, baseline, suite, device="cpu", progress=Silent()).artifacts
-    measured = {
-        path: (quality.perplexity.value, quality.kl_divergence.mean)
-        for path, quality in zip(paths, found, strict=True)
-    }
+
+    def figures(paths: list[Path]) -> dict[Path, tuple[float, float]]:
+        found = evaluate(paths, baseline, suite, device="cpu", progress=Silent()).artifacts
+        return {
+            path: (quality.perplexity.value, quality.kl_divergence.mean)
+            for path, quality in zip(paths, found, strict=True)
+        }
+
+    paths = [work / case.name / part for case in cases for part in ("artifact", "weights")]
+    by_transformers = [p for p in paths if p.is_dir() and p.parent.name.endswith("-W8A8")]
+    measured = figures([p for p in paths if p.is_dir() and p not in by_transformers])
+    if by_transformers:
+        compressed.round_int8 = round_as_transformers
+        measured |= figures(by_transformers)
+        compressed.round_int8 = inputs.round_int8
     rows = []
     for case in cases:
         ours = measured[work / case.name / "artifact"]
@@ -167,6 +182,14 @@ def judge(cases: list[Case], source: Path, work: Path) -> list[dict[str, object]
     return rows
 
 
+def round_as_transformers(inputs: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Inputs in int8 as compressed-tensors has it; judging imitates vLLM, which takes 127."""
+    values = inputs.float()
+    if scale is None:
+        scale = (values.abs().amax(-1, keepdim=True) / 127.5).clamp(min=1e-30)
+    return (values / scale).round_().clamp_(-128, 127).mul_(scale).to(inputs.dtype)
+
+
 def agrees(row: dict[str, object]) -> bool:
     """Whether both figures are equal to 1%."""
     pairs = (row["perplexity"], row["kl"])
@@ -178,7 +201,8 @@ def table(rows: list[dict[str, object]], failures: dict[str, str]) -> str:
     lines = [
         "# Foreign artifacts\n",
         "Written by `python benchmarks/foreign.py`: the demo model quantized by others, judged by "
-        "quantkit, beside the weights that the maker's own loaded model computes with.\n",
+        "quantkit, beside the weights that the maker's own loaded model computes with (W8A8 and "
+        "FP8: beside that model itself; for W8A8 with the maker's scale of inputs).\n",
         "| artifact | format | schemes | ppl: quantkit | maker | KL: quantkit | maker | same |",
         "|---|---|---|---|---|---|---|---|",
     ]

@@ -28,7 +28,9 @@ def run(job: Job) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(job.artifact, dtype=torch.float32)
     for module in loaded.modules():
         if hasattr(module, "compute_dtype"):
-            module.compute_dtype = torch.float32  # or answers would be rounded to bfloat16
+            # Or weights and answers would be rounded to bfloat16 on the way.
+            module.compute_dtype = torch.float32
+            module.support_avx512bf16_for_cpu = False
     save(loaded, job.model, job.weights, torch.float32)
 
 
