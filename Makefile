@@ -1,5 +1,5 @@
 # The same targets for people and for CI. `make` alone explains them.
-.PHONY: help setup test lint format check infer-quant bench-peers build clean
+.PHONY: help setup test lint format recipes check infer-quant bench-peers build clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -45,7 +45,10 @@ format: setup ## Mend style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-check: lint test ## Everything that a change must pass
+recipes: setup ## Check that no published recipe or suite has changed
+	$(BIN)/quantkit recipes check
+
+check: lint recipes test ## Everything that a change must pass
 
 infer-quant: setup ## Quantize MODEL by RECIPES, judge by SUITE, end in one table under OUT
 	@set -e; for recipe in $(RECIPES); do \

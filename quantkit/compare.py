@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.errors import InputError
 from quantkit.formats.packed import open_artifact
 from quantkit.manifest import read_manifest
+from quantkit.quality.gates import hold
 from quantkit.results import (
-    METRICS,
     Comparison,
     Cost,
     Costs,
-    GateOutcome,
     Qualities,
     Quality,
     Variant,
@@ -46,32 +44,14 @@ def describe(path: Path, quality: Quality | None, cost: Cost | None) -> Variant:
     )
 
 
-def check_gates(gates: Sequence[Gate]) -> None:
-    """Raise InputError for a gate on a metric that doesn't exist."""
-    for gate in gates:
-        if gate.metric not in METRICS:
-            raise InputError(
-                f"no such metric: {gate.metric}",
-                where="gates",
-                mend=f"Metrics: {', '.join(METRICS)}.",
-            )
-
-
 def decide(variant: Variant, gates: Sequence[Gate]) -> Variant:
-    """Hold a variant's quality against the gates. A metric that wasn't measured fails."""
+    """Hold a variant's quality against the gates."""
     if not gates:
         return variant
-    outcomes = []
-    for gate in gates:
-        value = variant.quality.metric(gate.metric) if variant.quality else None
-        passed = (
-            value is not None
-            and (gate.min is None or value >= gate.min)
-            and (gate.max is None or value <= gate.max)
-        )
-        outcomes.append(GateOutcome(gate.metric, value, gate.min, gate.max, passed))
-    verdict = Verdict.PASS if all(outcome.passed for outcome in outcomes) else Verdict.FAIL
-    return replace(variant, gates=tuple(outcomes), verdict=verdict)
+    outcomes = tuple(hold(gate, variant.quality) for gate in gates)
+    return replace(
+        variant, gates=outcomes, verdict=Verdict.over(outcome.verdict for outcome in outcomes)
+    )
 
 
 def compare(
@@ -83,7 +63,6 @@ def compare(
 ) -> Comparison:
     """Judge the artifacts by the suite's gates and say what differs between the rows."""
     gates = loaded.suite.gates
-    check_gates(gates)
     base = describe(baseline.directory, qualities.baseline, costs.baseline if costs else None)
     dtype = _dtype_name(baseline)
     adapted = qualities.base is not None
@@ -101,10 +80,7 @@ def compare(
     )
     if len({variant.name for variant in variants}) < len(variants):
         variants = tuple(replace(v, name=Path(v.path).name) for v in variants)
-    verdict = None
-    if gates:
-        failed = any(variant.verdict is Verdict.FAIL for variant in variants)
-        verdict = Verdict.FAIL if failed else Verdict.PASS
+    verdict = Verdict.over(v.verdict for v in variants if v.verdict) if gates else None
     return Comparison(
         suite=f"{loaded.suite.name} {loaded.suite.version}",
         baseline=base,

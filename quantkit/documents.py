@@ -28,10 +28,13 @@ class Versioned(Strict):
     description: str = ""
 
     def canonical(self) -> str:
-        """The content with every default written out: what the digest is taken of."""
-        return json.dumps(
-            self.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":")
-        )
+        """The content without what equals its default: what the digest is taken of.
+
+        So a key that a later version of the program adds changes no published digest. In return
+        defaults never change.
+        """
+        content = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
     @property
     def digest(self) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantkit.calibration.text import check_length, load_tokenizer, pack
+from quantkit.calibration.text import load_tokenizer
 from quantkit.checkpoint.adapted import AdaptedCheckpoint
 from quantkit.checkpoint.reader import Checkpoint, Weights
 from quantkit.engines import hf
@@ -24,10 +25,12 @@ from quantkit.model.stream import Stream
 from quantkit.parallel import return_large_blocks
 from quantkit.progress import Progress
 from quantkit.quality import regression
+from quantkit.quality.held_out import held_out_rows
+from quantkit.quality.intervals import with_intervals
 from quantkit.quality.likelihood import Divergence, Finished, compare, finish
 from quantkit.quality.regression import Case
-from quantkit.results import Qualities, Quality
-from quantkit.suite import LoadedSuite
+from quantkit.results import Qualities, Quality, split_tag
+from quantkit.suite import LoadedSuite, Suite
 
 
 def evaluate(
@@ -83,6 +86,7 @@ class _Bench:
     device: torch.device
     dtype: torch.dtype
     layers: int
+    slice_cases: int
 
     @classmethod
     def prepare(cls, checkpoint: Checkpoint, loaded: LoadedSuite, device: str) -> _Bench:
@@ -95,35 +99,24 @@ class _Bench:
             )
         skeleton = Skeleton(checkpoint)
         tokenizer = load_tokenizer(tokenizer_directory(checkpoint))
-        check_length(suite.likelihood.sequence_length, checkpoint.config, "likelihood")
-        rows = pack(
-            loaded.resolve(suite.likelihood.dataset),
-            tokenizer,
-            sequence_length=suite.likelihood.sequence_length,
-            rows=suite.likelihood.rows,
-            seed=None,  # held-out text keeps its order
-        )
-        if rows.count < 2:
-            raise InputError(
-                "fills one row only; intervals need at least two",
-                where=suite.likelihood.dataset,
-                mend="Give more text or a shorter sequence_length.",
-            )
+        rows = held_out_rows(loaded, checkpoint, tokenizer)
         cases = None
         if suite.regression is not None:
             cases = regression.load_cases(loaded.resolve(suite.regression.cases))
+            _check_slices(suite, cases)
             hf.check_memory(
                 checkpoint.parameters(), torch.float32, "answering the regression cases"
             )
         return cls(
             checkpoint,
             tokenizer,
-            rows.ids,
+            rows,
             cases,
             hf.end_tokens(checkpoint.directory, tokenizer),
             resolve_device(device),
             skeleton.model.dtype,
             len(skeleton.layers),
+            suite.regression.slice_cases if suite.regression else 1,
         )
 
     def check_fits(self, source: Weights) -> None:
@@ -161,20 +154,19 @@ class _Bench:
     ) -> Quality:
         run = self.run(source, dtype, label, progress)
         divergence = compare(reference.finished, run.finished)
-        return self._quality(divergence, run, reference, dtype)
+        return with_intervals(self._quality(divergence, run, reference, dtype))
 
     def judge_itself(self, reference: _Run) -> Quality:
         """The baseline's own figures: no ratio, no divergence."""
         divergence = compare(reference.finished, reference.finished)
         quality = self._quality(divergence, reference, reference, torch.float32)
-        return Quality(
-            divergence.baseline_perplexity(),
-            None,
-            None,
-            quality.regression,
-            quality.dtype,
-            quality.rows,
-            quality.sequence_length,
+        return with_intervals(
+            replace(
+                quality,
+                perplexity=divergence.baseline_perplexity(),
+                kl_divergence=None,
+                top1_agreement=None,
+            )
         )
 
     def _quality(
@@ -182,15 +174,38 @@ class _Bench:
     ) -> Quality:
         result = None
         if self.cases is not None and run.answers is not None and reference.answers is not None:
-            result = regression.judge(self.cases, run.answers, reference.answers)
+            result = regression.judge(self.cases, run.answers, reference.answers, self.slice_cases)
+        rows, length = self.rows.shape
         return Quality(
             divergence.perplexity(),
             divergence.kl_divergence(),
             divergence.top1_agreement(),
             result,
             _name(dtype),
-            *self.rows.shape,
+            rows,
+            length,
+            divergence.row_sums(),
         )
+
+
+def _check_slices(suite: Suite, cases: Sequence[Case]) -> None:
+    """Raise InputError for a gate on a slice that the cases don't have."""
+    sizes = Counter(tag for case in cases for tag in set(case.tags))
+    least = suite.regression.slice_cases if suite.regression else 1
+    for number, gate in enumerate(suite.gates):
+        tag, name = split_tag(gate.metric)
+        if tag is not None and tag not in sizes:
+            raise InputError(
+                f"no case has the tag {tag}",
+                where=f"gates.{number}",
+                mend=f"Tags: {', '.join(sorted(sizes))}." if sizes else "No case has tags.",
+            )
+        if "worst_slice" in name and max(sizes.values(), default=0) < least:
+            raise InputError(
+                f"no tag has {least} cases, so there is no slice to look at",
+                where=f"gates.{number}",
+                mend="Give cases tags, or set regression.slice_cases lower.",
+            )
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -93,9 +93,12 @@ def write_manifest(
         ],
         "summary": _summary(layers),
     }
-    return seal(
-        directory, manifest, {"model": provenance.model, "device": provenance.device}, started
-    )
+    run = {
+        "model": provenance.model,
+        "recipe": str(provenance.loaded.path.resolve()),
+        "device": provenance.device,
+    }
+    return seal(directory, manifest, run, started)
 
 
 def seal(

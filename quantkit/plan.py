@@ -272,6 +272,16 @@ def plan_linears(method: Linears, skeleton: Skeleton, checkpoint: Checkpoint) ->
     )
 
 
+def fused(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Full names of linears, put together where engines load them as one matrix."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        family = next((min(family) for family in _FUSED if leaf in family), leaf)
+        groups.setdefault((parent, family), []).append(name)
+    return [tuple(group) for group in groups.values()]
+
+
 def _quantization_config(
     method: Linears,
     default: Scheme,
@@ -349,17 +359,16 @@ def _check(
         except InputError as error:
             raise InputError(error.what, where=f"{name} (group_size)", mend=error.mend) from None
         _FORMATS[method.format].check(name, (out_features, in_features), scheme, default)
-    for name in shapes:
-        parent, _, leaf = name.rpartition(".")
-        for family in _FUSED:
-            siblings = {f"{parent}.{other}" for other in family} & shapes.keys()
-            if leaf in family and len({str(schemes.get(sibling)) for sibling in siblings}) > 1:
-                raise InputError(
-                    f"{', '.join(sorted(family))} are loaded as one matrix by the engines and "
-                    "need the same scheme",
-                    where=parent,
-                    mend="Let the override match all of them.",
-                )
+    for siblings in fused(shapes):
+        if len({str(schemes.get(sibling)) for sibling in siblings}) > 1:
+            parent, _, _ = siblings[0].rpartition(".")
+            leaves = sorted(sibling.rpartition(".")[2] for sibling in siblings)
+            raise InputError(
+                f"{', '.join(leaves)} are loaded as one matrix by the engines and "
+                "need the same scheme",
+                where=parent,
+                mend="Let the override match all of them.",
+            )
 
 
 def _packed_bytes(

@@ -37,8 +37,8 @@ from quantkit.model.device import resolve_device
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream, slices
 from quantkit.parallel import return_large_blocks
-from quantkit.plan import GgufFilePlan, LinearPlan, Plan, plan_gguf, plan_linears
-from quantkit.plan_gguf import plan_grids
+from quantkit.plan import GgufFilePlan, LinearPlan, Plan
+from quantkit.plan_recipe import plan_recipe
 from quantkit.progress import Progress
 from quantkit.quantizers.block import LayerReport
 from quantkit.recipe import Awq, Ggml, Gptq, GptqGguf, Loaded, Rtn
@@ -87,16 +87,8 @@ def prepare(
     dataset = loaded.calibration_dataset()
     if dataset is not None and not dataset.is_file():
         raise no_such_dataset(dataset)
-    method = loaded.recipe.quantize
     name = model_name(model)
-    plan: Plan
-    if isinstance(method, Ggml | GptqGguf):
-        imatrix = loaded.recipe.calibration is not None
-        plan = plan_gguf(method, checkpoint, name, imatrix=imatrix)
-    elif isinstance(method, Rtn | Gptq | Awq) and method.format == "gguf":
-        plan = plan_grids(method, Skeleton(checkpoint), checkpoint, name)
-    else:
-        plan = plan_linears(method, Skeleton(checkpoint), checkpoint)
+    plan = plan_recipe(loaded.recipe, checkpoint, name)
     return Job(loaded, model, name, checkpoint, plan)
 
 

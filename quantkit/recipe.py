@@ -227,6 +227,11 @@ def load_recipe(name_or_path: str, settings: list[str] | None = None) -> Loaded:
     return Loaded(recipe=validate(Recipe, data, path, _METHODS), path=path)
 
 
+def recipe_from(content: dict[str, Any], where: Path) -> Recipe:
+    """The recipe that a manifest or a program holds. Raises InputError that names ``where``."""
+    return validate(Recipe, content, where, _METHODS)
+
+
 def shipped_recipes() -> list[Loaded]:
     """All shipped recipes, by name."""
     return [load_recipe(str(path)) for path in sorted(resources.recipes().glob("*.yaml"))]

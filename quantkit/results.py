@@ -6,8 +6,11 @@ Numbers keep full precision here; they are rounded only where they are printed.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from quantkit.localisation import Localisation
 
 
 class Verdict(enum.StrEnum):
@@ -16,6 +19,43 @@ class Verdict(enum.StrEnum):
     PASS = "PASS"
     FAIL = "FAIL"
     INCONCLUSIVE = "INCONCLUSIVE"
+
+    @classmethod
+    def over(cls, verdicts: Iterable[Verdict]) -> Verdict:
+        """One verdict over many: the first of FAIL, INCONCLUSIVE, PASS that is among them."""
+        found = set(verdicts)
+        return next((v for v in (cls.FAIL, cls.INCONCLUSIVE) if v in found), cls.PASS)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where a metric's true value lies, judged by ``samples`` independent rows or cases (``unit``).
+
+    Two-sided: at ``confidence`` 0.95 the truth lies below ``low`` in 2.5% of all such samples, and
+    above ``high`` in 2.5%. kind: how it was made.
+    """
+
+    low: float
+    high: float
+    confidence: float
+    kind: str
+    samples: int
+    unit: str
+
+
+@dataclass(frozen=True)
+class RowSums:
+    """Sums over the predicted tokens of each row of likelihood text, nats.
+
+    nll and baseline_nll: negative log-likelihoods of the true tokens; kl: KL(baseline ‖ variant);
+    agreed: tokens where both rank the same token first. All intervals over rows follow from these.
+    """
+
+    tokens: tuple[int, ...]
+    nll: tuple[float, ...]
+    baseline_nll: tuple[float, ...]
+    kl: tuple[float, ...]
+    agreed: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -52,9 +92,13 @@ class CaseOutcome:
 
 @dataclass(frozen=True)
 class RegressionResult:
-    """Cases that pass, and how that differs from the baseline's."""
+    """Cases that pass, and how that differs from the baseline's.
+
+    slice_cases: a tag with fewer cases is no slice for the worst slice to be looked for in.
+    """
 
     cases: tuple[CaseOutcome, ...]
+    slice_cases: int = 5
 
     @property
     def total(self) -> int:
@@ -67,6 +111,15 @@ class RegressionResult:
     @property
     def pass_rate(self) -> float:
         return self.passed / self.total
+
+    @property
+    def baseline_passed(self) -> int:
+        return sum(case.baseline_passed for case in self.cases)
+
+    @property
+    def difference(self) -> float:
+        """The pass rate minus the baseline's."""
+        return (self.passed - self.baseline_passed) / self.total
 
     @property
     def broken(self) -> int:
@@ -82,10 +135,56 @@ class RegressionResult:
         """Failed by the baseline, passed now."""
         return sum(case.passed and not case.baseline_passed for case in self.cases)
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags that cases have, in the order of the cases."""
+        return tuple(dict.fromkeys(tag for case in self.cases for tag in case.tags))
+
+    def tagged(self, tag: str) -> RegressionResult | None:
+        """The cases with one tag alone, or None where there are none."""
+        cases = tuple(case for case in self.cases if tag in case.tags)
+        return RegressionResult(cases, self.slice_cases) if cases else None
+
+    def slices(self) -> list[RegressionResult]:
+        """The slices by tag that have enough cases."""
+        found = (self.tagged(tag) for tag in self.tags)
+        return [part for part in found if part and part.total >= self.slice_cases]
+
+    @property
+    def worst_slice(self) -> float | None:
+        """The lowest pass rate of a slice."""
+        return min((part.pass_rate for part in self.slices()), default=None)
+
+    @property
+    def worst_slice_difference(self) -> float | None:
+        """The lowest difference of a slice to the baseline's pass rate on it."""
+        return min((part.difference for part in self.slices()), default=None)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Regression cases with one tag, or all (tag None): rates with 95% intervals.
+
+    p_value: McNemar's exact test, two-sided, of broken against fixed.
+    """
+
+    tag: str | None
+    total: int
+    passed: int
+    baseline_passed: int
+    broken: int
+    fixed: int
+    pass_rate: Interval
+    difference: Interval
+    p_value: float
+
 
 @dataclass(frozen=True)
 class Quality:
-    """How an artifact predicts and answers, against the baseline on the same inputs."""
+    """How an artifact predicts and answers, against the baseline on the same inputs.
+
+    intervals: of the metrics that have one, by name, at 95%; slices: all cases, then each tag.
+    """
 
     perplexity: Perplexity
     kl_divergence: KlDivergence | None
@@ -94,10 +193,16 @@ class Quality:
     dtype: str
     rows: int
     sequence_length: int
+    row_sums: RowSums | None = None
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    slices: tuple[Slice, ...] = ()
 
     def metric(self, name: str) -> float | None:
         """A metric by the dotted name that gates use; None when it wasn't measured."""
         value: Any = self
+        tag, name = split_tag(name)
+        if tag is not None:
+            value = self.regression and self.regression.tagged(tag)
         for part in name.split("."):
             value = getattr(value, part, None)
         return float(value) if isinstance(value, (int, float)) else None
@@ -105,13 +210,15 @@ class Quality:
     def to_json(self) -> dict[str, Any]:
         result = asdict(self)
         if self.regression is not None:
-            names = ("passed", "total", "pass_rate", "broken", "broken_critical", "fixed")
-            result["regression"] = {name: getattr(self.regression, name) for name in names} | {
-                "cases": [asdict(case) for case in self.regression.cases]
-            }
+            names = ("total", "baseline_passed", *REGRESSION_METRICS)
+            figures = {name: getattr(self.regression, name) for name in names}
+            result["regression"] = figures | result["regression"]
         return result
 
 
+# Of all cases, or of a slice as regression.tags.TAG.NAME.
+SLICE_METRICS = ("passed", "pass_rate", "difference", "broken", "broken_critical", "fixed")
+REGRESSION_METRICS = (*SLICE_METRICS, "worst_slice", "worst_slice_difference")
 METRICS = (
     "perplexity.value",
     "perplexity.ratio",
@@ -119,12 +226,39 @@ METRICS = (
     "kl_divergence.high",
     "kl_divergence.p99",
     "top1_agreement",
-    "regression.passed",
-    "regression.pass_rate",
-    "regression.broken",
-    "regression.broken_critical",
-    "regression.fixed",
+    *(f"regression.{name}" for name in REGRESSION_METRICS),
 )
+# Those of which an interval can be given, so that a gate may ask for confidence.
+INTERVAL_METRICS = (
+    "perplexity.value",
+    "perplexity.ratio",
+    "kl_divergence.mean",
+    "top1_agreement",
+    "regression.pass_rate",
+    "regression.difference",
+    "regression.worst_slice",
+    "regression.worst_slice_difference",
+)
+_SLICE_INTERVALS = ("pass_rate", "difference")
+_TAGS = "regression.tags."
+
+
+def split_tag(metric: str) -> tuple[str | None, str]:
+    """``regression.tags.TAG.NAME`` as TAG and NAME; any other metric as None and itself."""
+    tag, dot, name = metric.removeprefix(_TAGS).rpartition(".")
+    return (tag, name) if metric.startswith(_TAGS) and dot else (None, metric)
+
+
+def is_metric(name: str) -> bool:
+    """Whether a gate may name it."""
+    tag, rest = split_tag(name)
+    return rest in (METRICS if tag is None else SLICE_METRICS)
+
+
+def has_interval(name: str) -> bool:
+    """Whether a gate on it may ask for confidence."""
+    tag, rest = split_tag(name)
+    return rest in (INTERVAL_METRICS if tag is None else _SLICE_INTERVALS)
 
 
 @dataclass(frozen=True)
@@ -178,13 +312,27 @@ class Costs:
 
 @dataclass(frozen=True)
 class GateOutcome:
-    """One gate: the bound, what was measured, and whether it holds."""
+    """One gate: the bounds, what was measured, and what that says.
+
+    interval: what was compared with the bounds, where the gate asks for confidence; more: about so
+    many further rows or cases would decide an inconclusive one, None where no number would.
+    """
 
     metric: str
     value: float | None
     min: float | None
     max: float | None
-    passed: bool
+    verdict: Verdict
+    confidence: float | None = None
+    interval: Interval | None = None
+    more: int | None = None
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict is Verdict.PASS
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "passed": self.passed}
 
 
 @dataclass(frozen=True)
@@ -202,9 +350,14 @@ class Variant:
     cost: Cost | None = None
     gates: tuple[GateOutcome, ...] = ()
     verdict: Verdict | None = None
+    localisation: Localisation | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "quality": self.quality.to_json() if self.quality else None}
+        return {
+            **asdict(self),
+            "quality": self.quality.to_json() if self.quality else None,
+            "gates": [gate.to_json() for gate in self.gates],
+        }
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from quantkit import resources
 from quantkit.documents import Strict, Versioned, find, read_yaml, validate
+from quantkit.results import INTERVAL_METRICS, METRICS, has_interval, is_metric
 
 
 class Likelihood(Strict):
@@ -25,20 +27,40 @@ class Regression(Strict):
     """A JSONL file of prompts with checks."""
 
     cases: str
+    slice_cases: Annotated[int, Field(ge=1)] = Field(
+        default=5, description="a tag with fewer cases is no slice for the worst slice"
+    )
 
 
 class Gate(Strict):
-    """One bound on one metric."""
+    """Bounds on one metric."""
 
     metric: str
     min: float | None = None
     max: float | None = None
+    confidence: Annotated[float, Field(ge=0.5, le=0.999)] | None = Field(
+        default=None,
+        description="of the interval to hold against the bounds; the figure itself when left out",
+    )
 
     @model_validator(mode="after")
-    def _has_a_bound(self) -> Gate:
+    def _can_be_held(self) -> Gate:
+        if not is_metric(self.metric):
+            raise ValueError(f"no such metric: {self.metric}; metrics: {_listed(METRICS)}")
         if self.min is None and self.max is None:
             raise ValueError("a gate needs min, max or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"{self.metric}: min {self.min} is above max {self.max}")
+        if self.confidence is not None and not has_interval(self.metric):
+            raise ValueError(
+                f"{self.metric} has no interval, so it can't be held with confidence; "
+                f"metrics that have one: {_listed(INTERVAL_METRICS)}"
+            )
         return self
+
+
+def _listed(metrics: Sequence[str]) -> str:
+    return f"{', '.join(metrics)}, and regression.tags.TAG.pass_rate and the like"
 
 
 class Suite(Versioned):

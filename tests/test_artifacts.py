@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import typer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from quantkit.checkpoint.reader import Checkpoint, read_json
 from quantkit.checkpoint.writer import sha256
 from quantkit.cli import app
+from quantkit.cli.verdict import finish
+from quantkit.compare import compare
+from quantkit.console import Console
 from quantkit.engines import hf, int4
 from quantkit.evaluate import evaluate
 from quantkit.formats.packed import PackedCheckpoint, open_artifact
@@ -22,11 +28,13 @@ from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
 from quantkit.progress import Silent
 from quantkit.quality.regression import encode_prompt, load_cases
+from quantkit.quality.significance import mcnemar, mean_interval
 from quantkit.quantize import prepare, quantize
 from quantkit.quantizers.grid import QuantizedTensor
 from quantkit.recipe import load_recipe
 from quantkit.resources import demo_model
-from quantkit.suite import load_suite
+from quantkit.results import Comparison, Qualities, Verdict
+from quantkit.suite import Gate, load_suite
 
 SHIPPED = [
     *("awq-w4-g128", "gptq-w4-g128", "nf4", "gguf-q4-k-m", "gguf-q8-0", "rtn-w4-g128"),
@@ -57,18 +65,37 @@ def artifacts(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def judged(artifacts):
-    """Qualities of the baseline and of some artifacts under the demo suite."""
+def qualities(artifacts) -> tuple[dict[str, Path], Qualities]:
+    """The demo suite's word on some artifacts, and on the baseline given as an artifact."""
     names = ["rtn-w4-g128", "gguf-q8-0", "rtn-w2", "ct-w4a16-g128", "ct-awq-w4a16-g128"]
     names += ["int8-w8a8", "fp8"]
-    result = evaluate(
-        [artifacts[name] for name in names],
-        Checkpoint(demo_model()),
-        load_suite("demo"),
-        device="cpu",
-        progress=Silent(),
-    )
-    return result.baseline, dict(zip(names, result.artifacts, strict=True))
+    paths = {name: artifacts[name] for name in names} | {"bf16": demo_model()}
+    baseline, suite = Checkpoint(demo_model()), load_suite("demo")
+    found = evaluate(list(paths.values()), baseline, suite, device="cpu", progress=Silent())
+    return paths, found
+
+
+@pytest.fixture(scope="session")
+def judged(qualities):
+    """Qualities of the baseline and of some artifacts under the demo suite."""
+    paths, found = qualities
+    return found.baseline, dict(zip(paths, found.artifacts, strict=True))
+
+
+def verdict_on(qualities, *names: str, gates: list[Gate] | None = None) -> tuple[Comparison, int]:
+    """The comparison of some of the artifacts, and the exit code that it ends in."""
+    paths, found = qualities
+    suite = load_suite("demo")
+    if gates is not None:
+        suite.suite = suite.suite.model_copy(update={"gates": gates})
+    of = dict(zip(paths, found.artifacts, strict=True))
+    some = replace(found, artifacts=tuple(of[name] for name in names))
+    result = compare(Checkpoint(demo_model()), [paths[name] for name in names], suite, some, None)
+    try:
+        finish(Console(), result, None)
+    except typer.Exit as left:
+        return result, left.exit_code
+    return result, 0
 
 
 @pytest.mark.parametrize("name", [*SHIPPED, "rtn-w2"])
@@ -187,6 +214,79 @@ def test_four_bits_pass_and_two_bits_visibly_fail(judged):
     assert artifacts["gguf-q8-0"].kl_divergence.mean < artifacts["rtn-w4-g128"].kl_divergence.mean
     for name in ("rtn-w4-g128", "gguf-q8-0"):
         assert artifacts[name].regression.broken_critical == 0
+
+
+def test_the_baseline_against_itself_passes_every_gate(qualities):
+    comparison, code = verdict_on(qualities, "bf16")
+    (row,) = comparison.variants
+    assert code == 0 and comparison.verdict is Verdict.PASS
+    assert all(gate.passed for gate in row.gates) and len(row.gates) >= 6
+    assert row.quality.kl_divergence.mean == row.quality.kl_divergence.high == 0
+    assert row.quality.perplexity.ratio == 1 and row.quality.regression.broken == 0
+    assert row.quality.slices[0].p_value == 1
+
+
+def test_the_shipped_suite_passes_what_is_good_and_fails_two_bits(qualities):
+    comparison, code = verdict_on(qualities, "rtn-w4-g128", "gguf-q8-0")
+    assert code == 0 and comparison.verdict is Verdict.PASS
+    comparison, code = verdict_on(qualities, "rtn-w4-g128", "rtn-w2")
+    assert code == 1 and comparison.verdict is Verdict.FAIL
+    assert [row.verdict for row in comparison.variants] == [Verdict.PASS, Verdict.FAIL]
+    kl = comparison.variants[1].gates[0]
+    assert kl.verdict is Verdict.FAIL and kl.interval.low > kl.max
+
+
+def test_near_the_bound_is_exit_code_4(qualities, judged, capsys):
+    near = 1.02 * judged[1]["rtn-w4-g128"].kl_divergence.mean
+    gates = [Gate(metric="kl_divergence.mean", max=near, confidence=0.95)]
+    comparison, code = verdict_on(qualities, "rtn-w4-g128", gates=gates)
+    assert code == 4 and comparison.verdict is Verdict.INCONCLUSIVE
+    assert comparison.variants[0].gates[0].more > 77
+    shown, said = capsys.readouterr()
+    assert "INCONCLUSIVE" in shown and "would decide: about" in said
+    comparison, code = verdict_on(qualities, "rtn-w4-g128", "rtn-w2", gates=gates)
+    assert code == 1 and comparison.verdict is Verdict.FAIL
+
+
+def test_intervals_can_be_redone_from_the_json(qualities):
+    value = json.loads(json.dumps(verdict_on(qualities, "rtn-w2")[0].to_json(), allow_nan=False))
+    quality = value["variants"][0]["quality"]
+    sums, intervals = quality["row_sums"], quality["intervals"]
+    assert len(sums["kl"]) == quality["rows"] and set(sums["tokens"]) == {255}
+    low, high = mean_interval(sums["kl"], sums["tokens"])
+    kl = intervals["kl_divergence.mean"]
+    assert (kl["low"], kl["high"]) == pytest.approx((low, high), rel=1e-9)
+    gap = np.subtract(sums["nll"], sums["baseline_nll"])
+    assert quality["perplexity"]["ratio"] == pytest.approx(np.exp(gap.sum() / sum(sums["tokens"])))
+    assert quality["top1_agreement"] == pytest.approx(sum(sums["agreed"]) / sum(sums["tokens"]))
+    cases = quality["regression"]["cases"]
+    lost = sum(case["baseline_passed"] and not case["passed"] for case in cases)
+    won = sum(case["passed"] and not case["baseline_passed"] for case in cases)
+    everything, *slices = quality["slices"]
+    assert (everything["broken"], everything["fixed"]) == (lost, won) and lost >= 3
+    assert everything["p_value"] == mcnemar(lost, won)
+    assert sum(part["total"] for part in slices) == sum(len(case["tags"]) for case in cases)
+    made = json.loads((Path(__file__).parent / "data" / "demo_row_sums.json").read_text())
+    assert sums["kl"] == pytest.approx(made["artifacts"]["rtn-w2"]["kl"], rel=0.01)
+
+
+def test_gates_on_slices_that_no_case_has_are_refused(artifacts, tmp_path):
+    suites = load_suite("demo").path.parent
+    for gate, message in (
+        ("{metric: regression.tags.smus.pass_rate, min: 1}", "no case has the tag smus"),
+        ("{metric: regression.worst_slice, min: 1}", "no tag has 500 cases"),
+    ):
+        suite = tmp_path / "s.yaml"
+        suite.write_text(
+            "schema: 1\nname: s\nversion: 1.0.0\n"
+            f"likelihood: {{dataset: {suites / 'demo-heldout.jsonl'}, sequence_length: 64}}\n"
+            f"regression: {{cases: {suites / 'demo-regression.jsonl'}, slice_cases: 500}}\n"
+            f"gates: [{gate}]\n"
+        )
+        arguments = ["eval", str(artifacts["rtn-w2"]), "--baseline", "demo", "--suite", str(suite)]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 2 and "Traceback" not in result.output
+        assert f"gates.0: {message}" in " ".join(result.stderr.split())
 
 
 def test_compressed_tensors_lose_little(judged):

@@ -283,14 +283,30 @@ def test_ctrl_c_half_way(tmp_path, sent):
     assert list(tmp_path.iterdir()) == [partial]
 
 
-def test_gates_on_unknown_metrics_are_refused_before_work(tmp_path):
+@pytest.mark.parametrize(
+    ("gate", "message"),
+    [
+        ("metric: kl.mean, max: 1", "no such metric: kl.mean; metrics: perplexity.value,"),
+        ("metric: regression.tags.x.speed, max: 1", "no such metric: regression.tags.x.speed"),
+        ("metric: regression.tags.pass_rate, max: 1", "no such metric: regression.tags.pass_rate"),
+        ("metric: kl_divergence.mean", "a gate needs min, max or both"),
+        ("metric: perplexity.ratio, min: 2, max: 1", "perplexity.ratio: min 2.0 is above max 1.0"),
+        (
+            "metric: kl_divergence.p99, max: 1, confidence: 0.95",
+            "kl_divergence.p99 has no interval",
+        ),
+        ("metric: regression.tags.x.broken, max: 1, confidence: 0.9", "x.broken has no interval"),
+        ("metric: kl_divergence.mean, max: 1, confidence: 95", "confidence: input should be less"),
+        ("metric: kl_divergence.mean, max: 1, confidance: 0.9", "did you mean confidence?"),
+    ],
+)
+def test_gates_that_cannot_be_held_are_refused_before_work(tmp_path, gate, message):
     suite = tmp_path / "s.yaml"
     suite.write_text(
-        "schema: 1\nname: s\nversion: 1.0.0\nlikelihood: {dataset: x.txt}\n"
-        "gates: [{metric: kl.mean, max: 1}]\n"
+        f"schema: 1\nname: s\nversion: 1.0.0\nlikelihood: {{dataset: x.txt}}\ngates: [{{{gate}}}]\n"
     )
-    message = refused(2, "eval", tmp_path, "--baseline", "demo", "--suite", suite)
-    assert "no such metric: kl.mean" in message and "kl_divergence.mean" in message
+    said = refused(2, "eval", tmp_path, "--baseline", "demo", "--suite", suite)
+    assert "s.yaml: gates.0" in said and message in said and "docs/suites.md" in said
 
 
 def test_a_sweep_makes_all_and_keeps_what_is_there(tmp_path, monkeypatch):

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from dataclasses import replace
 
 import pytest
 
 from quantkit.compare import _differences, decide
+from quantkit.quality.gates import hold
+from quantkit.quality.intervals import with_intervals
 from quantkit.reports.cells import notes, table
+from quantkit.reports.details import details
 from quantkit.reports.markdown import comparison_markdown
 from quantkit.results import (
     CaseOutcome,
@@ -17,6 +23,7 @@ from quantkit.results import (
     Perplexity,
     Quality,
     RegressionResult,
+    RowSums,
     Variant,
     Verdict,
 )
@@ -89,6 +96,107 @@ def test_nothing_is_rounded_before_a_comparison():
     assert decide(variant(quality=quality(kl=0.02 + 1e-12)), gates).verdict is Verdict.FAIL
 
 
+def over_rows(kl: list[float]) -> Quality:
+    """A quality of rows of 100 tokens with these KL divergences a token."""
+    count = len(kl)
+    zeros = (0.0,) * count
+    sums = RowSums((100,) * count, zeros, zeros, tuple(100 * x for x in kl), (100,) * count)
+    mean = sum(kl) / count
+    return replace(quality(), kl_divergence=KlDivergence(mean, 0, 1, 1), rows=count, row_sums=sums)
+
+
+SPREAD = [0.01 * (1 + 0.5 * math.sin(i)) for i in range(64)]  # mean 0.0100, ± 9%
+
+
+@pytest.mark.parametrize(
+    ("bound", "verdict"),
+    [
+        ({"max": 0.012}, "PASS"),
+        ({"max": 0.0105}, "INCONCLUSIVE"),
+        ({"max": 0.0095}, "INCONCLUSIVE"),
+        ({"max": 0.008}, "FAIL"),
+        ({"min": 0.008}, "PASS"),
+        ({"min": 0.012}, "FAIL"),
+        ({"min": 0.008, "max": 0.012}, "PASS"),
+        ({"min": 0.0098, "max": 0.0102}, "INCONCLUSIVE"),
+        ({"min": 0.02, "max": 0.03}, "FAIL"),
+    ],
+)
+def test_with_confidence_the_whole_interval_decides(bound, verdict):
+    gate = Gate(metric="kl_divergence.mean", confidence=0.95, **bound)
+    outcome = hold(gate, over_rows(SPREAD))
+    assert outcome.verdict == Verdict(verdict)
+    found = outcome.interval
+    assert found.low < outcome.value < found.high and found.confidence == 0.95
+    assert (found.samples, found.unit, found.kind) == (64, "rows", "bootstrap-t")
+    assert (outcome.more is not None) == (verdict == "INCONCLUSIVE")
+
+
+def test_an_end_on_the_bound_is_inside():
+    end = hold(Gate(metric="kl_divergence.mean", max=1, confidence=0.95), over_rows(SPREAD))
+    bound = end.interval.high
+    for most, verdict in ((bound, "PASS"), (bound * (1 - 1e-12), "INCONCLUSIVE")):
+        gate = Gate(metric="kl_divergence.mean", max=most, confidence=0.95)
+        assert hold(gate, over_rows(SPREAD)).verdict == Verdict(verdict)
+
+
+@pytest.mark.parametrize(("most", "verdict"), [(0.0104, "PASS"), (0.0095, "FAIL")])
+def test_so_many_more_rows_would_decide(most, verdict):
+    gate = Gate(metric="kl_divergence.mean", max=most, confidence=0.95)
+    outcome = hold(gate, over_rows(SPREAD))
+    needed = 64 + outcome.more
+    assert 64 < needed < 1000
+    more = [SPREAD[i % 64] for i in range(math.ceil(1.1 * needed / 64) * 64)]
+    assert hold(gate, over_rows(more)).verdict == Verdict(verdict)
+    fewer = [SPREAD[i % 64] for i in range(int(0.6 * needed / 64) * 64 or 64)]
+    assert hold(gate, over_rows(fewer)).verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_figure_on_its_bound_is_decided_by_no_number():
+    even = over_rows([0.25, 0.75] * 32)
+    outcome = hold(Gate(metric="kl_divergence.mean", max=0.5, confidence=0.95), even)
+    assert outcome.verdict is Verdict.INCONCLUSIVE and outcome.more is None
+    row = decide(
+        variant(quality=even), [Gate(metric="kl_divergence.mean", max=0.5, confidence=0.9)]
+    )
+    said = notes(replace(comparison(), variants=(row,)))
+    assert any("lies on the bound" in line for line in said)
+
+
+def test_a_fail_outweighs_inconclusive_and_that_outweighs_pass():
+    good = Gate(metric="kl_divergence.mean", max=0.02, confidence=0.95)
+    near = Gate(metric="kl_divergence.mean", max=0.0102, confidence=0.95)
+    bad = Gate(metric="top1_agreement", min=0.99)
+    row = variant(quality=over_rows(SPREAD))
+    assert decide(row, [good]).verdict is Verdict.PASS
+    assert decide(row, [good, near]).verdict is Verdict.INCONCLUSIVE
+    assert decide(row, [near, bad, good]).verdict is Verdict.FAIL
+    assert Verdict.over([Verdict.PASS, Verdict.INCONCLUSIVE, Verdict.FAIL]) is Verdict.FAIL
+
+
+def test_confidence_in_what_was_not_measured_fails():
+    gates = [
+        Gate(metric="regression.difference", min=-1, confidence=0.95),
+        Gate(metric="regression.tags.sums.pass_rate", min=0, confidence=0.95),
+        Gate(metric="regression.worst_slice", min=0, confidence=0.95),
+    ]
+    for given in (replace(quality(), regression=None), None):
+        assert not any(outcome.passed for outcome in decide(variant(quality=given), gates).gates)
+    untagged = decide(variant(), gates).gates
+    assert [outcome.passed for outcome in untagged] == [True, False, False]
+
+
+@pytest.mark.parametrize("figure", [math.nan, math.inf])
+@pytest.mark.parametrize("confidence", [None, 0.95])
+@pytest.mark.filterwarnings("error")
+def test_what_is_not_finite_fails(figure, confidence):
+    broken = with_intervals(over_rows([figure, *SPREAD]))
+    assert "kl_divergence.mean" not in broken.intervals and "perplexity.ratio" in broken.intervals
+    for bound in ({"min": 0.0}, {"max": 1.0}):
+        gate = Gate(metric="kl_divergence.mean", confidence=confidence, **bound)
+        assert hold(gate, broken).verdict is Verdict.FAIL
+
+
 def comparison() -> Comparison:
     cost = Cost("transformers", "cpu", 2, 128, 32, 3, missing={"decode": "no such kernel"})
     row = decide(
@@ -118,11 +226,37 @@ def test_what_differs_names_the_inputs_where_they_are_rounded(method, what):
     assert f"{what} only" in said
 
 
-def test_markdown_is_a_well_formed_table():
-    lines = comparison_markdown(comparison()).splitlines()
-    table_lines = [line for line in lines if line.startswith("|")]
-    assert {line.replace("\\|", "").count("|") for line in table_lines} == {4}
-    assert any("no\\|w" in line for line in lines)
+def test_markdown_is_made_of_well_formed_tables():
+    text = comparison_markdown(comparison())
+    tables = [part for part in text.split("\n\n") if part.startswith("|")]
+    assert [part.count("\n") >= 2 for part in tables] == [True, True]  # figures, gates
+    for part in tables:
+        assert len({line.replace("\\|", "").count("|") for line in part.splitlines()}) == 1
+    assert "no\\|w" in text
+
+
+def test_details_show_intervals_slices_and_what_is_missing():
+    cases = tuple(
+        CaseOutcome(f"c{i}", i > 5, True, False, ("odd" if i % 2 else "even", "all"), "", "")
+        for i in range(40)
+    )
+    given = with_intervals(replace(over_rows(SPREAD), regression=RegressionResult(cases)))
+    gates = [
+        Gate(metric="kl_divergence.mean", max=0.0102, confidence=0.95),
+        Gate(metric="regression.tags.odd.pass_rate", min=0.5, confidence=0.95),
+    ]
+    row = decide(variant(quality=given), gates)
+    shown, slices = details(replace(comparison(), variants=(row,)))
+    near, on_a_tag = shown.rows
+    assert near[2] == "0.0100075" and near[3].endswith(" at 95%")
+    assert near[4:6] == ("at most 0.0102", "INCONCLUSIVE")
+    assert re.fullmatch(r"about [\d,]+ more rows", near[6])
+    assert on_a_tag[2] == "0.85" and on_a_tag[4:] == ("at least 0.5", "PASS", "")
+    assert [line[1] for line in slices.rows] == ["all cases", "even", "all", "odd"]
+    everything, even = slices.rows[0], slices.rows[1]
+    assert everything[2] == "34/40" and everything[4] == "-15.0%"
+    assert everything[6:] == ("6 / 0", f"{2 / 2**6:.3f}")
+    assert even[2] == "17/20" and even[6:] == ("3 / 0", "0.250")
 
 
 def test_json_has_the_documented_fields():

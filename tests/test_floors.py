@@ -8,7 +8,10 @@ from pathlib import Path
 import quantkit
 
 ROOT = Path(quantkit.__file__).parent
-VERBS = {"quantize", "merge", "evaluate", "measure", "compare", "examine", "verify", "export"}
+VERBS = {
+    *("quantize", "merge", "evaluate", "examine", "verify"),
+    *("measure", "compare", "locate", "export"),
+}
 TOP = {"cli", "console"}
 
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from scipy.special import stdtrit
 from transformers import AutoModelForCausalLM
 
 import quantkit.quality.likelihood as likelihood
@@ -65,9 +66,10 @@ def test_equal_to_the_whole_model(tiny, model_type, monkeypatch):
 
     kl = result.kl_divergence()
     means = expected_kl.mean(1)
-    half = 1.96 * means.std().item() / math.sqrt(6)
+    half = stdtrit(5, 0.975) * means.std().item() / math.sqrt(6)  # no end within Student's t
     assert kl.mean == pytest.approx(means.mean().item(), rel=1e-5)  # float32 exponentials
-    assert (kl.low, kl.high) == pytest.approx((kl.mean - half, kl.mean + half), rel=1e-5)
+    assert 0 < kl.low <= (kl.mean - half) * (1 + 1e-5)
+    assert (kl.mean + half) * (1 - 1e-5) <= kl.high < 1
     assert kl.p99 == pytest.approx(torch.quantile(expected_kl.flatten(), 0.99).item(), rel=1e-4)
     perplexity = result.perplexity()
     assert perplexity.value == pytest.approx((-logs[1].gather(-1, labels)).mean().exp().item())

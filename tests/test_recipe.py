@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from quantkit import resources
-from quantkit.compare import check_gates
 from quantkit.errors import InputError
 from quantkit.quality.regression import load_cases
 from quantkit.recipe import load_recipe, shipped_recipes
@@ -35,7 +34,6 @@ def test_shipped_recipes_load(name):
 def test_shipped_suites_load(name):
     loaded = load_suite(name)
     assert loaded.resolve(loaded.suite.likelihood.dataset).is_file()
-    check_gates(loaded.suite.gates)
     if loaded.suite.regression is not None:
         assert len(load_cases(loaded.resolve(loaded.suite.regression.cases))) >= 60
 
@@ -111,3 +109,21 @@ def test_a_file_that_is_not_yaml(tmp_path: Path):
     bad.write_text("just text\n")
     with pytest.raises(InputError, match="holds no mapping"):
         load_recipe(str(bad))
+
+
+def test_a_default_spelt_out_is_no_other_recipe(tmp_path):
+    text = (resources.recipes() / "nf4.yaml").read_text()
+    same = tmp_path / "same.yaml"
+    same.write_text(text + "calibration: null\n")
+    loaded = load_recipe(str(same)).recipe
+    assert loaded.digest == load_recipe("nf4").recipe.digest
+    assert "calibration" not in loaded.canonical()  # nor would a key be that is added later
+
+
+def test_every_shipped_recipe_is_in_the_readme_as_it_is():
+    lines = (resources.recipes() / "README.md").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("|")[1:4] for line in lines if line.startswith("| [")]
+    found = {tuple(cell.strip() for cell in row) for row in rows}
+    recipes = [loaded.recipe for loaded in shipped_recipes()]
+    wanted = {(f"[{r.name}]({r.name}.yaml)", r.version, f"`{r.digest[:12]}`") for r in recipes}
+    assert found == wanted, "run: python benchmarks/recipe_table.py"

@@ -196,8 +196,8 @@ def _output(
     energy = total(gram_loss(value[::_SAMPLED].float(), gram)) * _SAMPLED
     blocks = torch.cat([part.tensor.blocks for part in parts])
     error = math.fsum(part.loss for part in parts) / max(energy, 1e-30)
-    made = GgmlTensor(tensor.type, blocks, tuple(value.shape))
-    return [Made(tensor, made, error, "outputs")]
+    quantized = GgmlTensor(tensor.type, blocks, tuple(value.shape))
+    return [Made(tensor, quantized, error, "outputs")]
 
 
 def _encode(values: Tensor) -> str:

@@ -63,6 +63,13 @@ StrictOpt = Annotated[bool, typer.Option("--strict", help="Warnings about adapte
 ArtifactsArg = Annotated[list[Path], typer.Argument(help="Artifact directories.")]
 SuiteOpt = Annotated[str, typer.Option(help="Suite file, or the name of a shipped one.")]
 BaselineOpt = Annotated[str, typer.Option(help="BF16 checkpoint directory, hub id, or 'demo'.")]
+LocateOpt = Annotated[
+    bool | None,
+    typer.Option(
+        "--locate/--no-locate",
+        help="Measure which layers lose most, and mend the recipe; where a gate failed if unset.",
+    ),
+]
 PromptOpt = Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")]
 NewOpt = Annotated[int, typer.Option(min=2, help="Tokens generated.")]
 RepeatsOpt = Annotated[int, typer.Option(min=1, help="Timed runs; the median counts.")]

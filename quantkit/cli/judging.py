@@ -14,6 +14,7 @@ from quantkit.cli.app import (
     BaselineOpt,
     DeviceOpt,
     JsonOpt,
+    LocateOpt,
     NewOpt,
     PromptOpt,
     RepeatsOpt,
@@ -32,6 +33,7 @@ def eval_command(
     baseline: BaselineOpt,
     suite: SuiteOpt,
     adapters: AdapterOpt = None,
+    locate: LocateOpt = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write JSON here.")] = None,
     device: DeviceOpt = "cpu",
     as_json: JsonOpt = False,
@@ -42,7 +44,8 @@ def eval_command(
 
     console = Console(as_json=as_json)
     loaded = load_suite(suite)
-    finish(console, judge(console, artifacts, (baseline, adapters), loaded, device), out)
+    comparison = judge(console, artifacts, (baseline, adapters), loaded, device, locating=locate)
+    finish(console, comparison, out)
 
 
 @app.command("bench", epilog=EXIT_CODES)
@@ -92,6 +95,7 @@ def compare_command(
     ],
     adapters: AdapterOpt = None,
     bench: Annotated[bool, typer.Option(help="Measure cost too.")] = True,
+    locate: LocateOpt = None,
     prompt_tokens: PromptOpt = 128,
     new_tokens: NewOpt = 32,
     repeats: RepeatsOpt = 3,
@@ -107,6 +111,6 @@ def compare_command(
     console = Console(as_json=as_json)
     loaded = load_suite(suite)
     load = Load(prompt_tokens, new_tokens, repeats, threads, device) if bench else None
-    comparison = judge(console, artifacts, (baseline, adapters), loaded, device, load)
+    comparison = judge(console, artifacts, (baseline, adapters), loaded, device, load, locate)
     write_comparison(console, comparison, out)
     finish(console, comparison, None)

@@ -15,6 +15,7 @@ from quantkit.cli.app import (
     DeviceOpt,
     ForceOpt,
     JsonOpt,
+    LocateOpt,
     ModelOpt,
     SetOpt,
     StrictOpt,
@@ -110,6 +111,7 @@ def sweep_command(
     memory_budget: BudgetOpt = None,
     cache: CacheOpt = True,
     bench: Annotated[bool, typer.Option(help="Measure cost too (with --suite).")] = False,
+    locate: LocateOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Make an artifact by each of many recipes, calibrating once, and compare them in a table.
@@ -155,7 +157,7 @@ def sweep_command(
         return
     load = Load(128, 32, 3, None, "cpu") if bench else None
     where = "cpu" if device == "auto" else device
-    comparison = judge(console, artifacts, (model, adapters), loaded_suite, where, load)
+    comparison = judge(console, artifacts, (model, adapters), loaded_suite, where, load, locate)
     write_comparison(console, comparison, out)
     finish(console, comparison, None)
 

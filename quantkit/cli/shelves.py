@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from quantkit.cli.app import (
+    EXIT_CODES,
     JsonOpt,
     SetOpt,
     cache_app,
     recipes_app,
     reported,
 )
+from quantkit.errors import ExitCode, InputError
 
 
 @cache_app.command("list")
@@ -86,3 +89,47 @@ def recipes_show(
     Console(as_json=as_json).show(
         {**content, "digest": loaded.digest}, f"{text}# digest: {loaded.digest}"
     )
+
+
+@recipes_app.command("check", epilog=EXIT_CODES)
+@reported
+def recipes_check(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder of recipes; the shipped ones if unset.")
+    ] = None,
+    lock: Annotated[Path | None, typer.Option(help="FOLDER/recipes.lock if unset.")] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Lock what is new; what is locked never changes.")
+    ] = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Compare recipes and suites with their lock: a published version never changes."""
+    from quantkit import lock as locks
+    from quantkit import resources
+    from quantkit.console import Console
+    from quantkit.reports.terminal import listing
+
+    folder = folder or resources.recipes()
+    if not folder.is_dir():
+        raise InputError("isn't a folder", where=str(folder))
+    place = lock or folder / locks.LOCK
+    found = locks.check(folder, place)
+    problems = [(p.where, p.what, p.mend) for p in found.problems]
+    if found.new and write and not problems:
+        locks.write(place, found)
+    elif not write:
+        unlocked = ("isn't locked", "Run quantkit recipes check --write.")
+        problems += [(" ".join(entry), *unlocked) for entry in found.new]
+    names = ("document", "problem", "mend")
+    value = {
+        "folder": str(folder),
+        "lock": str(place),
+        "problems": [dict(zip(names, problem, strict=True)) for problem in problems],
+        "new": [" ".join(entry) for entry in found.new],
+    }
+    if problems:
+        Console(as_json=as_json).show(value, listing(names, problems))
+        raise typer.Exit(int(ExitCode.GATE_FAILED))
+    kept = f", {len(found.new)} of them new" if found.new else ""
+    count = len(found.locked) + len(found.new)
+    Console(as_json=as_json).show(value, f"{place}: {count} lines hold{kept}")

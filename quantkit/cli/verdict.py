@@ -11,6 +11,7 @@ from quantkit.cli.app import with_weight
 from quantkit.errors import ExitCode
 
 if TYPE_CHECKING:
+    from quantkit.checkpoint.reader import Checkpoint
     from quantkit.console import Console
     from quantkit.measure import Load
     from quantkit.results import Comparison
@@ -24,15 +25,18 @@ def judge(
     suite: LoadedSuite,
     device: str,
     load: Load | None = None,
+    locating: bool | None = None,
 ) -> Comparison:
-    """Evaluate, measure where a load is given, and compare. ``baseline`` may have adapters."""
+    """Evaluate, measure where a load is given, and compare. ``baseline`` may have adapters.
+
+    locating: whether to look for the layers that lose most; where a gate failed if None.
+    """
     from quantkit.checkpoint.reader import Checkpoint
     from quantkit.checkpoint.source import locate
-    from quantkit.compare import check_gates, compare
+    from quantkit.compare import compare
     from quantkit.evaluate import evaluate
     from quantkit.measure import measure
 
-    check_gates(suite.suite.gates)
     model, adapters = baseline
     source = Checkpoint(locate(model))
     if adapters:
@@ -41,7 +45,31 @@ def judge(
         source = adapt(source, [with_weight(adapter) for adapter in adapters], model)
     qualities = evaluate(artifacts, source, suite, device=device, progress=console)
     costs = None if load is None else measure(artifacts, source, load, console)
-    return compare(source, artifacts, suite, qualities, costs)
+    comparison = compare(source, artifacts, suite, qualities, costs)
+    return _located(console, comparison, source, suite, device, locating)
+
+
+def _located(
+    console: Console,
+    comparison: Comparison,
+    baseline: Checkpoint,
+    suite: LoadedSuite,
+    device: str,
+    locating: bool | None,
+) -> Comparison:
+    """The comparison with a localisation for each artifact that failed, or for all."""
+    from dataclasses import replace
+
+    from quantkit.locate import locate
+    from quantkit.results import Verdict
+
+    variants = []
+    for variant in comparison.variants:
+        if locating or (locating is None and variant.verdict is Verdict.FAIL):
+            found = locate(variant, baseline, suite, device=device, progress=console)
+            variant = replace(variant, localisation=found)
+        variants.append(variant)
+    return replace(comparison, variants=tuple(variants))
 
 
 def write_comparison(console: Console, comparison: Comparison, out: Path) -> None:
@@ -52,20 +80,40 @@ def write_comparison(console: Console, comparison: Comparison, out: Path) -> Non
     (out / "comparison.md").write_text(comparison_markdown(comparison), encoding="utf-8")
     write_json(out / "comparison.json", comparison.to_json())
     console.note(f"written: {out / 'comparison.md'}, {out / 'comparison.json'}")
+    write_mended(console, comparison, out)
+
+
+def write_mended(console: Console, comparison: Comparison, out: Path) -> None:
+    """Recipes that mend what failed, as files that can be run."""
+    import yaml
+
+    for variant in comparison.variants:
+        if variant.localisation is not None and variant.localisation.patch is not None:
+            content = variant.localisation.patch.recipe
+            path = out / f"{content['name']}.yaml"
+            text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+            path.write_text(text, encoding="utf-8")
+            console.note(f"written: {path}, to quantize by instead of {variant.name}")
 
 
 def finish(console: Console, comparison: Comparison, out: Path | None) -> None:
     """Print a comparison and leave with the code of its verdict."""
     from quantkit.checkpoint.writer import write_json
     from quantkit.reports.cells import notes
-    from quantkit.reports.terminal import comparison_table
+    from quantkit.reports.losses import losses_table, summary
+    from quantkit.reports.terminal import comparison_tables
     from quantkit.results import Verdict
 
     value = comparison.to_json()
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, value)
-    console.show(value, comparison_table(comparison))
+        write_mended(console, comparison, out.parent)
+    console.show(value, comparison_tables(comparison))
+    for variant in comparison.variants:
+        if variant.localisation is not None and not console.as_json:
+            console.show(None, losses_table(variant.name, variant.localisation))
+            console.show(None, summary(variant.localisation))
     for note in notes(comparison):
         console.note(note)
     codes = {Verdict.FAIL: ExitCode.GATE_FAILED, Verdict.INCONCLUSIVE: ExitCode.INCONCLUSIVE}

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from quantkit.checkpoint.reader import RoundsInputs, TensorSource
+from quantkit.checkpoint.reader import TensorSource
 from quantkit.errors import InputError
+from quantkit.model.rounding import round_inputs
 from quantkit.model.skeleton import Skeleton
 from quantkit.parallel import Ahead
 
@@ -309,7 +309,7 @@ class Stream:
         """The named parameters with their weights in place; as they were afterwards."""
         model = self.skeleton.model
         kept = [(*_place(model, name), _value(model, name)) for name in names]
-        handles = self._round_inputs(names)
+        handles = round_inputs(self.skeleton, self.source, names)
         try:
             self.fill(names, weights)
             yield
@@ -318,18 +318,6 @@ class Stream:
                 handle.remove()
             for place, leaf, original in kept:
                 place[leaf] = original
-
-    def _round_inputs(self, names: list[str]) -> list[RemovableHandle]:
-        """Let the linears of the named weights round their inputs, where the source's do."""
-        if not isinstance(self.source, RoundsInputs):
-            return []
-        handles = []
-        for name in names:
-            rounding = self.source.input_rounding(self.skeleton.key(name))
-            if rounding is not None:
-                module = self.skeleton.model.get_submodule(name.removesuffix(".weight"))
-                handles.append(module.register_forward_pre_hook(partial(_rounded, rounding)))
-        return handles
 
     def _read(self, names: list[str]) -> Weights:
         return {key: self.source.read(key) for key in {self.skeleton.key(n): n for n in names}}
@@ -350,12 +338,6 @@ class Stream:
                 is_parameter = isinstance(original, nn.Parameter)
                 shared[key] = nn.Parameter(value, requires_grad=False) if is_parameter else value
             place[leaf] = shared[key]
-
-
-def _rounded(
-    rounding: Callable[[Tensor], Tensor], module: nn.Module, args: tuple[Tensor, ...]
-) -> tuple[Tensor, ...]:
-    return rounding(args[0]), *args[1:]
 
 
 def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from quantkit.model.stream import Batch, Stream, slices
-from quantkit.results import KlDivergence, Perplexity
+from quantkit.quality.significance import mean_interval
+from quantkit.results import KlDivergence, Perplexity, RowSums
 
-_TOKENS_PER_BATCH = 2048
+TOKENS_PER_BATCH = 2048
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Finished:
 
 def finish(stream: Stream, rows: Tensor, step: Callable[[], None] = lambda: None) -> Finished:
     """Carry ``rows`` (rows, tokens) through all blocks; ``step`` is called after each."""
-    batches = stream.begin(rows, max(1, _TOKENS_PER_BATCH // rows.shape[1]))
+    batches = stream.begin(rows, max(1, TOKENS_PER_BATCH // rows.shape[1]))
     for index in range(len(stream.skeleton.layers)):
         with stream.block(index) as block:
             stream.advance(index, block, batches)
@@ -60,12 +61,21 @@ class Divergence:
         value = self.baseline_nll.mean().exp()
         return Perplexity(value.item(), (value * _stderr(self.baseline_nll)).item())
 
+    def row_sums(self) -> RowSums:
+        rows, tokens = self.nll.shape
+        nll, baseline_nll, kl, agreed = (
+            tuple(figure.sum(1).tolist())
+            for figure in (self.nll, self.baseline_nll, self.kl, self.agrees)
+        )
+        return RowSums((tokens,) * rows, nll, baseline_nll, kl, agreed)
+
     def kl_divergence(self) -> KlDivergence:
-        mean, half = self.kl.mean().item(), 1.96 * _stderr(self.kl).item()
+        sums = self.row_sums()
+        low, high = mean_interval(sums.kl, sums.tokens)
         p99 = torch.quantile(self.kl.flatten(), 0.99) if self.kl.numel() < 16e6 else None
         if p99 is None:  # torch.quantile refuses more
             p99 = self.kl.flatten().kthvalue(math.ceil(0.99 * self.kl.numel())).values
-        return KlDivergence(mean, mean - half, mean + half, p99.item())
+        return KlDivergence(self.kl.mean().item(), max(float(low), 0.0), float(high), p99.item())
 
     def top1_agreement(self) -> float:
         return self.agrees.double().mean().item()

@@ -129,9 +129,12 @@ def answer(cases: Sequence[Case], tokenizer: Any, generate: Generate) -> list[st
 
 
 def judge(
-    cases: Sequence[Case], answers: Sequence[str], baseline_answers: Sequence[str]
+    cases: Sequence[Case],
+    answers: Sequence[str],
+    baseline_answers: Sequence[str],
+    slice_cases: int = 5,
 ) -> RegressionResult:
-    """Check both sides' answers."""
+    """Check both sides' answers. Tags with at least ``slice_cases`` cases are slices."""
     return RegressionResult(
         tuple(
             CaseOutcome(
@@ -144,5 +147,6 @@ def judge(
                 theirs,
             )
             for case, mine, theirs in zip(cases, answers, baseline_answers, strict=True)
-        )
+        ),
+        slice_cases,
     )

@@ -125,10 +125,12 @@ def quantize(target: Target, inputs: Inputs, scale: Tensor | None = None, *, cli
     if scale is not None:
         inverse = (1 / scale).view(-1, columns)
         blocks = blocks * inverse[:, :, None] * inverse[:, None, :]
+    rough = blocks.to(inputs.rough.dtype).contiguous()
 
     def cost(error: Tensor) -> Tensor:
         by_group = error.transpose(0, 1)  # (groups, rows, columns)
-        return (torch.bmm(by_group, blocks) * by_group).sum(2).t()
+        through_gram = torch.bmm(by_group.to(rough.dtype), rough).float()
+        return torch.linalg.vecdot(through_gram, by_group).t()
 
     ranges = search_range(weight, grid, cost, steps=_CLIP_STEPS, smallest=_SMALLEST_CLIP)
     clipped = _at(weight, grid, *ranges)

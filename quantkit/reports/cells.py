@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quantkit.results import Comparison, Variant, Verdict
+from quantkit.results import Comparison, GateOutcome, Variant, Verdict
 
 Cell = Callable[[Variant], str | None]
 
@@ -59,9 +59,15 @@ def notes(comparison: Comparison) -> list[str]:
     for variant in comparison.variants:
         for gate in variant.gates:
             if not gate.passed:
-                bound = f"at most {gate.max}" if gate.max is not None else f"at least {gate.min}"
-                value = "not measured" if gate.value is None else f"{gate.value:.6g}"
-                lines.append(f"Failed: {variant.name}, {gate.metric} is {value}, allowed {bound}")
+                said = "Failed" if gate.verdict is Verdict.FAIL else "Undecided"
+                interval = f" ({ends(gate)})" if gate.interval else ""
+                more = f"; would decide: {further(gate)}" if further(gate) else ""
+                lines.append(
+                    f"{said}: {variant.name}, {gate.metric} is {measured(gate)}{interval}, "
+                    f"allowed {allowed(gate)}{more}"
+                )
+        if variant.verdict is Verdict.FAIL and variant.localisation is None:
+            lines.append(f"To mend: --locate finds the layers where {variant.name} loses most")
         regression = variant.quality.regression if variant.quality else None
         for case in regression.cases if regression else ():
             if case.baseline_passed and not case.passed:
@@ -72,6 +78,34 @@ def notes(comparison: Comparison) -> list[str]:
                 )
     lines.append(f"Way back: {comparison.way_back}")
     return lines
+
+
+def allowed(gate: GateOutcome) -> str:
+    """A gate's bounds in words."""
+    bounds = (("at least", gate.min), ("at most", gate.max))
+    return ", ".join(f"{word} {bound:.12g}" for word, bound in bounds if bound is not None)
+
+
+def measured(gate: GateOutcome) -> str:
+    """The figure that a gate is on."""
+    return "not measured" if gate.value is None else f"{gate.value:.6g}"
+
+
+def ends(gate: GateOutcome) -> str:
+    """The interval that a gate holds against its bounds, where it asks for confidence."""
+    found = gate.interval
+    if found is None:
+        return ""
+    return f"{found.low:.6g} to {found.high:.6g} at {100 * found.confidence:g}%"
+
+
+def further(gate: GateOutcome) -> str:
+    """What would decide an undecided gate."""
+    if gate.verdict is not Verdict.INCONCLUSIVE or gate.interval is None:
+        return ""
+    if gate.more is None:
+        return "no number of samples: the figure lies on the bound"
+    return f"about {gate.more:,} more {gate.interval.unit}"
 
 
 def _cost(figure: str, text: Callable[[Any], str]) -> Cell:
@@ -102,6 +136,18 @@ def _perplexity(model: Variant) -> str | None:
     return f"{model.quality.perplexity.value:.3f} ± {model.quality.perplexity.stderr:.3f}"
 
 
+def _interval(metric: str, places: int, factor: float = 1.0, mark: str = "") -> Cell:
+    """A cell of a metric's 95% interval, where there is one."""
+
+    def cell(model: Variant) -> str | None:
+        found = model.quality.intervals.get(metric) if model.quality else None
+        if found is None:
+            return None
+        return f"{factor * found.low:.{places}f}–{factor * found.high:.{places}f}{mark}"
+
+    return cell
+
+
 def _ratio(model: Variant) -> str | None:
     ratio = model.quality.perplexity.ratio if model.quality else None
     return None if ratio is None else f"{ratio:.4f}"
@@ -109,7 +155,7 @@ def _ratio(model: Variant) -> str | None:
 
 def _kl(model: Variant) -> str | None:
     kl = model.quality.kl_divergence if model.quality else None
-    return None if kl is None else f"{kl.mean:.5f} ± {(kl.high - kl.low) / 2:.5f}"
+    return None if kl is None else f"{kl.mean:.5f}"
 
 
 def _p99(model: Variant) -> str | None:
@@ -134,6 +180,12 @@ def _moved(model: Variant) -> str | None:
     return f"{regression.broken} / {regression.fixed}"
 
 
+def _mcnemar(model: Variant) -> str | None:
+    if model.quality is None or model.quality.kl_divergence is None or not model.quality.slices:
+        return None
+    return f"{model.quality.slices[0].p_value:.3f}"
+
+
 def _verdict(model: Variant) -> str | None:
     return None if model.verdict is None else Verdict(model.verdict).value
 
@@ -153,11 +205,15 @@ _SECTIONS: dict[str, list[tuple[str, str, Cell]]] = {
     "Quality": [
         ("perplexity ± stderr", "↓", _perplexity),
         ("perplexity ratio", "↓", _ratio),
-        ("KL divergence ± 95%", "↓", _kl),
+        ("… 95% interval", "", _interval("perplexity.ratio", 4)),
+        ("KL divergence", "↓", _kl),
+        ("… 95% interval", "", _interval("kl_divergence.mean", 5)),
         ("KL p99", "↓", _p99),
         ("top-1 agreement", "↑", _agreement),
         ("cases passed", "↑", _cases),
+        ("… 95% interval", "", _interval("regression.pass_rate", 1, 100, "%")),
         ("broken / fixed", "↓", _moved),
+        ("… McNemar's p", "", _mcnemar),
     ],
     "Cost": [
         ("engine", "", _cost("engine", str)),

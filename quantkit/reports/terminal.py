@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
 from quantkit.plan import Plan
 from quantkit.reports.cells import table as cells
+from quantkit.reports.details import Detail, details
 from quantkit.results import Comparison, Variant
 
 _COLOURS = {"PASS": "green", "FAIL": "bold red", "INCONCLUSIVE": "yellow"}
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """The comparison: figures down, models across."""
+def comparison_tables(comparison: Comparison) -> Group:
+    """The comparison, figures down and models across, and its details below."""
     verdict = f" · {comparison.verdict}" if comparison.verdict else ""
     suite = f" · suite {comparison.suite}" if comparison.suite else ""
-    return models_table(comparison.models, f"Comparison{suite}{verdict}")
+    main = models_table(comparison.models, f"Comparison{suite}{verdict}")
+    below = [part for detail in details(comparison) for part in (_detail_table(detail), "")]
+    return Group(main, *below)
 
 
 def models_table(models: Sequence[Variant], title: str) -> Table:
@@ -34,6 +38,22 @@ def models_table(models: Sequence[Variant], title: str) -> Table:
             label = f"{row.label} {row.better}".strip()
             table.add_row(label, *(_coloured(cell) for cell in row.cells))
         table.add_section()
+    return table
+
+
+def _detail_table(detail: Detail) -> Table:
+    """A table that stands below the main one."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=detail.title,
+        title_justify="left",
+        caption=detail.note or None,
+        caption_justify="left",
+    )
+    for header in detail.headers:
+        table.add_column(header, overflow="fold")
+    for row in detail.rows:
+        table.add_row(*(_coloured(cell) for cell in row))
     return table
 
 
