@@ -117,6 +117,9 @@ def unpack(
         zeros = torch.full(scales.shape, grid.middle, dtype=torch.uint8)
     else:
         zeros = _unpack(tensors["weight_zero_point"], grid.bits, rows)
+    permuted = _group_of(module, config)["weights"].get("actorder") == "group"
+    if permuted and "weight_g_idx" not in tensors:
+        raise InputError("has permuted groups, but no weight_g_idx", where=module)
     groups = tensors["weight_g_idx"].to(torch.int64) if "weight_g_idx" in tensors else None
     if groups is not None and bool((groups[1:] >= groups[:-1]).all()):
         groups = None  # in order, or unset
