@@ -15,7 +15,7 @@ from torch import Tensor
 from quantkit.calibration.dataset import Document, read
 from quantkit.calibration.text import load_tokenizer
 from quantkit.checkpoint.adapted import AdaptedCheckpoint
-from quantkit.checkpoint.reader import Checkpoint, TensorSource
+from quantkit.checkpoint.reader import Checkpoint, Weights
 from quantkit.engines import hf
 from quantkit.errors import InputError
 from quantkit.formats.packed import open_artifact
@@ -62,8 +62,8 @@ def evaluate(
     bench = _Bench.prepare(baseline, loaded, device, allow_code=allow_code)
     remarks = check_overlap(artifacts, bench.texts, allow=allow_overlap)
     sources = [(path.name, open_artifact(path)) for path in artifacts]
-    for (_, source), path in zip(sources, artifacts, strict=True):
-        bench.check_keys(source, path)
+    for _, source in sources:
+        bench.check_fits(source)
     reference = bench.run(bench.checkpoint, torch.float32, "baseline", progress)
     own = bench.dtype
     floor = bench.judge(bench.checkpoint, own, f"baseline in {_name(own)}", reference, progress)
@@ -103,7 +103,6 @@ class _Bench:
     device: torch.device
     dtype: torch.dtype
     layers: int
-    keys: frozenset[str]
     slice_cases: int
 
     @classmethod
@@ -145,22 +144,23 @@ class _Bench:
             resolve_device(device),
             skeleton.model.dtype,
             len(skeleton.layers),
-            frozenset(skeleton.names.values()),
             suite.regression.slice_cases if suite.regression else 1,
         )
 
-    def check_keys(self, source: TensorSource, path: Path) -> None:
-        """Raise InputError when an artifact lacks a tensor of the baseline."""
-        if missing := self.keys - set(source.keys()):
+    def check_fits(self, source: Weights) -> None:
+        """Raise InputError when an artifact's tensors aren't those of the baseline."""
+        try:
+            Skeleton(self.checkpoint, weights=source)
+        except InputError as error:
             raise InputError(
-                f"lacks {min(missing)} and {len(missing) - 1} more tensors of the baseline",
-                where=str(path),
+                f"doesn't fit the baseline: {error.what}",
+                where=error.where,
                 mend="Is it made of this baseline?",
-            )
+            ) from error
 
-    def run(self, source: TensorSource, dtype: torch.dtype, label: str, progress: Progress) -> _Run:
+    def run(self, source: Weights, dtype: torch.dtype, label: str, progress: Progress) -> _Run:
         """Carry the rows through the blocks, answer the cases, run the harness."""
-        stream = Stream(Skeleton(self.checkpoint, dtype), source, self.device)
+        stream = Stream(Skeleton(self.checkpoint, dtype, source), source, self.device)
         answers = ran = None
         steps = self.layers + bool(self.cases) + bool(self.harness)
         with progress.task(f"judge {label}", steps) as task:
@@ -180,7 +180,7 @@ class _Bench:
 
     def judge(
         self,
-        source: TensorSource,
+        source: Weights,
         dtype: torch.dtype,
         label: str,
         reference: _Run,

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.engines.choose import engine_for
 from quantkit.engines.probe import Spec
 from quantkit.errors import InputError, MachineError
-from quantkit.formats import compressed
 from quantkit.model.device import resolve_device
 from quantkit.progress import Progress
 from quantkit.results import Cost, Costs
@@ -29,18 +29,6 @@ class Load:
     repeats: int = 3
     threads: int | None = None
     device: str = "cpu"
-
-
-def engine_for(path: Path) -> tuple[str, Path]:
-    """The engine that runs what lies at ``path``, and what it is given to load."""
-    files = sorted(path.glob("*.gguf"))
-    if files:
-        return "llama.cpp", files[0]
-    config = Checkpoint(path).config
-    quantization = config.get("quantization_config") or {}
-    if quantization.get("quant_method") in ("awq", "gptq") or compressed.has_int4(quantization):
-        return "quantkit-int4", path
-    return "transformers", path
 
 
 def measure(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Uniform = SmoothQuant | Fp8 | Nf4  # one scheme for all modules
 Linears = Rtn | Gptq | Awq | Uniform
-_FLOATS = ("F32", "F16", "BF16")
+FLOATS = ("F32", "F16", "BF16")
 _FORMATS: dict[str, ModuleType] = {
     "awq": awq_gemm,
     "gptq": gptq_v1,
@@ -203,7 +203,7 @@ def describe_tensors(file: GgufPlan) -> tuple[PlannedTensor, ...]:
             tensor.shape,
             f"{tensor.type} (for {tensor.wanted})" if tensor.fallback else tensor.type,
             tensor.nbytes,
-            quantized=tensor.type not in _FLOATS,
+            quantized=tensor.type not in FLOATS,
         )
         for tensor in file.tensors
     )

@@ -9,15 +9,8 @@ import quantkit
 
 ROOT = Path(quantkit.__file__).parent
 VERBS = {
-    "quantize",
-    "merge",
-    "evaluate",
-    "measure",
-    "compare",
-    "locate",
-    "export",
-    "record",
-    "check",
+    *("quantize", "merge", "evaluate", "examine", "verify", "measure", "compare"),
+    *("locate", "export", "record", "check"),
 }
 TOP = {"cli", "console"}
 

@@ -117,12 +117,14 @@ def test_exceptions_survive_the_config():
     assert torch.equal(back.codes, tensor.codes) and back.grid == other
 
 
-def test_permuted_groups_are_refused():
+def test_permuted_groups_are_others_and_read():
     grid = Grid(4, 32, True, 1)
     packed = gptq_v1.pack(random_tensor(grid))
+    assert gptq_v1.unpack(packed, gptq_v1.config(grid, {}, []), "m").groups is None
     packed["g_idx"] = packed["g_idx"].flip(0)
-    with pytest.raises(InputError, match="permuted"):
-        gptq_v1.unpack(packed, gptq_v1.config(grid, {}, []), "m")
+    back = gptq_v1.unpack(packed, gptq_v1.config(grid, {}, []), "m")
+    scales = back.scales.flip(1).repeat_interleave(32, 1)
+    assert torch.equal(back.dequantize(), (back.codes.float() - 8) * scales)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import InputError
-from quantkit.formats.gguf_file import GgufWeights, plan_file
+from quantkit.formats.gguf_file import plan_file
+from quantkit.formats.gguf_reader import GgufWeights
 from quantkit.formats.gguf_writer import write_bf16, write_file
 from tests.gguf_tiny import TEXT, change, checkpoint
 

@@ -12,7 +12,8 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.errors import InputError
 from quantkit.formats import gguf_architectures as architectures
 from quantkit.formats import gguf_rope
-from quantkit.formats.gguf_file import GgufWeights, plan_file
+from quantkit.formats.gguf_file import plan_file
+from quantkit.formats.gguf_reader import GgufWeights
 from quantkit.formats.gguf_transforms import (
     AddOne,
     InterleaveHalves,

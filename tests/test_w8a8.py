@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.engines.probe import check_loadable
+from quantkit.engines.choose import check_engine, engine_for
 from quantkit.errors import InputError, MachineError
 from quantkit.evaluate import evaluate
 from quantkit.formats import compressed
 from quantkit.formats.packed import PackedCheckpoint, open_artifact
-from quantkit.measure import engine_for
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
 from quantkit.progress import Silent
@@ -224,9 +224,10 @@ def test_artifacts_say_how_they_are_computed(tmp_path):
 def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
     config = {"quantization_config": {"quant_method": "compressed-tensors"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MachineError, match="needs the package compressed-tensors"):
-        check_loadable(tmp_path)
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    monkeypatch.setattr("quantkit.engines.choose.find_spec", lambda name: None)
+    with pytest.raises(MachineError, match="needs compressed-tensors for this format"):
+        check_engine("transformers", tmp_path)
 
 
 @pytest.mark.parametrize(

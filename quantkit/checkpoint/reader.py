@@ -63,11 +63,28 @@ class RoundsInputs(Protocol):
 class Weights(TensorSource, Protocol):
     """All weights of a model on disk, in whatever format.
 
-    format: what they are stored as; files: what they are stored in.
+    directory: where they lie; format: what they are stored as; files: what they are stored in.
     """
+
+    @property
+    def directory(self) -> Path: ...
 
     format: str
     files: list[Path]
+
+    def quantized(self) -> Iterable[str]:
+        """The keys whose weights are rounded to something coarser than a float."""
+        ...
+
+    def shape(self, key: str) -> tuple[int, ...]: ...
+
+    def scheme(self, key: str) -> str:
+        """What a weight is rounded to, such as ``int4 g128 sym`` or ``Q4_K``, or its dtype."""
+        ...
+
+    def stored_bytes(self, key: str) -> int:
+        """Bytes of everything that stands for a weight."""
+        ...
 
     def parameters(self) -> int:
         """Number of weights they stand for."""
@@ -164,6 +181,15 @@ class Checkpoint:
 
     def dtype(self, key: str) -> torch.dtype:
         return self.entries[key].dtype
+
+    def quantized(self) -> Iterable[str]:
+        return []
+
+    def scheme(self, key: str) -> str:
+        return str(self.entries[key].dtype).removeprefix("torch.")
+
+    def stored_bytes(self, key: str) -> int:
+        return self.entries[key].nbytes
 
     def read(self, key: str) -> torch.Tensor:
         """Return one tensor in memory of its own, in its stored dtype."""

@@ -2,7 +2,7 @@
 
 Codes of awq, gptq and compressed-tensors go to ``aten::_weight_int4pack_mm_for_cpu`` as they are:
 its grid is w = (q - 8) * s + b, so b = (8 - z) * s. Nothing but the packed words, scales and
-offsets is held.
+offsets is held. Columns whose groups are permuted are sorted by group, and so are the inputs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from quantkit.errors import MachineError
 from quantkit.formats.packed import PackedCheckpoint
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
-from quantkit.quantizers.grid import QuantizedTensor
+from quantkit.quantizers.grid import Grid, QuantizedTensor
 
 NAME = "quantkit-int4"
 _GROUP_SIZES = (32, 64, 128, 256)
@@ -26,22 +26,27 @@ class Int4Linear(nn.Module):
     """A linear on packed 4-bit codes.
 
     weight: uint8 (out, in/2) in the kernel's own order; scales_and_offsets: (groups, out, 2) in
-    the dtype of the activations.
+    the dtype of the activations; order: int64 (in), the input of each column, or None.
     """
 
     def __init__(self, tensor: QuantizedTensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
         self.out_features, self.in_features = tensor.codes.shape
         self.group_size = tensor.grid.columns(self.in_features)
-        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(tensor.codes.to(torch.int32), 2)
+        order = None if tensor.groups is None else tensor.groups.argsort(stable=True)
+        codes = tensor.codes if order is None else tensor.codes[:, order]
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.to(torch.int32), 2)
         offsets = (8 - tensor.zeros.float()) * tensor.scales
         both = torch.stack([tensor.scales.t(), offsets.t()], dim=-1).contiguous().to(dtype)
         self.register_buffer("weight", packed)
         self.register_buffer("scales_and_offsets", both)
         self.register_buffer("bias", None if bias is None else bias.to(dtype))
+        self.order = order
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features)
+        if self.order is not None:
+            rows = rows[:, self.order]
         y = torch.ops.aten._weight_int4pack_mm_for_cpu(
             rows, self.weight, self.group_size, self.scales_and_offsets
         )
@@ -50,13 +55,22 @@ class Int4Linear(nn.Module):
         return y.view(*x.shape[:-1], self.out_features)
 
 
-def fits(tensor: QuantizedTensor) -> bool:
-    """Whether the kernel takes this tensor."""
-    return (
-        tensor.grid.bits == 4
-        and tensor.shape[0] % 16 == 0
-        and tensor.grid.columns(tensor.shape[1]) in _GROUP_SIZES
-    )
+def fits(grid: object, shape: tuple[int, ...]) -> bool:
+    """Whether the kernel takes a weight of this shape (out, in) on a grid."""
+    if not isinstance(grid, Grid) or grid.bits != 4 or shape[0] % 16:
+        return False
+    columns = shape[1] if grid.group_size == -1 else grid.group_size
+    return columns in _GROUP_SIZES and shape[1] % columns == 0
+
+
+def runs(source: PackedCheckpoint) -> bool:
+    """Whether the kernel takes any of the linears."""
+    return any(fits(source.scheme_of(key), source.shape(key)) for key in source.quantized())
+
+
+def _even(tensor: QuantizedTensor) -> bool:
+    """Whether every group has as many columns as the others."""
+    return tensor.groups is None or len(set(tensor.groups.bincount().tolist())) == 1
 
 
 def load(source: PackedCheckpoint) -> tuple[Any, str]:
@@ -71,8 +85,10 @@ def load(source: PackedCheckpoint) -> tuple[Any, str]:
     parameters = {key: name for name, key in skeleton.names.items()}
     placed = set()
     for key in source.quantized():
+        if not fits(source.scheme_of(key), source.shape(key)):
+            continue
         tensor = source.read_quantized(key)
-        if not isinstance(tensor, QuantizedTensor) or not fits(tensor):
+        if not isinstance(tensor, QuantizedTensor) or not _even(tensor):
             continue
         weight = parameters[key]
         bias = weight.removesuffix("weight") + "bias"

@@ -7,7 +7,6 @@ or caches is in the figures.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import statistics
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import QuantkitError, not_installed
+from quantkit.errors import QuantkitError
 from quantkit.results import Cost
 
 _BATCH = 8
@@ -119,7 +118,9 @@ def measure_torch(spec: Spec) -> Cost:
     else:
         from transformers import AutoModelForCausalLM
 
-        check_loadable(Path(spec.path))
+        from quantkit.engines.choose import check_engine
+
+        check_engine(spec.engine, Path(spec.path))
         name = spec.engine
         model = AutoModelForCausalLM.from_pretrained(
             spec.path, dtype="auto", device_map=None if spec.device == "cpu" else spec.device
@@ -164,17 +165,6 @@ def measure_torch(spec: Spec) -> Cost:
         ttft_ms=1000 * prefill,
         tpot_ms=1000 * decode / steps,
     )
-
-
-def check_loadable(directory: Path) -> None:
-    """Raise MachineError where transformers needs a package for the format that isn't there."""
-    from quantkit.checkpoint.reader import read_json
-
-    quantization = read_json(directory / "config.json").get("quantization_config") or {}
-    extras = {"compressed-tensors": "compressed", "bitsandbytes": "nf4"}
-    method = str(quantization.get("quant_method"))
-    if method in extras and importlib.util.find_spec(method.replace("-", "_")) is None:
-        raise not_installed(method, extras[method])
 
 
 def held_bytes(model: Any) -> int:

@@ -18,7 +18,8 @@ from quantkit.formats import bits as words
 from quantkit.quantizers.grid import Grid, QuantizedTensor
 
 SUFFIXES = ("qweight", "qzeros", "scales")
-MARKER = "qweight"  # the suffix that only a quantized linear has
+MARKERS = ("qweight",)  # the suffixes that only a quantized linear has
+READ = SUFFIXES  # every suffix that others' linears may have
 FIRST_ZERO = 0
 _ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 _INVERSE = [_ORDER.index(i) for i in range(8)]
@@ -60,13 +61,28 @@ def pack(tensor: QuantizedTensor) -> dict[str, Tensor]:
 
 def unpack(tensors: dict[str, Tensor], config: dict[str, Any], module: str) -> QuantizedTensor:
     """The format's tensors → codes, scales and zeros."""
-    grid = Grid(4, config["group_size"], not config.get("zero_point", True))
     return QuantizedTensor(
-        grid,
+        scheme(lambda suffix: tuple(tensors[suffix].shape), tensors.__getitem__, config, module),
         _unpack(tensors["qweight"]).t().contiguous(),
         tensors["scales"].t().float().contiguous(),
         _unpack(tensors["qzeros"]).t().contiguous(),
     )
+
+
+def scheme(
+    shape: Callable[[str], tuple[int, ...]],
+    read: Callable[[str], Tensor],
+    config: dict[str, Any],
+    module: str,
+) -> Grid:
+    """The grid of a packed linear, by the shapes of its tensors."""
+    out_features, in_features = weight_shape(shape, read)
+    groups = shape("scales")[0]
+    fitting = shape("scales")[1] == out_features and shape("qzeros") == (groups, out_features // 8)
+    if not fitting or in_features % groups:
+        raise InputError("its qweight, qzeros and scales don't belong together", where=module)
+    per_row = groups == 1 and config.get("group_size", -1) == -1
+    return Grid(4, -1 if per_row else in_features // groups, not config.get("zero_point", True))
 
 
 def weight_shape(

@@ -11,6 +11,10 @@ groups), packed along out. What is stored is the signed code plus 2^(bits-1), wh
 ``int-quantized`` and ``float-quantized``, where engines round each token of the inputs as well,
 have ``weight`` (out, in), int8 or float8_e4m3fn, and ``weight_scale`` (out, 1).
 
+Read, but not written: packed codes of other numbers of bits (as many as fit to a word, or one
+stream), permuted groups (``weight_g_idx``), 8-bit weights with one scale a tensor or with inputs
+that are left alone, and inputs with one scale for all (``input_scale``).
+
 Reference: compressed_tensors' ``compressors`` and ``quantization/quant_args.py``.
 """
 
@@ -18,6 +22,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +37,9 @@ from quantkit.quantizers.inputs import Rounding, round_fp8, round_int8
 Scheme = Grid | Fp8Scheme
 
 SUFFIXES = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
-MARKER = "weight_scale"
+MARKERS = ("weight_scale",)  # the suffixes that only a quantized linear has
+# Every suffix that others' linears may have.
+READ = (*SUFFIXES, "weight_g_idx", "input_scale", "input_zero_point")
 FIRST_ZERO = 0
 _BITS = (2, 4, 8)  # of others, readers of different age expect different words
 _VERSION = "0.17.0"  # of the layout
@@ -95,17 +102,52 @@ def unpack(
     """The format's tensors → codes, scales and zeros. Raises InputError for other layouts."""
     grid = _scheme_of(module, config)
     scales = tensors["weight_scale"].float()
+    scales = scales.view(-1, 1) if scales.ndim < 2 else scales
     if isinstance(grid, Fp8Scheme):
         return Fp8Tensor(tensors["weight"], scales)
-    if grid.rounds_inputs:
+    if "weight" in tensors:
         codes = tensors["weight"].to(torch.int16).add_(grid.middle).to(torch.uint8)
     else:
-        codes = words.unpack(tensors["weight_packed"].t().contiguous(), grid.bits).t().contiguous()
+        columns = int(tensors["weight_shape"][1])
+        codes = _unpack(tensors["weight_packed"].t().contiguous(), grid.bits, columns)
+        codes = codes.t().contiguous()
+    rows = codes.shape[0]
+    scales = scales.expand(rows, -1)
     if grid.symmetric:
         zeros = torch.full(scales.shape, grid.middle, dtype=torch.uint8)
     else:
-        zeros = words.unpack(tensors["weight_zero_point"], grid.bits)
-    return QuantizedTensor(grid, codes, scales, zeros)
+        zeros = _unpack(tensors["weight_zero_point"], grid.bits, rows)
+    permuted = _group_of(module, config)["weights"].get("actorder") == "group"
+    if permuted and "weight_g_idx" not in tensors:
+        raise InputError("has permuted groups, but no weight_g_idx", where=module)
+    groups = tensors["weight_g_idx"].to(torch.int64) if "weight_g_idx" in tensors else None
+    if groups is not None and bool((groups[1:] >= groups[:-1]).all()):
+        groups = None  # in order, or unset
+    return QuantizedTensor(grid, codes, scales, zeros, groups)
+
+
+def _unpack(packed: Tensor, bits: int, count: int) -> Tensor:
+    """int32 (words, m) → the first ``count`` codes along dimension 0, uint8 (count, m).
+
+    Older writers don't let a code straddle two words; newer ones do.
+    """
+    if 32 % bits and len(packed) == -(-count // (32 // bits)):
+        unsigned = packed.to(torch.int64) & 0xFFFFFFFF
+        codes = torch.stack([unsigned >> shift for shift in range(0, 32 - bits + 1, bits)], dim=1)
+        return (codes.flatten(0, 1)[:count] & ((1 << bits) - 1)).to(torch.uint8)
+    whole = -(-len(packed) // bits) * bits  # a run of words that ends on a boundary of codes
+    padded = torch.nn.functional.pad(packed, (0, 0, 0, whole - len(packed)))
+    return words.unpack(padded if 32 % bits else packed, bits)[:count]
+
+
+def scheme(
+    shape: Callable[[str], tuple[int, ...]],
+    read: Callable[[str], Tensor],
+    config: dict[str, Any],
+    module: str,
+) -> Scheme:
+    """What a packed linear is rounded to. Raises InputError for what isn't read."""
+    return _scheme_of(module, config)
 
 
 def weight_shape(
@@ -118,12 +160,16 @@ def weight_shape(
         return tuple(read("weight_shape").tolist())
 
 
-def input_rounding(module: str, config: dict[str, Any]) -> Rounding | None:
+def input_rounding(
+    module: str, config: dict[str, Any], read: Callable[[str], Tensor]
+) -> Rounding | None:
     """What engines do to the inputs of a packed linear before they multiply; None for nothing."""
     scheme = _scheme_of(module, config)
-    if isinstance(scheme, Fp8Scheme):
-        return round_fp8
-    return round_int8 if scheme.rounds_inputs else None
+    if not scheme.rounds_inputs:
+        return None
+    rounding = round_fp8 if isinstance(scheme, Fp8Scheme) else round_int8
+    inputs = _group_of(module, config)["input_activations"]
+    return rounding if inputs["dynamic"] else partial(rounding, scale=read("input_scale").float())
 
 
 def config(default: Scheme, grids: dict[str, Scheme], skipped: list[str]) -> dict[str, Any]:
@@ -152,14 +198,6 @@ def config(default: Scheme, grids: dict[str, Scheme], skipped: list[str]) -> dic
         "version": _VERSION,
         "config_groups": groups,
     }
-
-
-def has_int4(config: dict[str, Any]) -> bool:
-    """Whether a ``quantization_config`` says that some linears hold packed 4-bit codes."""
-    return any(
-        group["format"] == "pack-quantized" and group["weights"]["num_bits"] == 4
-        for group in config.get("config_groups", {}).values()
-    )
 
 
 def _group(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
@@ -204,25 +242,26 @@ def _scheme_of(module: str, config: dict[str, Any]) -> Scheme:
     group = _group_of(module, config)
     weights, inputs = group["weights"], group.get("input_activations")
     layout = group.get("format") or config["format"]
-    size, bits = weights.get("group_size"), weights["num_bits"]
-    channels = weights["strategy"] == "channel"
+    bits, strategy = weights["num_bits"], weights["strategy"]
+    if layout == "pack-quantized" and inputs is None and 2 <= bits <= 8:
+        per_row = strategy == "channel"
+        if per_row or strategy == "group":
+            return Grid(bits, -1 if per_row else weights["group_size"], weights["symmetric"])
+    static = inputs is not None and not inputs["dynamic"]
+    fitting = bits == 8 and weights["symmetric"] and strategy in ("channel", "tensor")
     if inputs is not None:
-        dynamic = inputs.get("dynamic") is True and inputs["strategy"] == "token"
-        if dynamic and channels and weights["symmetric"] and bits == inputs["num_bits"] == 8:
-            if layout == "float-quantized":
-                return Fp8Scheme()
-            if layout == "int-quantized" and inputs["symmetric"]:
-                return Grid(8, -1, symmetric=True, rounds_inputs=True)
-    elif layout == "pack-quantized" and weights.get("actorder") != "group" and bits in _BITS:
-        return Grid(bits, -1 if channels else size, weights["symmetric"])
-    order = ", permuted groups" if weights.get("actorder") == "group" else ""
-    rounded = f", inputs {inputs['strategy']}" if inputs is not None else ""
+        by = "tensor" if static else "token"
+        fitting &= inputs["num_bits"] == 8 and inputs["symmetric"] and inputs["strategy"] == by
+    if fitting and layout == "float-quantized" and weights["type"] == "float":
+        return Fp8Scheme(strategy == "channel", inputs is not None, static)
+    if fitting and layout == "int-quantized" and weights["type"] == "int":
+        return Grid(8, -1, symmetric=True, rounds_inputs=inputs is not None)
+    what = f", inputs {inputs['num_bits']} bits by {inputs['strategy']}" if inputs else ""
     raise InputError(
-        f"is stored as {layout} ({bits} bits by {weights['strategy']}{order}{rounded}), "
-        "which can't be read",
+        f"is stored as {layout} ({bits} bits by {strategy}{what}), which can't be read",
         where=module,
-        mend="Can be read: pack-quantized of 2, 4 or 8 bits; int-quantized and float-quantized by "
-        "channel, with inputs by token.",
+        mend="Can be read: pack-quantized by group or channel; int-quantized and float-quantized "
+        "of 8 bits by channel or tensor, with inputs by token, static or left alone.",
     )
 
 

@@ -1,4 +1,4 @@
-"""GGUF files: planned, and read one tensor at a time.
+"""GGUF files, planned: every tensor and the metadata.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3, alignment 32. The
 bytes are laid out by gguf-py, llama.cpp's own writer; dimensions are reversed there.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from quantkit.formats.gguf_architectures import (
 )
 from quantkit.formats.gguf_mixes import Choice, Layout, TypeOverride, choose_types, find_mix
 from quantkit.formats.gguf_transforms import Keep, Transform
-from quantkit.quantizers.ggml import GgmlTensor, load_gguf, row_bytes
+from quantkit.quantizers.ggml import load_gguf, row_bytes
 
 # Buffers that old checkpoints carry; computed instead.
 _UNUSED_SUFFIXES = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
@@ -156,86 +155,6 @@ def plan_file(
     return GgufPlan(mix, architecture.name, tuple(tensors), metadata)
 
 
-class GgufWeights:
-    """The weights of a GGUF file under their checkpoint keys. Implements ``Weights``.
-
-    ``types``: checkpoint key → ggml type. Tensors are read, not mapped, and dequantized one at
-    a time, in float32, in the shape and order of rows that the checkpoint had.
-    """
-
-    format = "gguf"
-
-    def __init__(self, path: Path) -> None:
-        """Read the header. Raises InputError for a damaged file and for another architecture."""
-        gguf = load_gguf()
-        self.path = path
-        self.files = [path]
-        try:
-            reader = gguf.GGUFReader(path)
-        except FileNotFoundError:
-            raise InputError("no such file", where=str(path)) from None
-        except (ValueError, KeyError, IndexError) as error:
-            raise InputError(f"isn't a readable GGUF file ({error})", where=str(path)) from error
-        try:
-            self._architecture = architectures.find(str(_field(reader, "general.architecture")))
-        except InputError as error:
-            raise InputError(error.what, where=str(path), mend=error.mend) from error
-        self._dimensions = _dimensions(reader, self._architecture.name)
-        keys = self._architecture.names(self._dimensions.layers)
-        found = [tensor for tensor in reader.tensors if tensor.name in keys]
-        self._tensors = {
-            keys[tensor.name]: (
-                tensor.name,
-                tuple(int(n) for n in reversed(tensor.shape)),
-                int(tensor.data_offset),
-                int(tensor.n_bytes),
-            )
-            for tensor in found
-        }
-        self.types: dict[str, str] = {
-            keys[tensor.name]: tensor.tensor_type.name for tensor in found
-        }
-        output = f"{self._architecture.head}.weight"
-        embedding = f"{self._architecture.embedding}.weight"
-        if output not in self._tensors:  # llama.cpp uses the embedding; checkpoints may name it
-            self._tensors[output] = self._tensors[embedding]
-            self.types[output] = self.types[embedding]
-
-    def keys(self) -> Iterable[str]:
-        return self._tensors.keys()
-
-    def parameters(self) -> int:
-        shapes = {name: shape for name, shape, *_ in self._tensors.values()}
-        return sum(map(math.prod, shapes.values()))
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        return self._tensors[key][1]
-
-    def read(self, key: str) -> Tensor:
-        """Return one tensor in float32."""
-        shape = self._tensors[key][1]
-        value = self._rows(key, 0, math.prod(shape[:-1])).view(shape)
-        return self._architecture.transform(key, self._dimensions).undo(value)
-
-    def read_rows(self, key: str, start: int, stop: int) -> Tensor:
-        shape = self._tensors[key][1]
-        transform = self._architecture.transform(key, self._dimensions)
-        if len(shape) == 1 or transform.rows != 1:
-            return self.read(key)[start:stop]
-        return transform.undo(self._rows(key, start, min(stop, shape[0])))
-
-    def _rows(self, key: str, start: int, stop: int) -> Tensor:
-        """Rows as they lie in the file, (stop - start, columns)."""
-        name, shape, offset, nbytes = self._tensors[key]
-        row = nbytes // math.prod(shape[:-1])
-        blocks = torch.empty(stop - start, row, dtype=torch.uint8)
-        with self.path.open("rb") as file:
-            file.seek(offset + start * row)
-            if file.readinto(blocks.numpy().data) != blocks.nbytes:
-                raise InputError(f"ended while reading {name}", where=str(self.path))
-        return GgmlTensor(self.types[key], blocks, (stop - start, shape[-1])).dequantize()
-
-
 def _tensors(
     source: Checkpoint, architecture: Architecture, config: Mapping[str, Any], sizes: Dimensions
 ) -> list[CheckpointTensor]:
@@ -322,30 +241,6 @@ def _refuse_fallbacks(
             where=where,
             mend="Allow the fallback, choose another mix, or name the types in overrides.",
         )
-
-
-def _dimensions(reader: Any, name: str) -> Dimensions:
-    """The sizes by a file's metadata."""
-
-    def number(key: str) -> int:
-        return int(_field(reader, f"{name}.{key}") or 0)
-
-    heads, hidden = number("attention.head_count"), number("embedding_length")
-    return Dimensions(
-        layers=number("block_count"),
-        hidden=hidden,
-        inner=number("feed_forward_length"),
-        heads=heads,
-        kv_heads=number("attention.head_count_kv") or heads,
-        head_dim=number("attention.key_length") or hidden // heads,
-        vocabulary=number("vocab_size"),
-    )
-
-
-def _field(reader: Any, key: str) -> Any:
-    """The value of a metadata key, or None."""
-    field = reader.get_field(key)
-    return None if field is None else field.contents()
 
 
 def _some(keys: list[str]) -> str:

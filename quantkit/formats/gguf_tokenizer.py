@@ -67,7 +67,7 @@ def metadata(directory: Path, vocab_size: int, pre_tokenizer: str | None = None)
         **special,
         **_added_tokens(settings, tokenizer, special, path),
     }
-    template = _chat_template(directory)
+    template = chat_template(directory)
     result = {f"tokenizer.ggml.{key}": value for key, value in values.items()}
     return result | ({"tokenizer.chat_template": template} if template else {})
 
@@ -230,7 +230,8 @@ def _added_tokens(
     )
 
 
-def _chat_template(directory: Path) -> str | None:
+def chat_template(directory: Path) -> str | None:
+    """The template that a checkpoint's directory has for chats, or None."""
     file = directory / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")

@@ -1,16 +1,17 @@
-"""The GPTQ format, version 1, as AutoGPTQ wrote it and vLLM and transformers read it.
+"""The GPTQ format, as AutoGPTQ wrote it and vLLM and transformers read it.
 
 Per linear: ``qweight`` int32 (in·bits/32, out), packed along in, the first row in the low bits;
-``qzeros`` int32 (groups, out·bits/32), packed along out, holding zero point - 1; ``scales`` fp16
-(groups, out); ``g_idx`` int32 (in), the group of each input feature. Activation order is static,
-so g_idx is k // group_size and ``desc_act`` is false.
+``qzeros`` int32 (groups, out·bits/32), packed along out, holding zero point - 1 (version 1, which
+is written here) or the zero point (version 2); ``scales`` fp16 (groups, out); ``g_idx`` int32
+(in), the group of each input feature. What is written has static activation order, so g_idx is
+k // group_size and ``desc_act`` is false; others' permuted groups are read too, and whatever
+bits, groups and shapes the tensors have, since ``dynamic`` settings are hard to read otherwise.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from quantkit.formats import bits as words
 from quantkit.quantizers.grid import Grid, QuantizedTensor
 
 SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
-MARKER = "qweight"  # the suffix that only a quantized linear has
+MARKERS = ("qweight",)  # the suffixes that only a quantized linear has
+READ = SUFFIXES  # every suffix that others' linears may have
 FIRST_ZERO = 1
 _BITS = (2, 3, 4, 8)
 
@@ -70,24 +72,43 @@ def pack(tensor: QuantizedTensor) -> dict[str, Tensor]:
 
 
 def unpack(tensors: dict[str, Tensor], config: dict[str, Any], module: str) -> QuantizedTensor:
-    """The format's tensors → codes, scales and zeros. Raises InputError for permuted groups."""
-    grid = _grid_of(module, config)
-    bits = grid.bits
-    codes = words.unpack(tensors["qweight"], bits).t().contiguous()
-    groups = tensors["g_idx"]
-    expected = torch.arange(codes.shape[1]) // grid.columns(codes.shape[1])
-    if not torch.equal(groups.to(torch.int64), expected):
-        raise InputError("its groups are permuted (desc_act), which isn't supported", where=module)
-    zeros = words.unpack(tensors["qzeros"].t().contiguous(), bits) + 1
-    zeros &= grid.levels  # some writers let z = 0 wrap
-    return QuantizedTensor(grid, codes, tensors["scales"].t().float().contiguous(), zeros)
+    """The format's tensors → codes, scales and zeros. Raises InputError where they disagree."""
+    grid = scheme(lambda suffix: tuple(tensors[suffix].shape), tensors.__getitem__, config, module)
+    codes = words.unpack(tensors["qweight"], grid.bits).t().contiguous()
+    return QuantizedTensor(
+        grid,
+        codes,
+        tensors["scales"].t().float().contiguous(),
+        _zeros(tensors["qzeros"], grid, config),
+        _groups(tensors, codes.shape[1], grid, module),
+    )
+
+
+def scheme(
+    shape: Callable[[str], tuple[int, ...]],
+    read: Callable[[str], Tensor],
+    config: dict[str, Any],
+    module: str,
+) -> Grid:
+    """The grid of a packed linear, by the shapes of its tensors."""
+    out_features, in_features = weight_shape(shape, read)
+    groups = shape("scales")[0]
+    bits = shape("qzeros")[1] * 32 / out_features
+    fitting = shape("scales") == (groups, out_features) and shape("qzeros")[0] == groups
+    if bits not in range(2, 9) or not fitting:
+        raise InputError("its qweight, qzeros and scales don't belong together", where=module)
+    size = int(config.get("group_size") or -1)
+    if groups != (1 if size == -1 else -(-in_features // size)):
+        size = -(-in_features // groups)  # an exception to what config.json says of all
+    return Grid(int(bits), size, bool(config.get("sym", True)), FIRST_ZERO)
 
 
 def weight_shape(
     shape: Callable[[str], tuple[int, ...]], read: Callable[[str], Tensor]
 ) -> tuple[int, ...]:
     """(out, in) of a packed linear, from the shape and value of its tensors by suffix."""
-    return shape("qweight")[1], *shape("g_idx")
+    words_in, out_features = shape("qweight")
+    return out_features, words_in * out_features // shape("qzeros")[1]
 
 
 def config(default: Grid, grids: dict[str, Grid], skipped: list[str]) -> dict[str, Any]:
@@ -118,11 +139,29 @@ def config(default: Grid, grids: dict[str, Grid], skipped: list[str]) -> dict[st
     return result
 
 
-def _grid_of(module: str, config: dict[str, Any]) -> Grid:
-    grid = Grid(config["bits"], config["group_size"], config["sym"], FIRST_ZERO)
-    for pattern, changes in (config.get("dynamic") or {}).items():
-        if pattern.startswith("+:") and re.match(pattern[2:], module):
-            grid = replace(
-                grid, **{k: v for k, v in changes.items() if k in ("bits", "group_size")}
-            )
-    return grid
+def _zeros(packed: Tensor, grid: Grid, config: dict[str, Any]) -> Tensor:
+    """Zero points, uint8 (out, groups)."""
+    bits = grid.bits
+    if config.get("checkpoint_format") == "gptq_v2":
+        return words.unpack(packed.t().contiguous(), bits)
+    if _by_words(config) and 32 % bits == 0:
+        ones = sum(1 << shift for shift in range(0, 32, bits))
+        return words.unpack((packed.to(torch.int64) + ones).t().contiguous(), bits)
+    # Some writers let z = 0 wrap.
+    return (words.unpack(packed.t().contiguous(), bits) + 1) & grid.levels
+
+
+def _by_words(config: dict[str, Any]) -> bool:
+    """Whether 1 was taken off whole words, so that a zero point of 0 borrowed from the next."""
+    return "gptqmodel" in str((config.get("meta") or {}).get("quantizer"))
+
+
+def _groups(tensors: dict[str, Tensor], in_features: int, grid: Grid, module: str) -> Tensor | None:
+    """The group of each column, int64 (in), unless they are consecutive and of one size."""
+    count = tensors["scales"].shape[0]
+    size = in_features if grid.group_size == -1 else grid.group_size
+    consecutive = torch.arange(in_features) // size
+    groups = tensors["g_idx"].to(torch.int64) if "g_idx" in tensors else consecutive
+    if groups.shape != (in_features,) or int(groups.min()) < 0 or int(groups.max()) >= count:
+        raise InputError(f"its g_idx doesn't name {count} groups of columns", where=module)
+    return None if torch.equal(groups, consecutive) and in_features % count == 0 else groups

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +18,8 @@ from torch import Tensor
 from quantkit.checkpoint.reader import Checkpoint, Weights
 from quantkit.errors import InputError
 from quantkit.formats import awq_gemm, bnb, compressed, gptq_v1
+from quantkit.formats.dialects import dialect_of, quantization_of
+from quantkit.formats.gguf_reader import GgufWeights, gguf_files
 from quantkit.quantizers.fp8 import Fp8Tensor
 from quantkit.quantizers.grid import Quantized, QuantizedTensor
 from quantkit.quantizers.inputs import Rounding
@@ -53,6 +54,7 @@ class PackedCheckpoint:
     """A checkpoint whose config.json names one of the formats. Implements ``Weights``.
 
     ``read`` gives quantized weights dequantized to float32; ``read_quantized`` gives their codes.
+    ``dialect`` is what config.json says of them.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -60,31 +62,22 @@ class PackedCheckpoint:
         self.checkpoint = checkpoint
         self.directory = checkpoint.directory
         self.files = checkpoint.files
-        self._quantization: dict[str, Any] = checkpoint.config["quantization_config"]
-        self.format = str(self._quantization.get("quant_method"))
-        if self.format not in _FORMATS:
-            raise InputError(
-                f"is quantized as {self.format}, which can't be read; "
-                f"formats that can: {', '.join(_FORMATS)}, gguf",
-                where=str(self.directory),
-            )
+        quantization = quantization_of(self.directory, checkpoint.config)
+        if quantization is None:
+            raise InputError("isn't quantized", where=str(self.directory))
+        self.dialect = dialect_of(quantization, str(self.directory))
+        self.format = self.dialect.format
         self._codec = _FORMATS[self.format]
         self._modules = {
-            key.removesuffix("." + self._marker): key
+            key.removesuffix("." + marker): None
             for key in self.checkpoint.entries
-            if key.endswith("." + self._marker)
+            for marker in self._codec.MARKERS
+            if key.endswith("." + marker)
         }
-
-    @property
-    def _marker(self) -> str:
-        """The suffix that only a quantized linear has."""
-        marker: str = self._codec.MARKER
-        return marker
 
     @cached_property
     def _parts(self) -> set[str]:
-        suffixes = self._codec.SUFFIXES
-        return {f"{module}.{suffix}" for module in self._modules for suffix in suffixes}
+        return {f"{module}.{suffix}" for module in self._modules for suffix in self._codec.READ}
 
     def keys(self) -> Iterable[str]:
         yield from (f"{module}.weight" for module in self._modules)
@@ -97,11 +90,52 @@ class PackedCheckpoint:
         module = key.removesuffix(".weight")
         if module not in self._modules:
             return self.checkpoint.shape(key)
-        result: tuple[int, ...] = self._codec.weight_shape(
-            lambda suffix: self.checkpoint.shape(f"{module}.{suffix}"),
-            lambda suffix: self.checkpoint.read(f"{module}.{suffix}"),
-        )
+        try:
+            result: tuple[int, ...] = self._codec.weight_shape(
+                lambda suffix: self.checkpoint.shape(f"{module}.{suffix}"),
+                lambda suffix: self.checkpoint.read(f"{module}.{suffix}"),
+            )
+        except KeyError as error:
+            raise self._lacks(error) from error
         return result
+
+    def scheme(self, key: str) -> str:
+        """What a weight is rounded to, such as ``int4 g128 sym``; its dtype where it isn't."""
+        module = key.removesuffix(".weight")
+        if module not in self._modules:
+            return self.checkpoint.scheme(key)
+        return f"{self.scheme_of(key)}{' act-order' if self.permuted(key) else ''}"
+
+    def permuted(self, key: str) -> bool:
+        """Whether a quantized weight's groups aren't of consecutive columns."""
+        module = key.removesuffix(".weight")
+        for suffix in self._codec.READ:
+            if suffix.endswith("g_idx") and f"{module}.{suffix}" in self.checkpoint.entries:
+                groups = self.checkpoint.read(f"{module}.{suffix}")
+                return bool((groups[1:] < groups[:-1]).any())
+        return False
+
+    def scheme_of(self, key: str) -> object:
+        """The grid, or whatever else a quantized weight is rounded to."""
+        module = key.removesuffix(".weight")
+        try:
+            return self._codec.scheme(
+                lambda suffix: self.checkpoint.shape(f"{module}.{suffix}"),
+                lambda suffix: self.checkpoint.read(f"{module}.{suffix}"),
+                self.dialect.settings,
+                module,
+            )
+        except KeyError as error:
+            raise self._lacks(error) from error
+
+    def stored_bytes(self, key: str) -> int:
+        """Bytes of everything that stands for a weight."""
+        module = key.removesuffix(".weight")
+        if module not in self._modules:
+            return self.checkpoint.stored_bytes(key)
+        parts = [f"{module}.{suffix}" for suffix in self._codec.READ]
+        entries = self.checkpoint.entries
+        return sum(entries[part].nbytes for part in parts if part in entries)
 
     def parameters(self) -> int:
         return sum(math.prod(self.shape(key)) for key in self.keys())
@@ -120,15 +154,13 @@ class PackedCheckpoint:
         module = key.removesuffix(".weight")
         tensors = {
             suffix: self.checkpoint.read(f"{module}.{suffix}")
-            for suffix in self._codec.SUFFIXES
+            for suffix in self._codec.READ
             if f"{module}.{suffix}" in self.checkpoint.entries
         }
         try:
-            result: Quantized = self._codec.unpack(tensors, self._quantization, module)
+            result: Quantized = self._codec.unpack(tensors, self.dialect.settings, module)
         except KeyError as error:
-            raise InputError(
-                f"tensor {module}.{error.args[0]} is missing", where=str(self.directory)
-            ) from error
+            raise self._lacks(error, module) from error
         return result
 
     def input_rounding(self, key: str) -> Rounding | None:
@@ -136,18 +168,25 @@ class PackedCheckpoint:
         module = key.removesuffix(".weight")
         if self._codec is not compressed or module not in self._modules:
             return None
-        return compressed.input_rounding(module, self._quantization)
+        return compressed.input_rounding(
+            module,
+            self.dialect.settings,
+            lambda suffix: self.checkpoint.read(f"{module}.{suffix}"),
+        )
+
+    def _lacks(self, error: KeyError, module: str | None = None) -> InputError:
+        name = f"{module}.{error.args[0]}" if module else error.args[0]
+        return InputError(f"tensor {name} is missing", where=str(self.directory))
 
 
-def open_artifact(directory: Path) -> Weights:
-    """The weights of an artifact, or of a plain checkpoint, by the original's keys."""
-    if files := sorted(directory.glob("*.gguf")):
-        from quantkit.formats.gguf_file import GgufWeights
+def open_artifact(path: Path) -> Weights:
+    """The weights of an artifact, or of a plain checkpoint, by the original's keys.
 
-        if len(files) > 1:
-            raise InputError(f"holds {len(files)} .gguf files, not one", where=str(directory))
-        return GgufWeights(files[0])
-    checkpoint = Checkpoint(directory)
-    if checkpoint.config.get("quantization_config"):
+    ``path``: its directory, or a .gguf file.
+    """
+    if gguf_files(path):
+        return GgufWeights(path)
+    checkpoint = Checkpoint(path)
+    if quantization_of(path, checkpoint.config):
         return PackedCheckpoint(checkpoint)
     return checkpoint

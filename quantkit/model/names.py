@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from quantkit.errors import InputError
 
@@ -24,7 +24,7 @@ _COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|masked_bias|attn\.bias|atte
 
 
 class Described(Protocol):
-    """What is asked of a checkpoint, quantized or not: its keys and their shapes."""
+    """What is asked of a checkpoint, quantized or not: its keys, their shapes and values."""
 
     @property
     def directory(self) -> Path: ...
@@ -33,11 +33,14 @@ class Described(Protocol):
 
     def shape(self, key: str) -> tuple[int, ...]: ...
 
+    def read(self, key: str) -> Tensor: ...
+
 
 def match(model: PreTrainedModel, checkpoint: Described) -> dict[str, str]:
     """Map every parameter and persistent buffer of ``model`` to its checkpoint key.
 
-    Tied parameters map to the key of the tensor they share. Raises InputError when a key or a
+    Tied parameters map to the key of the tensor they share. Biases of zero that the model doesn't
+    have are left out: some quantizers give one to every linear. Raises InputError when a key or a
     parameter is left over, when shapes differ, or when transformers would fuse tensors.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -63,7 +66,8 @@ def match(model: PreTrainedModel, checkpoint: Described) -> dict[str, str]:
                 where=where,
             )
         if name not in wanted:
-            if not _COMPUTED.search(key) and not any(p.search(key) for p in ignored):
+            known = _COMPUTED.search(key) or any(p.search(key) for p in ignored)
+            if not known and not (key.endswith(".bias") and not checkpoint.read(key).any()):
                 left_over.append(key)
             continue
         if checkpoint.shape(key) != wanted[name]:

@@ -27,8 +27,15 @@ class Skeleton:
     ``model.layers``; names: parameter name → checkpoint key, proven complete.
     """
 
-    def __init__(self, checkpoint: Described, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Described,
+        dtype: torch.dtype | None = None,
+        weights: Described | None = None,
+    ) -> None:
         """Build for ``checkpoint``, computing in ``dtype`` (default: the checkpoint's own).
+
+        weights: what ``names`` are to be of, where that is another version of the same model.
 
         Raises InputError for configs that transformers doesn't know, encoder-decoders, mixtures
         of experts, and checkpoints whose keys don't match.
@@ -41,7 +48,7 @@ class Skeleton:
             raise InputError("is an encoder-decoder; only decoders are supported", where=where)
         refuse_experts(self.model, self.config.model_type, where)
         self.prefix, self.layers = _find_layers(self.model, where)
-        self.names = match(self.model, checkpoint)
+        self.names = match(self.model, weights or checkpoint)
 
     def layer_name(self, index: int) -> str:
         return f"{self.prefix}.{index}"

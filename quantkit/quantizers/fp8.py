@@ -18,15 +18,27 @@ LARGEST = 448.0  # of float8_e4m3fn
 
 @dataclass(frozen=True)
 class Fp8Scheme:
-    """One scale a row; the linear's inputs are rounded to FP8 too, a token at a time."""
+    """One scale a row; the linear's inputs are rounded to FP8 too, a token at a time.
+
+    Others also have one scale a tensor (``per_row`` false), inputs with one scale for all
+    (``static``), or inputs that are left alone.
+    """
+
+    per_row: bool = True
+    rounds_inputs: bool = True
+    static: bool = False
 
     def __str__(self) -> str:
-        return "fp8 row, inputs fp8"
+        inputs = f", inputs {'static ' if self.static else ''}fp8" if self.rounds_inputs else ""
+        return f"fp8 {'row' if self.per_row else 'tensor'}{inputs}"
 
 
 @dataclass(frozen=True)
 class Fp8Tensor:
-    """codes: float8_e4m3fn (out, in); scales: float32 (out, 1), exact in fp16 and bf16."""
+    """codes: float8_e4m3fn (out, in); scales: float32 (out, 1), exact in fp16 and bf16.
+
+    Others' scales may be of any value, and one for all (1, 1).
+    """
 
     codes: Tensor
     scales: Tensor

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -88,23 +88,35 @@ class QuantizedTensor:
     """Codes on a grid.
 
     codes: uint8 (out_features, in_features); scales: float32 (out_features, groups), exact in
-    fp16 and bf16; zeros: uint8 (out_features, groups).
+    fp16 and bf16; zeros: uint8 (out_features, groups). groups: int64 (in_features), the group of
+    each column where these aren't consecutive (GPTQ's act-order by others), else None.
     """
 
     grid: Grid
     codes: Tensor
     scales: Tensor
     zeros: Tensor
+    groups: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.codes.shape)
 
     def cpu(self) -> QuantizedTensor:
-        return QuantizedTensor(self.grid, self.codes.cpu(), self.scales.cpu(), self.zeros.cpu())
+        groups = None if self.groups is None else self.groups.cpu()
+        return replace(
+            self,
+            codes=self.codes.cpu(),
+            scales=self.scales.cpu(),
+            zeros=self.zeros.cpu(),
+            groups=groups,
+        )
 
     def dequantize(self) -> Tensor:
         rows, columns = self.codes.shape
+        if self.groups is not None:
+            zeros, scales = self.zeros.float()[:, self.groups], self.scales[:, self.groups]
+            return (self.codes.float() - zeros) * scales
         grouped = self.codes.view(rows, self.scales.shape[1], -1).float()
         value = (grouped - self.zeros[..., None].float()) * self.scales[..., None]
         return value.view(rows, columns)

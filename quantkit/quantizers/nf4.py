@@ -18,13 +18,17 @@ from quantkit.errors import not_installed
 
 @dataclass(frozen=True)
 class Nf4Scheme:
-    """Weights a block, and whether the blocks' maxima are quantized too."""
+    """Weights a block, whether the blocks' maxima are quantized too, and the kind of codes.
+
+    ``kind``: nf4, or fp4 in checkpoints of others.
+    """
 
     block_size: int
     double_quant: bool
+    kind: str = "nf4"
 
     def __str__(self) -> str:
-        return f"nf4 b{self.block_size}{' double' if self.double_quant else ''}"
+        return f"{self.kind} b{self.block_size}{' double' if self.double_quant else ''}"
 
 
 @dataclass(frozen=True)

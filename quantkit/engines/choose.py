@@ -1,0 +1,73 @@
+"""Which engine runs an artifact, and whether it is there."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from quantkit.engines import int4
+from quantkit.errors import InputError, MachineError
+from quantkit.formats.gguf_reader import gguf_files
+from quantkit.formats.packed import PackedCheckpoint, open_artifact
+
+TRANSFORMERS, LLAMACPP, VLLM = "transformers", "llama.cpp", "vllm"
+ENGINES = (TRANSFORMERS, int4.NAME, LLAMACPP, VLLM)
+
+# What transformers needs for a format: module → what pip calls it.
+_NEEDED = {
+    "awq": {"gptqmodel": "gptqmodel", "accelerate": "accelerate"},
+    "gptq": {"gptqmodel": "gptqmodel", "optimum": "optimum"},
+    "auto-round": {"auto_round": "auto-round"},
+    "compressed-tensors": {"compressed_tensors": "compressed-tensors"},
+    "bitsandbytes": {"bitsandbytes": "bitsandbytes", "accelerate": "accelerate"},
+}
+
+
+def engine_for(path: Path) -> tuple[str, Path]:
+    """The engine that runs what lies at ``path``, and what it is given to load."""
+    if files := gguf_files(path):
+        return LLAMACPP, files[0]
+    source = open_artifact(path)
+    if isinstance(source, PackedCheckpoint) and int4.runs(source):
+        return int4.NAME, path
+    return TRANSFORMERS, path
+
+
+def check_engine(engine: str, path: Path) -> None:
+    """Raise InputError for an engine that can't run what lies at ``path``, MachineError for one
+    that isn't installed, or lacks a package for this format."""
+    if engine not in ENGINES:
+        raise InputError(
+            "no such engine", where=f"--engine {engine}", mend=f"One of {', '.join(ENGINES)}."
+        )
+    is_gguf = bool(gguf_files(path))
+    if is_gguf != (engine == LLAMACPP) and not (is_gguf and engine == TRANSFORMERS):
+        usual, _ = engine_for(path)
+        raise InputError(
+            f"{engine} doesn't run {'GGUF' if is_gguf else 'safetensors'}",
+            where=str(path),
+            mend=f"Use --engine {usual}.",
+        )
+    needed = {VLLM: {"vllm": "vllm"}, LLAMACPP: {"xllamacpp": "xllamacpp"}}.get(engine, {})
+    if engine == TRANSFORMERS:
+        needed = {"gguf": "gguf"} if is_gguf else _needed_by_transformers(path)
+    missing = [package for module, package in needed.items() if find_spec(module) is None]
+    if missing:
+        purpose = "" if engine in (VLLM, LLAMACPP) else " for this format"
+        raise MachineError(
+            f"needs {' and '.join(missing)}{purpose}, which {_are(missing)} installed",
+            where=engine,
+            mend=f"pip install {' '.join(missing)}, or choose another engine.",
+        )
+
+
+def _needed_by_transformers(path: Path) -> dict[str, str]:
+    source = open_artifact(path)
+    if not isinstance(source, PackedCheckpoint):
+        return {}
+    auto_round = "auto_round" in str(source.dialect)
+    return _NEEDED["auto-round" if auto_round else source.format]
+
+
+def _are(missing: list[str]) -> str:
+    return "isn't" if len(missing) == 1 else "aren't"

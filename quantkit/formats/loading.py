@@ -1,0 +1,115 @@
+"""Which engines load an artifact, by what was tried and by what their sources say.
+
+Tried: vLLM 0.32 on CPU, transformers 5.23, llama.cpp. docs/artifacts.md has the tables.
+"""
+
+from __future__ import annotations
+
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.engines import int4
+from quantkit.facts import Loading
+from quantkit.formats.packed import PackedCheckpoint
+from quantkit.quantizers.fp8 import Fp8Scheme
+from quantkit.quantizers.grid import Grid
+
+_VLLM_GROUPS = (-1, 32, 64, 128)
+_NO_LLAMA = Loading("llama.cpp", "no", "reads GGUF; make one of the BF16 checkpoint")
+
+
+def of_gguf() -> tuple[Loading, ...]:
+    """For a GGUF file of a type that llama.cpp has."""
+    return (
+        Loading("llama.cpp", "yes"),
+        Loading("transformers", "yes", "with gguf; dequantizes it when loading"),
+        Loading("vLLM", "no", "0.32 has no GGUF method"),
+    )
+
+
+def of_plain(checkpoint: Checkpoint) -> tuple[Loading, ...]:
+    """For a checkpoint that isn't quantized."""
+    return Loading("transformers", "yes"), Loading("vLLM", "yes"), _NO_LLAMA
+
+
+def of_packed(source: PackedCheckpoint) -> tuple[Loading, ...]:
+    """For a quantized checkpoint in safetensors."""
+    linears = {key: (source.scheme_of(key), source.shape(key)) for key in source.quantized()}
+    grids = [grid for grid, _ in linears.values() if isinstance(grid, Grid)]
+    floats = [scheme for scheme, _ in linears.values() if isinstance(scheme, Fp8Scheme)]
+    fine = all(rows % 32 == 0 and columns % 32 == 0 for _, (rows, columns) in linears.values())
+    permuted = any(source.permuted(key) for key in linears)
+    foreign = "auto_round" in str(source.dialect)
+    found = {
+        "awq": lambda: _awq(fine, foreign),
+        "gptq": lambda: _gptq(grids, fine, permuted, foreign),
+        "compressed-tensors": lambda: _compressed(source, grids, floats),
+        "bitsandbytes": _bitsandbytes,
+    }[source.format]()
+    ours = int4.runs(source)
+    why = "" if ours else "takes 4-bit codes in groups of 32 to 256"
+    return (*found, Loading(int4.NAME, "yes" if ours else "no", why), _NO_LLAMA)
+
+
+def _awq(fine: bool, auto_round: bool) -> tuple[Loading, ...]:
+    if auto_round:
+        return _auto_round()
+    vllm = Loading("vLLM", "yes")
+    if not fine:
+        vllm = Loading("vLLM", "no", "on CPU: widths must be divisible by 32; on a GPU untried")
+    return Loading("transformers", "yes", "with gptqmodel and accelerate"), vllm
+
+
+def _gptq(grids: list[Grid], fine: bool, permuted: bool, auto_round: bool) -> tuple[Loading, ...]:
+    if auto_round:
+        return _auto_round()
+    transformers = Loading("transformers", "yes", "with optimum and gptqmodel")
+    if permuted:
+        transformers = Loading("transformers", "untried", "permuted groups; needs gptqmodel")
+    elif any(grid.bits == 4 and grid.group_size == -1 for grid in grids):
+        transformers = Loading("transformers", "untried", "4 bits, a group a row: may fail on CPU")
+    bits = {grid.bits for grid in grids}
+    reasons = [
+        (any(not grid.symmetric for grid in grids), "asymmetric GPTQ"),
+        (permuted, "permuted groups (desc_act)"),
+        (not bits <= {4, 8}, f"{min(bits, default=0)} bits"),
+        (any(grid.group_size not in _VLLM_GROUPS for grid in grids), "groups of another size"),
+    ]
+    refused = [why for holds, why in reasons if holds]
+    if refused:
+        return transformers, Loading("vLLM", "no", ", ".join(refused))
+    if bits == {4} and fine:
+        return transformers, Loading("vLLM", "yes")
+    why = "8 bits" if 8 in bits else "widths must be divisible by 32"
+    return transformers, Loading("vLLM", "no", f"on CPU: {why}; on a GPU untried")
+
+
+def _auto_round() -> tuple[Loading, ...]:
+    return (
+        Loading("transformers", "yes", "with auto-round"),
+        Loading("vLLM", "untried", "has a method for AutoRound's own packing"),
+    )
+
+
+def _compressed(
+    source: PackedCheckpoint, grids: list[Grid], floats: list[Fp8Scheme]
+) -> tuple[Loading, ...]:
+    layout = source.dialect.variant
+    packed = layout == "pack-quantized"
+    transformers = Loading("transformers", "yes", "with compressed-tensors")
+    if packed and any(not grid.symmetric for grid in grids):
+        why = "with compressed-tensors 0.17; 0.18 to 0.20 fail on asymmetric codes"
+        transformers = Loading("transformers", "yes", why)
+    if packed and any(grid.bits != 4 for grid in grids):
+        return transformers, Loading("vLLM", "no", "on CPU: 4 bits only; on a GPU untried")
+    if any(not (scheme.per_row and scheme.rounds_inputs) for scheme in floats):
+        why = "on CPU: FP8 by channel with inputs by token only; on a GPU untried"
+        return transformers, Loading("vLLM", "no", why)
+    if any(source.permuted(key) for key in source.quantized()):
+        return transformers, Loading("vLLM", "no", "permuted groups")
+    return transformers, Loading("vLLM", "yes")
+
+
+def _bitsandbytes() -> tuple[Loading, ...]:
+    return (
+        Loading("transformers", "yes", "with bitsandbytes and accelerate"),
+        Loading("vLLM", "no", "0.32 has no bitsandbytes method"),
+    )
