@@ -254,7 +254,9 @@ def quantized(tiny, tmp_path) -> Path:
     tensors = {}
     for key in checkpoint.keys():  # noqa: SIM118
         if "proj" in key:
-            tensors |= pack("bitsandbytes", key, nf4.quantize(checkpoint.read(key), SCHEME))
+            tensors |= pack(
+                "bitsandbytes", key, nf4.quantize(checkpoint.read(key), SCHEME), torch.bfloat16
+            )
         else:
             tensors[key] = checkpoint.read(key)
     save_file(tensors, out / "model.safetensors")

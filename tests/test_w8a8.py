@@ -98,11 +98,15 @@ def test_its_own_library_reads_it(scheme):
     assert group.input_activations.dynamic and group.input_activations.strategy == "token"
 
 
-def test_layouts_that_engines_compute_otherwise_are_refused():
+def test_inputs_of_a_fixed_scale_are_rounded_by_the_one_stored():
     config = compressed.config(INT8, {"m": INT8}, [])
-    config["config_groups"]["group_0"]["input_activations"]["dynamic"] = False
-    with pytest.raises(InputError, match=r"int-quantized \(8 bits by channel, inputs token\)"):
-        compressed.input_rounding("m", config)
+    config["config_groups"]["group_0"]["input_activations"] |= {
+        "dynamic": False,
+        "strategy": "tensor",
+    }
+    rounding = compressed.input_rounding("m", config, {"input_scale": torch.tensor(0.5)}.get)
+    assert rounding is not None
+    assert rounding(torch.tensor([[0.6, -0.2, 1000.0]])).tolist() == [[0.5, 0.0, 63.5]]
 
 
 def test_smoothing_balances_inputs_and_weights():
@@ -193,7 +197,7 @@ def test_judging_rounds_what_engines_round(tmp_path):
             config = compressed.config(scheme, {name: scheme}, [])
             config["config_groups"]["group_0"]["targets"] = [name]
             module = key.removesuffix(".weight")
-            return compressed.input_rounding(module, config) if module == name else None
+            return compressed.input_rounding(module, config, self.read) if module == name else None
 
     skeleton = Skeleton(source)
     stream = Stream(skeleton, Source(), CPU)

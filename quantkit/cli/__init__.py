@@ -13,5 +13,5 @@ __all__ = ["app", "checking", "judging", "main", "making", "sharing", "shelves",
 
 def main() -> None:
     """Run the command line. Being told to end is the same as Ctrl-C: clean up, then go."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app()
