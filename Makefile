@@ -1,5 +1,5 @@
 # The same targets for people and for CI. `make` alone explains them.
-.PHONY: help setup test lint format recipes check infer-quant bench-peers build clean
+.PHONY: help setup test test-engines lint format recipes check infer-quant bench-peers build clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -14,6 +14,7 @@ SUITE ?= $(if $(filter demo,$(ADAPTER)),demo-adapter,demo)
 RECIPES ?= awq-w4-g128 gptq-w4-g128 nf4 gguf-q4-k-m
 OUT ?= reports/infer-quant
 BENCH ?=
+ENGINES ?=
 ADAPTED = $(if $(ADAPTER),--adapter "$(ADAPTER)")
 ARTIFACTS = $(foreach recipe,$(RECIPES),$(OUT)/artifacts/$(basename $(notdir $(recipe))))
 
@@ -24,6 +25,7 @@ help: ## Show this
 	@echo '                 SUITE=my-suite.yaml OUT=DIR'
 	@echo 'make bench-peers BENCH="--jobs gptq awq --peers llm-compressor --models 82m --runs 3 \'
 	@echo '                        --out FILE.md" (BENCH=--help: all there is)'
+	@echo 'make test-engines ENGINES="vllm transformers gptqmodel llama.cpp" RECIPES="nf4"'
 
 setup: $(VENV)/.ready ## Make .venv with everything in it
 
@@ -35,6 +37,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 test: setup ## Run the tests
 	$(BIN)/python -m pytest
+
+test-engines: setup ## Run artifacts in vLLM, transformers and llama.cpp: docs/compatibility.md
+	$(BIN)/python -m tests.engines.run $(if $(ENGINES),--engines $(ENGINES)) \
+		$(if $(filter command,$(origin RECIPES)),--recipes $(RECIPES))
 
 lint: setup ## Check style and types
 	$(BIN)/ruff check .
@@ -67,4 +73,4 @@ build: setup ## Build the wheel and the source distribution
 	$(BIN)/python -m build
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) .venv-peers reports dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-peers .venv-engines reports dist build .pytest_cache .mypy_cache .ruff_cache

@@ -31,21 +31,25 @@ DIRECTORY = Path(".venv-peers")
 
 @dataclass(frozen=True)
 class Environment:
-    """One peer's environment.
+    """One tool's environment.
 
     installs: the arguments of one ``pip install`` after the other.
     shown: the distributions whose versions the results name.
+    removes: what is uninstalled in the end: required by a pin, but of no use.
     build: what is made in it besides, given the environment's directory.
     """
 
     installs: tuple[tuple[str, ...], ...]
     shown: tuple[str, ...]
+    removes: tuple[str, ...] = ()
     build: Callable[[Path], None] | None = None
 
     @property
     def digest(self) -> str:
         """Of what is installed: an environment made by other pins is made anew."""
         pins = (*self.installs, (LLAMA_CPP,)) if self.build else self.installs
+        if self.removes:
+            pins = (*pins, ("without", *self.removes))
         return hashlib.sha256(repr(pins).encode()).hexdigest()
 
 
@@ -121,17 +125,22 @@ def python_of(name: str, directory: Path = DIRECTORY) -> Path:
 
 def make(name: str, directory: Path = DIRECTORY) -> None:
     """Make a peer's environment unless it is there. Raises EnvironmentFailed."""
-    environment = ENVIRONMENTS[name]
-    target = directory.resolve() / name
+    make_at(directory.resolve() / name, ENVIRONMENTS[name])
+
+
+def make_at(target: Path, environment: Environment) -> None:
+    """Make an environment in ``target`` unless it is there. Raises EnvironmentFailed."""
     ready = target / ".ready"
     if ready.is_file() and ready.read_text() == environment.digest:
         return
     print(f"making {target}", file=sys.stderr, flush=True)
     shutil.rmtree(target, ignore_errors=True)
     run([sys.executable, "-m", "venv", str(target)])
-    pip = [str(target / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+    pip = [str(target / "bin" / "python"), "-m", "pip"]
     for packages in environment.installs:
-        run([*pip, *packages])
+        run([*pip, "install", "--quiet", *packages])
+    if environment.removes:
+        run([*pip, "uninstall", "--quiet", "--yes", *environment.removes])
     if environment.build is not None:
         environment.build(target)
     ready.write_text(environment.digest)

@@ -31,6 +31,7 @@ from statistics import median
 from typing import Any
 
 import environments
+import machine
 import processes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -242,7 +243,7 @@ def main() -> None:
         return
     resume = given.pop("resume")
     if given["device"] == "auto":
-        given["device"] = "cuda" if gpu() else "cpu"
+        given["device"] = "cuda" if machine.gpu() else "cpu"
     given["work"] = given["work"].resolve()
     options = Options(**given)
     record = options.out.with_suffix(".json")
@@ -351,67 +352,29 @@ def describe_setting(options: Options) -> dict[str, Any]:
     return {
         "date": datetime.now().astimezone().isoformat(timespec="minutes"),
         "machine": {
-            "processor": processor(),
+            "processor": machine.processor(),
             "cores": os.cpu_count(),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "system": platform.platform(),
             "python": platform.python_version(),
             "load": round(os.getloadavg()[0], 2),
-            "device": gpu() if options.device == "cuda" else "cpu",
+            "device": machine.gpu() if options.device == "cuda" else "cpu",
             "variables": {name: os.environ[name] for name in variables if name in os.environ},
         },
-        "versions": {OURS: commit(), **versions(options)},
+        "versions": {OURS: machine.commit(), **versions(options)},
     }
 
 
 def versions(options: Options) -> dict[str, str]:
     """The distributions that matter, for every environment that is there."""
-    found = {"ours, transformers, PEFT": installed(sys.executable, OUR_PACKAGES)}
+    found = {"ours, transformers, PEFT": machine.installed(sys.executable, OUR_PACKAGES)}
     for name, environment in environments.ENVIRONMENTS.items():
         python = environments.python_of(name, options.environments)
         if python.is_file():
-            found[name] = installed(str(python), environment.shown)
+            found[name] = machine.installed(str(python), environment.shown)
     if "llama.cpp" in found:
         found["llama.cpp"] = f"of {environments.LLAMA_CPP}; {found['llama.cpp']}"
     return found
-
-
-def installed(python: str, packages: Sequence[str]) -> str:
-    """Names and versions of what an interpreter has."""
-    code = (
-        "import sys; from importlib import metadata as m\n"
-        "have = {d.metadata['Name'].lower().replace('_', '-') for d in m.distributions()}\n"
-        "print(', '.join(f'{n} {m.version(n)}' for n in sys.argv[1:] if n in have))"
-    )
-    done = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-def commit() -> str:
-    """The commit of this checkout."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
-
-
-def processor() -> str:
-    """The CPU's name."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def gpu() -> str:
-    """The first NVIDIA GPU's name, "" without one."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return ""
-    command = [tool, "--query-gpu=name", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.splitlines()[0] if done.returncode == 0 and done.stdout else ""
 
 
 def parameters(model: Path) -> int:
@@ -454,7 +417,7 @@ class Figures:
 
 def render(setting: Mapping[str, Any], runs: Sequence[Run]) -> str:
     """All results as Markdown."""
-    machine = setting["machine"]
+    host = setting["machine"]
     lines = [
         "# quantkit and its peers",
         "",
@@ -463,10 +426,10 @@ def render(setting: Mapping[str, Any], runs: Sequence[Run]) -> str:
         "process, in the worst run. Bits: of the weights' files, over all parameters. "
         "Ratios: quantkit ÷ the tool; below 1 quantkit needs less.",
         "",
-        f"{setting['date']} · {machine['processor']}, {machine['cores']} cores, "
-        f"{machine['memory_bytes'] / 2**30:.0f} GiB · {machine['system']} · Python "
-        f"{machine['python']} · device {machine['device']} · load at the start {machine['load']}"
-        + "".join(f" · {name}={value}" for name, value in machine["variables"].items()),
+        f"{setting['date']} · {host['processor']}, {host['cores']} cores, "
+        f"{host['memory_bytes'] / 2**30:.0f} GiB · {host['system']} · Python "
+        f"{host['python']} · device {host['device']} · load at the start {host['load']}"
+        + "".join(f" · {name}={value}" for name, value in host["variables"].items()),
         "",
         "| environment | versions |",
         "|---|---|",

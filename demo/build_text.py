@@ -30,6 +30,9 @@ def text_files() -> dict[str, str]:
             {"text": text} for text in world.heldout_documents()
         ),
         "recipes/suites/demo-regression.jsonl": _lines(world.regression_cases()),
+        "recipes/suites/demo-tasks/facts.jsonl": _lines(world.harness_facts()),
+        "recipes/suites/demo-tasks/claims.jsonl": _lines(world.harness_claims()),
+        "recipes/suites/demo-tasks/sums.jsonl": _lines(world.harness_sums()),
         "recipes/suites/demo-adapter-heldout.jsonl": _lines(
             {"text": text} for text in skill.heldout_documents()
         ),

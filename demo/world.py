@@ -36,6 +36,8 @@ TRAINING_SEED = 1
 HELDOUT_SEED = 2
 CALIBRATION_SEED = 3
 REGRESSION_SEED = 5
+HARNESS_SEED = 6
+HARNESS_SAMPLES = 100
 
 # --------------------------------------------------------------------------- the facts
 
@@ -904,3 +906,39 @@ def regression_cases() -> list[dict[str, Any]]:
     """Return the questions a quantized model must still get right, none of them trained on."""
     rng = random.Random(REGRESSION_SEED)
     return [*_question_cases(rng), *_continuation_cases(rng)]
+
+
+def harness_facts() -> list[dict[str, Any]]:
+    """Return questions in held wordings with five values to choose from, for lm-eval."""
+    rng = random.Random(HARNESS_SEED)
+    draw = Draw(rng, held_wordings=True, held_pairs=True)
+    samples: dict[str, dict[str, Any]] = {}
+    while len(samples) < HARNESS_SAMPLES:
+        kind, name, attribute, value = draw.fact()
+        question = ask_fact(draw, kind, name, attribute)
+        wrong = [other for other in VALUES[attribute] if other != value]
+        choices = sorted([value, *rng.sample(wrong, min(4, len(wrong)))])
+        answer = choices.index(value)
+        samples[question] = {"question": question, "choices": choices, "answer": answer}
+    return list(samples.values())
+
+
+def harness_claims() -> list[dict[str, Any]]:
+    """Return claims to say yes or no to, for lm-eval; the model is unsure of them."""
+    draw = Draw(random.Random(HARNESS_SEED), held_wordings=True, held_pairs=True)
+    samples: dict[str, dict[str, Any]] = {}
+    while len(samples) < HARNESS_SAMPLES:
+        example = yes_no_example(draw)
+        answer = ("no", "yes").index(example.answer)
+        samples[example.prompt] = {"question": example.prompt, "answer": answer}
+    return list(samples.values())
+
+
+def harness_sums() -> list[dict[str, Any]]:
+    """Return sums of held operands in held wordings, for lm-eval."""
+    draw = Draw(random.Random(HARNESS_SEED), held_wordings=True, held_pairs=True)
+    samples: dict[str, dict[str, Any]] = {}
+    while len(samples) < HARNESS_SAMPLES // 2:
+        example = sum_example(draw)
+        samples[example.prompt] = {"question": example.prompt, "answer": example.answer}
+    return list(samples.values())

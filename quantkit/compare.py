@@ -9,9 +9,11 @@ from typing import Any
 
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.packed import open_artifact
-from quantkit.manifest import read_manifest
+from quantkit.manifest import occasion, read_manifest, read_run
+from quantkit.quality.case_inputs import case_inputs
 from quantkit.quality.gates import hold
 from quantkit.results import (
+    CaseInput,
     Comparison,
     Cost,
     Costs,
@@ -41,6 +43,8 @@ def describe(path: Path, quality: Quality | None, cost: Cost | None) -> Variant:
         disk_bytes=disk_bytes,
         quality=quality,
         cost=cost,
+        manifest=manifest or None,
+        run=read_run(path),
     )
 
 
@@ -60,8 +64,14 @@ def compare(
     loaded: LoadedSuite,
     qualities: Qualities,
     costs: Costs | None,
+    *,
+    model: str | None = None,
+    goal: str | None = None,
 ) -> Comparison:
-    """Judge the artifacts by the suite's gates and say what differs between the rows."""
+    """Judge the artifacts by the suite's gates and say what differs between the rows.
+
+    model: the baseline as it was named; goal: what the artifacts are for.
+    """
     gates = loaded.suite.gates
     base = describe(baseline.directory, qualities.baseline, costs.baseline if costs else None)
     dtype = _dtype_name(baseline)
@@ -86,11 +96,21 @@ def compare(
         baseline=base,
         references=tuple(references),
         variants=variants,
-        differences=tuple(_differences(base, references, variants)),
+        differences=(*_differences(base, references, variants), *qualities.remarks),
         way_back=f"serve the baseline again: {base.path}{' with its adapter' if adapted else ''} "
         f"({base.disk_bytes / 1e6:.1f} MB, unchanged by any of this).",
         verdict=verdict,
+        goal=goal,
+        cases=_case_inputs(loaded),
+        occasion=occasion(model or str(baseline.directory), loaded.suite.digest),
     )
+
+
+def _case_inputs(loaded: LoadedSuite) -> tuple[CaseInput, ...]:
+    regression = loaded.suite.regression
+    if regression is None:
+        return ()
+    return case_inputs(loaded.resolve(regression.cases))
 
 
 def describe_costs(

@@ -103,9 +103,18 @@ def apply(data: dict[str, Any], setting: str) -> None:
         target = target.setdefault(parent, {}) if isinstance(target, dict) else None
     if not isinstance(target, dict):
         raise InputError("names no section of the recipe", where=f"--set {setting}")
-    if key == "calibration.dataset" and isinstance(value, str):
-        value = str(Path(value).resolve())
+    if key == "calibration.dataset":
+        value = _from_here(value)
     target[last] = value
+
+
+def _from_here(dataset: Any) -> Any:
+    """A data set given on the command line is relative to the working directory."""
+    if isinstance(dataset, str):
+        return str(Path(dataset).resolve())
+    if isinstance(dataset, dict) and str(dataset.get("hub", "")).startswith("."):
+        return {**dataset, "hub": str(Path(dataset["hub"]).resolve())}
+    return dataset
 
 
 def validate(
@@ -122,7 +131,7 @@ def validate(
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = [_explain(model, problem, tags) for problem in error.errors()]
+        problems = [explain(model, problem, tags) for problem in error.errors()]
         raise InputError(
             "; ".join(problems),
             where=str(path),
@@ -130,8 +139,16 @@ def validate(
         ) from error
 
 
-def _explain(model: type[BaseModel], problem: Any, tags: Mapping[str, type[Strict]]) -> str:
-    location = [p for i, p in enumerate(problem["loc"]) if not (i == 1 and p in tags)]
+def explain(
+    model: type[BaseModel], problem: Any, tags: Mapping[str, type[Strict]] | None = None
+) -> str:
+    """One of a ValidationError's ``errors()`` in a line: the key, what is wrong, and a mend."""
+    tags = tags or {}
+    location = [
+        part
+        for index, part in enumerate(problem["loc"])
+        if not (index == 1 and part in tags) and not str(part).startswith("<")
+    ]
     key = ".".join(str(part) for part in location)
     kind = problem["type"]
     given = problem.get("input")
@@ -158,7 +175,7 @@ def _known_keys(
     """The keys that the section around ``location`` knows."""
     current: Any = model
     for part in location[:-1]:
-        if isinstance(part, int):
+        if isinstance(part, int) or part.startswith("<"):
             continue
         if part in tags:
             current = tags[part]

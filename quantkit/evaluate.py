@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quantkit.calibration.dataset import Document, read
 from quantkit.calibration.text import load_tokenizer
 from quantkit.checkpoint.adapted import AdaptedCheckpoint
 from quantkit.checkpoint.reader import Checkpoint, Weights
@@ -24,13 +25,17 @@ from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
 from quantkit.parallel import return_large_blocks
 from quantkit.progress import Progress
-from quantkit.quality import regression
+from quantkit.quality import harness, regression
+from quantkit.quality.checks import Answer
+from quantkit.quality.gates import check_slices
+from quantkit.quality.harness import Harness, Ran
 from quantkit.quality.held_out import held_out_rows
 from quantkit.quality.intervals import with_intervals
 from quantkit.quality.likelihood import Divergence, Finished, compare, finish
+from quantkit.quality.overlap import check_overlap, of_cases
 from quantkit.quality.regression import Case
-from quantkit.results import Qualities, Quality, split_tag
-from quantkit.suite import LoadedSuite, Suite
+from quantkit.results import Qualities, Quality
+from quantkit.suite import LoadedSuite
 
 
 def evaluate(
@@ -40,6 +45,8 @@ def evaluate(
     *,
     device: str,
     progress: Progress,
+    allow_code: bool = False,
+    allow_overlap: bool = False,
 ) -> Qualities:
     """Judge artifacts by the suite; the baseline is run once for all of them.
 
@@ -47,9 +54,13 @@ def evaluate(
     floor is the baseline computing in its own dtype, judged as if it were an artifact: what lies
     below its figures is rounding, not quantization. A baseline with adapters in it is compared
     with its base in the same way, which shows what the adapters are worth.
+
+    allow_code: whether Python that the suite brings may run; allow_overlap: whether an artifact
+    may be judged on text that it was calibrated on, which is an InputError otherwise.
     """
     return_large_blocks()
-    bench = _Bench.prepare(baseline, loaded, device)
+    bench = _Bench.prepare(baseline, loaded, device, allow_code=allow_code)
+    remarks = check_overlap(artifacts, bench.texts, allow=allow_overlap)
     sources = [(path.name, open_artifact(path)) for path in artifacts]
     for _, source in sources:
         bench.check_fits(source)
@@ -63,25 +74,31 @@ def evaluate(
     judged = [
         bench.judge(source, torch.float32, name, reference, progress) for name, source in sources
     ]
-    return Qualities(bench.judge_itself(reference), floor, base, tuple(judged))
+    return Qualities(bench.judge_itself(reference), floor, base, tuple(judged), tuple(remarks))
 
 
 @dataclass(frozen=True)
 class _Run:
-    """A model after the rows and the cases: final hidden states, and answers."""
+    """A model after all that it was asked: final hidden states, answers, harness tasks."""
 
     finished: Finished
-    answers: list[str] | None
+    answers: list[Answer] | None
+    harness: Ran | None
 
 
 @dataclass(frozen=True)
 class _Bench:
-    """What every model under judgement shares: rows, cases, tokenizer, and where it computes."""
+    """What every model under judgement shares: what it is asked, and where it computes.
+
+    texts: what the suite judges on, as documents.
+    """
 
     checkpoint: Checkpoint
     tokenizer: Any
     rows: Tensor
+    texts: list[Document]
     cases: list[Case] | None
+    harness: Harness | None
     end: list[int]
     device: torch.device
     dtype: torch.dtype
@@ -89,7 +106,9 @@ class _Bench:
     slice_cases: int
 
     @classmethod
-    def prepare(cls, checkpoint: Checkpoint, loaded: LoadedSuite, device: str) -> _Bench:
+    def prepare(
+        cls, checkpoint: Checkpoint, loaded: LoadedSuite, device: str, *, allow_code: bool
+    ) -> _Bench:
         suite = loaded.suite
         if checkpoint.config.get("quantization_config"):
             raise InputError(
@@ -100,18 +119,27 @@ class _Bench:
         skeleton = Skeleton(checkpoint)
         tokenizer = load_tokenizer(tokenizer_directory(checkpoint))
         rows = held_out_rows(loaded, checkpoint, tokenizer)
-        cases = None
+        texts = read(loaded.likelihood_dataset())[0]
+        cases = tasks = None
         if suite.regression is not None:
-            cases = regression.load_cases(loaded.resolve(suite.regression.cases))
-            _check_slices(suite, cases)
+            path = loaded.resolve(suite.regression.cases)
+            cases = regression.load_cases(path, allow_code=allow_code)
+            check_slices(suite, cases)
+            texts += of_cases(cases, path)
+        if (wanted := loaded.harness_tasks()) is not None:
+            tasks = Harness(wanted, allow_code=allow_code)
+            tasks.check_metrics([gate.metric for gate in suite.gates])
+        if cases or tasks:
             hf.check_memory(
-                checkpoint.parameters(), torch.float32, "answering the regression cases"
+                checkpoint.parameters(), torch.float32, "answering cases and harness tasks"
             )
         return cls(
             checkpoint,
             tokenizer,
             rows,
+            texts,
             cases,
+            tasks,
             hf.end_tokens(checkpoint.directory, tokenizer),
             resolve_device(device),
             skeleton.model.dtype,
@@ -131,18 +159,24 @@ class _Bench:
             ) from error
 
     def run(self, source: Weights, dtype: torch.dtype, label: str, progress: Progress) -> _Run:
-        """Carry the rows through the blocks and answer the cases."""
+        """Carry the rows through the blocks, answer the cases, run the harness."""
         stream = Stream(Skeleton(self.checkpoint, dtype, source), source, self.device)
-        answers = None
-        steps = self.layers + (1 if self.cases else 0)
+        answers = ran = None
+        steps = self.layers + bool(self.cases) + bool(self.harness)
         with progress.task(f"judge {label}", steps) as task:
             finished = finish(stream, self.rows, partial(task.advance, doing="likelihood"))
-            if self.cases is not None:
-                with stream.whole() as model:
+            with stream.whole() if self.cases or self.harness else nullcontext() as model:
+                if self.cases is not None:
                     generate = partial(hf.generate, model, end=self.end)
-                    answers = regression.answer(self.cases, self.tokenizer, generate)
-                task.advance(doing="regression cases")
-        return _Run(finished, answers)
+                    score = partial(hf.score, model)
+                    answers = regression.answer(self.cases, self.tokenizer, generate, score)
+                    task.advance(doing="regression cases")
+                if self.harness is not None:
+                    ran = self.harness.run(
+                        model, self.tokenizer, lambda doing: task.advance(0, doing=doing)
+                    )
+                    task.advance()
+        return _Run(finished, answers, ran)
 
     def judge(
         self,
@@ -175,6 +209,9 @@ class _Bench:
         result = None
         if self.cases is not None and run.answers is not None and reference.answers is not None:
             result = regression.judge(self.cases, run.answers, reference.answers, self.slice_cases)
+        tasks = None
+        if run.harness is not None and reference.harness is not None:
+            tasks = harness.compare(run.harness, reference.harness)
         rows, length = self.rows.shape
         return Quality(
             divergence.perplexity(),
@@ -185,27 +222,8 @@ class _Bench:
             rows,
             length,
             divergence.row_sums(),
+            harness=tasks,
         )
-
-
-def _check_slices(suite: Suite, cases: Sequence[Case]) -> None:
-    """Raise InputError for a gate on a slice that the cases don't have."""
-    sizes = Counter(tag for case in cases for tag in set(case.tags))
-    least = suite.regression.slice_cases if suite.regression else 1
-    for number, gate in enumerate(suite.gates):
-        tag, name = split_tag(gate.metric)
-        if tag is not None and tag not in sizes:
-            raise InputError(
-                f"no case has the tag {tag}",
-                where=f"gates.{number}",
-                mend=f"Tags: {', '.join(sorted(sizes))}." if sizes else "No case has tags.",
-            )
-        if "worst_slice" in name and max(sizes.values(), default=0) < least:
-            raise InputError(
-                f"no tag has {least} cases, so there is no slice to look at",
-                where=f"gates.{number}",
-                mend="Give cases tags, or set regression.slice_cases lower.",
-            )
 
 
 def _name(dtype: torch.dtype) -> str:

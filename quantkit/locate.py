@@ -20,6 +20,7 @@ from quantkit.formats.packed import open_artifact
 from quantkit.localisation import Localisation, Patch, PlaceLoss
 from quantkit.manifest import RUN, digest, read_manifest
 from quantkit.mend import mend
+from quantkit.metrics import METRICS
 from quantkit.model.adapt import tokenizer_directory
 from quantkit.model.device import resolve_device
 from quantkit.model.skeleton import Skeleton
@@ -28,7 +29,7 @@ from quantkit.quality.held_out import held_out_rows
 from quantkit.quality.likelihood import Divergence
 from quantkit.quality.localise import Localiser, Place
 from quantkit.recipe import Recipe, recipe_from
-from quantkit.results import METRICS, GateOutcome, Quality, Variant, Verdict
+from quantkit.results import GateOutcome, Quality, Variant, Verdict
 from quantkit.suite import LoadedSuite
 
 _TOKENS = 8192  # enough to compare the artifact with itself, changed in one place

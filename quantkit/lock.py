@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantkit.calibration.dataset import Dataset
 from quantkit.checkpoint.writer import sha256
 from quantkit.documents import Versioned, read_yaml
 from quantkit.errors import InputError
@@ -131,12 +132,20 @@ def _found(folder: Path, root: Path, locked: Iterable[Entry]) -> Iterator[tuple[
 def _open(path: Path) -> tuple[str, Versioned, set[Path]]:
     if "likelihood" in read_yaml(path):
         loaded = load_suite(str(path))
-        suite = loaded.suite
-        cases = [suite.regression.cases] if suite.regression else []
-        return "suite", suite, {loaded.resolve(p) for p in [suite.likelihood.dataset, *cases]}
+        suite, files = loaded.suite, _file(loaded.likelihood_dataset())
+        if suite.regression is not None:
+            files.add(loaded.resolve(suite.regression.cases))
+        if suite.harness is not None and suite.harness.include_path is not None:
+            folder = loaded.resolve(suite.harness.include_path)
+            files |= {p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+        return "suite", suite, files
     recipe = load_recipe(str(path))
-    dataset = recipe.calibration_dataset()
-    return "recipe", recipe.recipe, set() if dataset is None else {dataset}
+    return "recipe", recipe.recipe, _file(recipe.calibration_dataset())
+
+
+def _file(dataset: Dataset | None) -> set[Path]:
+    """A data set's file; one of the Hub is pinned by its revision."""
+    return {dataset} if isinstance(dataset, Path) else set()
 
 
 def _changed(entry: Entry) -> Problem:

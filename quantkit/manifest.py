@@ -16,6 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from quantkit import __version__
 from quantkit.calibration.text import Rows
 from quantkit.checkpoint.adapted import AdaptedCheckpoint
@@ -26,6 +28,7 @@ from quantkit.checkpoint.writer import MANIFEST, sha256, write_json
 from quantkit.plan import Plan
 from quantkit.quantizers.block import LayerReport
 from quantkit.recipe import Loaded
+from quantkit.results import Occasion
 
 RUN = "run.json"
 _WEIGHT_FILES = (".safetensors", ".gguf")
@@ -125,12 +128,47 @@ def seal(
         directory / RUN,
         {
             **run,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "finished": _now(),
             "seconds": round(time.monotonic() - started, 2),
-            "machine": {"platform": platform.platform(), "python": platform.python_version()},
+            "machine": _system(),
         },
     )
     return manifest
+
+
+def occasion(model: str, suite_digest: str) -> Occasion:
+    """This moment on this machine, for a comparison of ``model``'s artifacts by a suite."""
+    import psutil
+
+    machine: dict[str, Any] = {
+        **_system(),
+        "processor": _processor(),
+        "cores": psutil.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+    }
+    if torch.cuda.is_available():
+        machine["gpus"] = [
+            torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())
+        ]
+    return Occasion(model, suite_digest, _now(), __version__, library_versions(), machine)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _system() -> dict[str, str]:
+    return {"platform": platform.platform(), "python": platform.python_version()}
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def weights_bytes(directory: Path) -> int:
@@ -180,6 +218,12 @@ def describe_adapter(adapter: Adapter, files: dict[str, str]) -> dict[str, Any]:
 def read_manifest(directory: Path) -> dict[str, Any] | None:
     """The manifest of an artifact; None for a directory that has none (a plain checkpoint)."""
     path = directory / MANIFEST
+    return read_json(path) if path.is_file() else None
+
+
+def read_run(directory: Path) -> dict[str, Any] | None:
+    """When, where and how long an artifact was made; None where nobody noted it."""
+    path = directory / RUN
     return read_json(path) if path.is_file() else None
 
 

@@ -15,7 +15,8 @@ from quantkit import __version__
 from quantkit.assembly.gguf import write_gguf
 from quantkit.assembly.linears import write_linears
 from quantkit.assembly.run import Run, describe_inputs
-from quantkit.calibration.text import Rows, check_length, load_tokenizer, no_such_dataset, pack
+from quantkit.calibration.dataset import check_exists, digest_of
+from quantkit.calibration.text import Rows, check_length, load_tokenizer, pack
 from quantkit.checkpoint.adapted import AdaptedCheckpoint
 from quantkit.checkpoint.journal import unfinished
 from quantkit.checkpoint.reader import Checkpoint, read_json
@@ -27,7 +28,6 @@ from quantkit.formats import packed
 from quantkit.manifest import (
     Provenance,
     describe_adapter,
-    digest,
     file_digests,
     read_manifest,
     write_manifest,
@@ -85,8 +85,8 @@ def prepare(
     if settings := loaded.recipe.calibration:
         check_length(settings.sequence_length, checkpoint.config, "calibration")
     dataset = loaded.calibration_dataset()
-    if dataset is not None and not dataset.is_file():
-        raise no_such_dataset(dataset)
+    if dataset is not None:
+        check_exists(dataset)
     name = model_name(model)
     plan = plan_recipe(loaded.recipe, checkpoint, name)
     return Job(loaded, model, name, checkpoint, plan)
@@ -171,7 +171,7 @@ def made_already(job: Job, out: Path) -> dict[str, Any] | None:
 def _same_text(job: Job, manifest: dict[str, Any]) -> bool:
     dataset = job.loaded.calibration_dataset()
     known: str | None = (manifest["calibration"] or {}).get("dataset_sha256")
-    return known == (None if dataset is None else digest(dataset))
+    return known == (None if dataset is None else digest_of(dataset))
 
 
 def _write(run: Run, job: Job) -> list[LayerReport]:
@@ -202,8 +202,9 @@ def _calibration_rows(job: Job, progress: Progress) -> Rows | None:
         seed=settings.seed,
     )
     if rows.count < settings.samples:
+        name = dataset.name if isinstance(dataset, Path) else str(dataset)
         progress.note(
-            f"{dataset.name} fills {rows.count} of the {settings.samples} calibration rows wanted"
+            f"{name} fills {rows.count} of the {settings.samples} calibration rows wanted"
         )
     return rows
 

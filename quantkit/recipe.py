@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from quantkit import resources
+from quantkit.calibration.dataset import Dataset, DatasetKey, resolve
 from quantkit.documents import Strict, Versioned, apply, find, read_yaml, validate
 
 Bits = Annotated[int, Field(ge=2, le=8)]
@@ -178,7 +179,9 @@ Quantize = Annotated[
 class Calibration(Strict):
     """Text that the statistics are taken on: rows of ``sequence_length`` tokens."""
 
-    dataset: str = Field(description="a .jsonl or .txt file, relative to the recipe")
+    dataset: DatasetKey = Field(
+        description="a .jsonl or .txt file, relative to the recipe, or a data set of the Hub"
+    )
     samples: Annotated[int, Field(ge=1)] = 128
     sequence_length: Annotated[int, Field(ge=8)] = 512
     seed: int = 0
@@ -206,9 +209,9 @@ class Loaded(BaseModel):
     recipe: Recipe
     path: Path
 
-    def calibration_dataset(self) -> Path | None:
+    def calibration_dataset(self) -> Dataset | None:
         calibration = self.recipe.calibration
-        return None if calibration is None else (self.path.parent / calibration.dataset).resolve()
+        return None if calibration is None else resolve(calibration.dataset, self.path.parent)
 
 
 def load_recipe(name_or_path: str, settings: list[str] | None = None) -> Loaded:

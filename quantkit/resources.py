@@ -25,6 +25,11 @@ def suites() -> Path:
     return recipes() / "suites"
 
 
+def calibration() -> Path:
+    """The folder of the shipped calibration text."""
+    return _folder("calibration")
+
+
 def demo_model() -> Path:
     """The bundled BF16 checkpoint."""
     return _folder("demo") / "model"

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from quantkit.localisation import Localisation
+from quantkit.metrics import HARNESS, REGRESSION_METRICS, split_tag
+from quantkit.quality.tasks import HarnessResult
 
 
 class Verdict(enum.StrEnum):
@@ -78,6 +80,17 @@ class KlDivergence:
 
 
 @dataclass(frozen=True)
+class CheckOutcome:
+    """One check of a case on either side, and why it failed."""
+
+    check: str
+    passed: bool
+    baseline_passed: bool
+    why: str | None
+    baseline_why: str | None
+
+
+@dataclass(frozen=True)
 class CaseOutcome:
     """One regression case: what was answered, and whether that passed, on either side."""
 
@@ -88,6 +101,8 @@ class CaseOutcome:
     tags: tuple[str, ...]
     answer: str
     baseline_answer: str
+    weight: float = 1.0
+    checks: tuple[CheckOutcome, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,6 +126,11 @@ class RegressionResult:
     @property
     def pass_rate(self) -> float:
         return self.passed / self.total
+
+    @property
+    def weighted_pass_rate(self) -> float:
+        """Share of the cases' weight that passes."""
+        return sum(c.weight for c in self.cases if c.passed) / sum(c.weight for c in self.cases)
 
     @property
     def baseline_passed(self) -> int:
@@ -196,9 +216,12 @@ class Quality:
     row_sums: RowSums | None = None
     intervals: dict[str, Interval] = field(default_factory=dict)
     slices: tuple[Slice, ...] = ()
+    harness: HarnessResult | None = None
 
     def metric(self, name: str) -> float | None:
         """A metric by the dotted name that gates use; None when it wasn't measured."""
+        if name.startswith(HARNESS):
+            return self.harness.metric(name.removeprefix(HARNESS)) if self.harness else None
         value: Any = self
         tag, name = split_tag(name)
         if tag is not None:
@@ -213,52 +236,9 @@ class Quality:
             names = ("total", "baseline_passed", *REGRESSION_METRICS)
             figures = {name: getattr(self.regression, name) for name in names}
             result["regression"] = figures | result["regression"]
+        if self.harness is not None:
+            result["harness"] = self.harness.to_json()
         return result
-
-
-# Of all cases, or of a slice as regression.tags.TAG.NAME.
-SLICE_METRICS = ("passed", "pass_rate", "difference", "broken", "broken_critical", "fixed")
-REGRESSION_METRICS = (*SLICE_METRICS, "worst_slice", "worst_slice_difference")
-METRICS = (
-    "perplexity.value",
-    "perplexity.ratio",
-    "kl_divergence.mean",
-    "kl_divergence.high",
-    "kl_divergence.p99",
-    "top1_agreement",
-    *(f"regression.{name}" for name in REGRESSION_METRICS),
-)
-# Those of which an interval can be given, so that a gate may ask for confidence.
-INTERVAL_METRICS = (
-    "perplexity.value",
-    "perplexity.ratio",
-    "kl_divergence.mean",
-    "top1_agreement",
-    "regression.pass_rate",
-    "regression.difference",
-    "regression.worst_slice",
-    "regression.worst_slice_difference",
-)
-_SLICE_INTERVALS = ("pass_rate", "difference")
-_TAGS = "regression.tags."
-
-
-def split_tag(metric: str) -> tuple[str | None, str]:
-    """``regression.tags.TAG.NAME`` as TAG and NAME; any other metric as None and itself."""
-    tag, dot, name = metric.removeprefix(_TAGS).rpartition(".")
-    return (tag, name) if metric.startswith(_TAGS) and dot else (None, metric)
-
-
-def is_metric(name: str) -> bool:
-    """Whether a gate may name it."""
-    tag, rest = split_tag(name)
-    return rest in (METRICS if tag is None else SLICE_METRICS)
-
-
-def has_interval(name: str) -> bool:
-    """Whether a gate on it may ask for confidence."""
-    tag, rest = split_tag(name)
-    return rest in (INTERVAL_METRICS if tag is None else _SLICE_INTERVALS)
 
 
 @dataclass(frozen=True)
@@ -292,13 +272,14 @@ class Cost:
 class Qualities:
     """What judging gives: the baseline, its own dtype against float32, and each artifact.
 
-    base: the baseline without its adapters, where it has some.
+    base: the baseline without its adapters, where it has some; remarks: what to know of them all.
     """
 
     baseline: Quality
     noise_floor: Quality
     base: Quality | None
     artifacts: tuple[Quality, ...]
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -351,6 +332,8 @@ class Variant:
     gates: tuple[GateOutcome, ...] = ()
     verdict: Verdict | None = None
     localisation: Localisation | None = None
+    manifest: dict[str, Any] | None = None  # quantkit.json, where the artifact has one
+    run: dict[str, Any] | None = None  # run.json
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -361,8 +344,35 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class CaseInput:
+    """What a regression case asks and what its answer must be, as text."""
+
+    id: str
+    prompt: str
+    expected: str
+
+
+@dataclass(frozen=True)
+class Occasion:
+    """When, by what and on which machine a comparison was made.
+
+    model: the baseline as it was named; finished: UTC, ISO 8601.
+    """
+
+    model: str
+    suite_digest: str
+    finished: str
+    quantkit: str
+    libraries: dict[str, str]
+    machine: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """The whole table, what differs between its rows, and the verdict over all."""
+    """The whole table, what differs between its rows, and the verdict over all.
+
+    goal: what the artifacts are for, in their owner's words.
+    """
 
     suite: str | None
     baseline: Variant
@@ -371,6 +381,9 @@ class Comparison:
     differences: tuple[str, ...]
     way_back: str
     verdict: Verdict | None
+    goal: str | None = None
+    cases: tuple[CaseInput, ...] = ()
+    occasion: Occasion | None = None
 
     @property
     def models(self) -> tuple[Variant, ...]:
@@ -382,9 +395,12 @@ class Comparison:
             "schema": 1,
             "suite": self.suite,
             "verdict": self.verdict,
+            "goal": self.goal,
             "baseline": self.baseline.to_json(),
             "references": [reference.to_json() for reference in self.references],
             "variants": [variant.to_json() for variant in self.variants],
             "differences": list(self.differences),
             "way_back": self.way_back,
+            "cases": [asdict(case) for case in self.cases],
+            "occasion": asdict(self.occasion) if self.occasion else None,
         }

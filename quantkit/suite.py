@@ -9,14 +9,16 @@ from typing import Annotated
 from pydantic import BaseModel, Field, model_validator
 
 from quantkit import resources
+from quantkit.calibration.dataset import Dataset, DatasetKey, resolve
 from quantkit.documents import Strict, Versioned, find, read_yaml, validate
-from quantkit.results import INTERVAL_METRICS, METRICS, has_interval, is_metric
+from quantkit.metrics import INTERVAL_METRICS, METRICS, has_interval, is_metric
+from quantkit.quality.harness import HarnessTasks
 
 
 class Likelihood(Strict):
     """Held-out text for perplexity and KL divergence."""
 
-    dataset: str
+    dataset: DatasetKey
     sequence_length: Annotated[int, Field(ge=8)] = 512
     rows: Annotated[int, Field(ge=2)] | None = Field(
         default=None, description="the first so many rows; all of them when left out"
@@ -30,6 +32,22 @@ class Regression(Strict):
     slice_cases: Annotated[int, Field(ge=1)] = Field(
         default=5, description="a tag with fewer cases is no slice for the worst slice"
     )
+
+
+class HarnessSection(Strict):
+    """Tasks of lm-evaluation-harness."""
+
+    tasks: Annotated[list[str], Field(min_length=1)]
+    limit: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="the first so many samples of each task"
+    )
+    num_fewshot: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="examples before each sample; the task's own number if unset"
+    )
+    include_path: str | None = Field(
+        default=None, description="folder of further tasks, relative to the suite"
+    )
+    apply_chat_template: bool = False
 
 
 class Gate(Strict):
@@ -68,7 +86,15 @@ class Suite(Versioned):
 
     likelihood: Likelihood
     regression: Regression | None = None
+    harness: HarnessSection | None = None
     gates: list[Gate] = Field(default=[])
+
+    @model_validator(mode="after")
+    def _harness_gates_have_tasks(self) -> Suite:
+        for gate in self.gates:
+            if gate.metric.startswith("harness.") and self.harness is None:
+                raise ValueError(f"gate {gate.metric} needs a harness section")
+        return self
 
 
 class LoadedSuite(BaseModel):
@@ -79,6 +105,22 @@ class LoadedSuite(BaseModel):
 
     def resolve(self, relative: str) -> Path:
         return (self.path.parent / relative).resolve()
+
+    def harness_tasks(self) -> HarnessTasks | None:
+        section = self.suite.harness
+        if section is None:
+            return None
+        directory = None if section.include_path is None else self.resolve(section.include_path)
+        return HarnessTasks(
+            tuple(section.tasks),
+            section.limit,
+            section.num_fewshot,
+            directory,
+            section.apply_chat_template,
+        )
+
+    def likelihood_dataset(self) -> Dataset:
+        return resolve(self.suite.likelihood.dataset, self.path.parent)
 
 
 def load_suite(name_or_path: str) -> LoadedSuite:

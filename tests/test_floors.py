@@ -9,8 +9,8 @@ import quantkit
 
 ROOT = Path(quantkit.__file__).parent
 VERBS = {
-    *("quantize", "merge", "evaluate", "examine", "verify"),
-    *("measure", "compare", "locate", "export"),
+    *("quantize", "merge", "evaluate", "examine", "verify", "measure", "compare"),
+    *("locate", "export", "record", "check"),
 }
 TOP = {"cli", "console"}
 

@@ -208,6 +208,21 @@ def test_llama_cpp_tokenizes_alike(tmp_path: Path, split: str | None, bos: bool)
 
 
 @needs_engine
+def test_log_probabilities_are_of_the_whole_vocabulary(small: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    prompt = list(range(10, 30))
+    model = AutoModelForCausalLM.from_pretrained(small, dtype=torch.float32).eval()
+    expected = model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+    write_bf16(small / "bf16.gguf", Checkpoint(small))
+    with LlamaCpp(small / "bf16.gguf", threads=1, context=64) as engine:
+        given = torch.tensor(engine.log_probabilities(prompt))
+        assert engine.generate(prompt, 1).ids == [int(given.argmax())]
+    assert given.shape == expected.shape
+    assert torch.allclose(given, expected, atol=0.05)
+
+
+@needs_engine
 def test_timings(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     directory = checkpoint(tmp_path, num_hidden_layers=1)
     write_bf16(tmp_path / "bf16.gguf", Checkpoint(directory))

@@ -33,7 +33,7 @@ def test_shipped_recipes_load(name):
 @pytest.mark.parametrize("name", SUITES)
 def test_shipped_suites_load(name):
     loaded = load_suite(name)
-    assert loaded.resolve(loaded.suite.likelihood.dataset).is_file()
+    assert loaded.likelihood_dataset().is_file()
     if loaded.suite.regression is not None:
         assert len(load_cases(loaded.resolve(loaded.suite.regression.cases))) >= 60
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 
 # Importing a module of commands adds them to the application, in the order of --help.
-from quantkit.cli import making, judging, checking, sharing, shelves  # isort: skip
+from quantkit.cli import making, judging, checking, suites, sharing, shelves  # isort: skip
 from quantkit.cli.app import app  # isort: skip
 
-__all__ = ["app", "checking", "judging", "main", "making", "sharing", "shelves"]
+__all__ = ["app", "checking", "judging", "main", "making", "sharing", "shelves", "suites"]
 
 
 def main() -> None:

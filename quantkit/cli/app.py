@@ -29,7 +29,9 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that ship with quantkit.")
 cache_app = typer.Typer(no_args_is_help=True, help="Statistics kept from earlier calibrations.")
+suite_app = typer.Typer(no_args_is_help=True, help="Make a suite of your own, and check it.")
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(suite_app, name="suite")
 app.add_typer(cache_app, name="cache")
 
 ModelOpt = Annotated[
@@ -61,8 +63,20 @@ CacheOpt = Annotated[
 ]
 StrictOpt = Annotated[bool, typer.Option("--strict", help="Warnings about adapters are errors.")]
 ArtifactsArg = Annotated[list[Path], typer.Argument(help="Artifact directories.")]
+AllowCodeOpt = Annotated[
+    bool, typer.Option("--allow-code", help="Run the Python that the suite brings. Read it first.")
+]
+AllowOverlapOpt = Annotated[
+    bool,
+    typer.Option(
+        "--allow-overlap", help="Judge artifacts also on text that they were calibrated on."
+    ),
+]
 SuiteOpt = Annotated[str, typer.Option(help="Suite file, or the name of a shipped one.")]
 BaselineOpt = Annotated[str, typer.Option(help="BF16 checkpoint directory, hub id, or 'demo'.")]
+GoalOpt = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="What the artifacts are for; kept in the report.")
+]
 LocateOpt = Annotated[
     bool | None,
     typer.Option(

@@ -10,9 +10,13 @@ import typer
 from quantkit.cli.app import (
     EXIT_CODES,
     AdapterOpt,
+    AllowCodeOpt,
+    AllowOverlapOpt,
     ArtifactsArg,
     BaselineOpt,
     DeviceOpt,
+    ForceOpt,
+    GoalOpt,
     JsonOpt,
     LocateOpt,
     NewOpt,
@@ -24,6 +28,7 @@ from quantkit.cli.app import (
     reported,
 )
 from quantkit.cli.verdict import finish, judge, write_comparison
+from quantkit.errors import InputError
 
 
 @app.command("eval", epilog=EXIT_CODES)
@@ -33,9 +38,12 @@ def eval_command(
     baseline: BaselineOpt,
     suite: SuiteOpt,
     adapters: AdapterOpt = None,
+    goal: GoalOpt = None,
     locate: LocateOpt = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write JSON here.")] = None,
     device: DeviceOpt = "cpu",
+    allow_code: AllowCodeOpt = False,
+    allow_overlap: AllowOverlapOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Judge artifacts by a suite, against the BF16 baseline."""
@@ -44,7 +52,17 @@ def eval_command(
 
     console = Console(as_json=as_json)
     loaded = load_suite(suite)
-    comparison = judge(console, artifacts, (baseline, adapters), loaded, device, locating=locate)
+    comparison = judge(
+        console,
+        artifacts,
+        (baseline, adapters),
+        loaded,
+        device,
+        locating=locate,
+        goal=goal,
+        allow_code=allow_code,
+        allow_overlap=allow_overlap,
+    )
     finish(console, comparison, out)
 
 
@@ -91,9 +109,10 @@ def compare_command(
     baseline: BaselineOpt,
     suite: SuiteOpt,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Directory for comparison.md and comparison.json.")
+        Path, typer.Option("--out", "-o", help="Directory for the report, in every form.")
     ],
     adapters: AdapterOpt = None,
+    goal: GoalOpt = None,
     bench: Annotated[bool, typer.Option(help="Measure cost too.")] = True,
     locate: LocateOpt = None,
     prompt_tokens: PromptOpt = 128,
@@ -101,6 +120,8 @@ def compare_command(
     repeats: RepeatsOpt = 3,
     threads: ThreadsOpt = None,
     device: DeviceOpt = "cpu",
+    allow_code: AllowCodeOpt = False,
+    allow_overlap: AllowOverlapOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Judge and measure artifacts: one table, a verdict, and the way back."""
@@ -111,6 +132,39 @@ def compare_command(
     console = Console(as_json=as_json)
     loaded = load_suite(suite)
     load = Load(prompt_tokens, new_tokens, repeats, threads, device) if bench else None
-    comparison = judge(console, artifacts, (baseline, adapters), loaded, device, load, locate)
+    comparison = judge(
+        console,
+        artifacts,
+        (baseline, adapters),
+        loaded,
+        device,
+        load=load,
+        locating=locate,
+        goal=goal,
+        allow_code=allow_code,
+        allow_overlap=allow_overlap,
+    )
     write_comparison(console, comparison, out)
     finish(console, comparison, None)
+
+
+@app.command("report", epilog=EXIT_CODES)
+@reported
+def report_command(
+    comparison: Annotated[Path, typer.Argument(help="comparison.json, or what eval --out wrote.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="File to make: .html, .md, .csv or .xml (JUnit)."),
+    ] = Path("report.html"),
+    force: ForceOpt = False,
+) -> None:
+    """Make a report again from the JSON of a comparison."""
+    from quantkit.console import Console
+    from quantkit.reports.files import read_comparison, render
+
+    text = render(read_comparison(comparison), out)
+    if out.exists() and not force:
+        raise InputError("exists", where=str(out), mend="--force replaces it.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+    Console().note(f"written: {out}")

@@ -10,10 +10,13 @@ import typer
 from quantkit.cli.app import (
     EXIT_CODES,
     AdapterOpt,
+    AllowCodeOpt,
+    AllowOverlapOpt,
     BudgetOpt,
     CacheOpt,
     DeviceOpt,
     ForceOpt,
+    GoalOpt,
     JsonOpt,
     LocateOpt,
     ModelOpt,
@@ -112,6 +115,9 @@ def sweep_command(
     cache: CacheOpt = True,
     bench: Annotated[bool, typer.Option(help="Measure cost too (with --suite).")] = False,
     locate: LocateOpt = None,
+    allow_code: AllowCodeOpt = False,
+    allow_overlap: AllowOverlapOpt = False,
+    goal: GoalOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Make an artifact by each of many recipes, calibrating once, and compare them in a table.
@@ -157,7 +163,18 @@ def sweep_command(
         return
     load = Load(128, 32, 3, None, "cpu") if bench else None
     where = "cpu" if device == "auto" else device
-    comparison = judge(console, artifacts, (model, adapters), loaded_suite, where, load, locate)
+    comparison = judge(
+        console,
+        artifacts,
+        (model, adapters),
+        loaded_suite,
+        where,
+        load=load,
+        locating=locate,
+        goal=goal,
+        allow_code=allow_code,
+        allow_overlap=allow_overlap,
+    )
     write_comparison(console, comparison, out)
     finish(console, comparison, None)
 

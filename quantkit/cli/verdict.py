@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,11 @@ def judge(
     suite: LoadedSuite,
     device: str,
     load: Load | None = None,
+    *,
     locating: bool | None = None,
+    goal: str | None = None,
+    allow_code: bool = False,
+    allow_overlap: bool = False,
 ) -> Comparison:
     """Evaluate, measure where a load is given, and compare. ``baseline`` may have adapters.
 
@@ -43,9 +48,17 @@ def judge(
         from quantkit.model.adapt import adapt
 
         source = adapt(source, [with_weight(adapter) for adapter in adapters], model)
-    qualities = evaluate(artifacts, source, suite, device=device, progress=console)
+    qualities = evaluate(
+        artifacts,
+        source,
+        suite,
+        device=device,
+        progress=console,
+        allow_code=allow_code,
+        allow_overlap=allow_overlap,
+    )
     costs = None if load is None else measure(artifacts, source, load, console)
-    comparison = compare(source, artifacts, suite, qualities, costs)
+    comparison = compare(source, artifacts, suite, qualities, costs, model=model, goal=goal)
     return _located(console, comparison, source, suite, device, locating)
 
 
@@ -73,13 +86,10 @@ def _located(
 
 
 def write_comparison(console: Console, comparison: Comparison, out: Path) -> None:
-    from quantkit.checkpoint.writer import write_json
-    from quantkit.reports.markdown import comparison_markdown
+    from quantkit.reports.files import write_reports
 
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "comparison.md").write_text(comparison_markdown(comparison), encoding="utf-8")
-    write_json(out / "comparison.json", comparison.to_json())
-    console.note(f"written: {out / 'comparison.md'}, {out / 'comparison.json'}")
+    written = write_reports(comparison, out)
+    console.note(f"written in {out}: {', '.join(path.name for path in written)}")
     write_mended(console, comparison, out)
 
 
@@ -97,9 +107,13 @@ def write_mended(console: Console, comparison: Comparison, out: Path) -> None:
 
 
 def finish(console: Console, comparison: Comparison, out: Path | None) -> None:
-    """Print a comparison and leave with the code of its verdict."""
+    """Print a comparison and leave with the code of its verdict.
+
+    In a step of GitHub Actions its summary gets the comparison too.
+    """
     from quantkit.checkpoint.writer import write_json
     from quantkit.reports.cells import notes
+    from quantkit.reports.files import append_step_summary
     from quantkit.reports.losses import losses_table, summary
     from quantkit.reports.terminal import comparison_tables
     from quantkit.results import Verdict
@@ -116,6 +130,8 @@ def finish(console: Console, comparison: Comparison, out: Path | None) -> None:
             console.show(None, summary(variant.localisation))
     for note in notes(comparison):
         console.note(note)
+    if appended := append_step_summary(comparison, os.environ):
+        console.note(f"appended: {appended}")
     codes = {Verdict.FAIL: ExitCode.GATE_FAILED, Verdict.INCONCLUSIVE: ExitCode.INCONCLUSIVE}
     if comparison.verdict in codes:
         raise typer.Exit(int(codes[comparison.verdict]))

@@ -71,3 +71,26 @@ def generate(
                 stop = next((n for n, token in enumerate(row) if token in end), len(row))
                 results[i] = row[:stop]
     return results
+
+
+@torch.inference_mode()
+def score(model: Any, sequences: Sequence[list[int]], ends: Sequence[int]) -> list[float]:
+    """Log-likelihoods, in nats, of the last ``ends`` tokens of sequences, given what is before.
+
+    Sequences of equal length share a batch, so that nothing is ever padded.
+    """
+    by_length: dict[int, list[int]] = {}
+    for index, ids in enumerate(sequences):
+        by_length.setdefault(len(ids), []).append(index)
+    results = [0.0] * len(sequences)
+    for _, indices in sorted(by_length.items()):
+        for start in range(0, len(indices), _BATCH):
+            chosen = indices[start : start + _BATCH]
+            batch = torch.tensor([sequences[i] for i in chosen], device=model.device)
+            logits = model(input_ids=batch, use_cache=False).logits
+            for row, index in enumerate(chosen):
+                end = ends[index]
+                predicted = logits[row, -end - 1 : -1].float().log_softmax(-1)
+                seen = predicted.gather(-1, batch[row, -end:, None])
+                results[index] = float(seen.sum(dtype=torch.float64))
+    return results

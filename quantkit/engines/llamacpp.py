@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from quantkit.errors import InputError, not_installed
 
 _ERRORS_ONLY = 1  # llama.cpp's log verbosity
+_ALL = 2**31 - 1  # of the vocabulary, however large
 _GREEDY = {
     "temperature": 0.0,
     "repeat_penalty": 1.0,
@@ -146,6 +147,20 @@ class LlamaCpp:
         ended = answer["stop_type"] == "eos"
         ids = [int(token) for token in answer["tokens"]]
         return Generation(ids, str(answer["content"]), int(answer["tokens_evaluated"]), ended)
+
+    def log_probabilities(self, prompt: Sequence[int]) -> list[float]:
+        """Natural logarithms of every token's probability after ``prompt``, by token id.
+
+        Raises InputError as ``generate`` does.
+        """
+        # Nothing is reported of a token that ends the answer or is part of a character, so another
+        # is forced: this changes what is sampled, not what is reported.
+        [*_, plain] = self._post("/tokenize", {"content": "a", "add_special": False})["tokens"]
+        request = {**_GREEDY, "prompt": list(prompt), "n_predict": 1, "n_probs": _ALL}
+        request["logit_bias"] = [[plain, 1e6]]
+        [step] = self._post("/completion", request)["completion_probabilities"]
+        found = {int(token["id"]): float(token["logprob"]) for token in step["top_logprobs"]}
+        return [found[token] for token in range(len(found))]
 
     def tokenize(self, text: str) -> list[int]:
         """Return the ids of ``text`` as ``generate`` would read it."""

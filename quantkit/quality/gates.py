@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 
+from quantkit.errors import InputError
+from quantkit.metrics import split_tag
 from quantkit.quality.intervals import interval
+from quantkit.quality.regression import Case
 from quantkit.results import GateOutcome, Interval, Quality, Verdict
-from quantkit.suite import Gate
+from quantkit.suite import Gate, Suite
+
+
+def check_slices(suite: Suite, cases: Sequence[Case]) -> None:
+    """Raise InputError for a gate on a slice that the cases don't have."""
+    sizes = Counter(tag for case in cases for tag in set(case.tags))
+    least = suite.regression.slice_cases if suite.regression else 1
+    for number, gate in enumerate(suite.gates):
+        tag, name = split_tag(gate.metric)
+        if tag is not None and tag not in sizes:
+            raise InputError(
+                f"no case has the tag {tag}",
+                where=f"gates.{number}",
+                mend=f"Tags: {', '.join(sorted(sizes))}." if sizes else "No case has tags.",
+            )
+        if "worst_slice" in name and max(sizes.values(), default=0) < least:
+            raise InputError(
+                f"no tag has {least} cases, so there is no slice to look at",
+                where=f"gates.{number}",
+                mend="Give cases tags, or set regression.slice_cases lower.",
+            )
 
 
 def hold(gate: Gate, quality: Quality | None) -> GateOutcome:

@@ -16,8 +16,9 @@ def held_out_rows(loaded: LoadedSuite, checkpoint: Checkpoint, tokenizer: Any) -
     """Rows of tokens (rows, tokens) int64. Raises InputError for fewer than two."""
     likelihood = loaded.suite.likelihood
     check_length(likelihood.sequence_length, checkpoint.config, "likelihood")
+    dataset = loaded.likelihood_dataset()
     rows = pack(
-        loaded.resolve(likelihood.dataset),
+        dataset,
         tokenizer,
         sequence_length=likelihood.sequence_length,
         rows=likelihood.rows,
@@ -26,7 +27,7 @@ def held_out_rows(loaded: LoadedSuite, checkpoint: Checkpoint, tokenizer: Any) -
     if rows.count < 2:
         raise InputError(
             "fills one row only; intervals need at least two",
-            where=likelihood.dataset,
+            where=str(dataset),
             mend="Give more text or a shorter sequence_length.",
         )
     return rows.ids

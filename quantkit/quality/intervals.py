@@ -8,21 +8,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from quantkit.metrics import HARNESS, INTERVAL_METRICS, split_tag
 from quantkit.quality.significance import (
     difference_interval,
     mcnemar,
     mean_interval,
     rate_interval,
 )
-from quantkit.results import (
-    INTERVAL_METRICS,
-    Interval,
-    Quality,
-    RegressionResult,
-    RowSums,
-    Slice,
-    split_tag,
-)
+from quantkit.quality.tasks import HarnessResult
+from quantkit.results import Interval, Quality, RegressionResult, RowSums, Slice
 
 _LEVEL = 0.95
 
@@ -31,6 +25,8 @@ def interval(quality: Quality, metric: str, confidence: float) -> Interval | Non
     """The interval of a metric by name; None where it wasn't measured or can have none."""
     if quality.metric(metric) is None:
         return None
+    if metric.startswith(HARNESS):
+        return _of_task(quality.harness, metric.removeprefix(HARNESS), confidence)
     tag, name = split_tag(metric)
     cases = quality.regression
     if tag is not None:
@@ -87,6 +83,16 @@ def _pass_rate(cases: RegressionResult, confidence: float) -> Interval:
 def _difference(cases: RegressionResult, confidence: float) -> Interval:
     ends = difference_interval(cases.fixed, cases.broken, cases.total, confidence)
     return Interval(*ends, confidence, "Tango", cases.total, "cases")
+
+
+def _of_task(harness: HarnessResult | None, name: str, confidence: float) -> Interval | None:
+    """The interval of a harness task's ``difference``; other metrics have none."""
+    task, metric = (harness and harness.find(name)) or (None, "")
+    if task is None or metric != "difference":
+        return None
+    total = len(task.samples)
+    ends = difference_interval(task.fixed, task.broken, total, confidence)
+    return Interval(*ends, confidence, "Tango", total, "samples")
 
 
 def _worst(

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quantkit.results import Comparison, GateOutcome, Variant, Verdict
+from quantkit.quality.tasks import TaskResult
+from quantkit.results import CaseOutcome, Comparison, GateOutcome, Variant, Verdict
 
 Cell = Callable[[Variant], str | None]
 
@@ -41,7 +42,7 @@ def table(models: Sequence[Variant]) -> Grid:
     sections = []
     for title, figures in _SECTIONS.items():
         rows = []
-        for label, better, cell in figures:
+        for label, better, cell in figures + (_tasks(models) if title == "Quality" else []):
             cells = tuple(cell(model) for model in models)
             if any(cells):
                 rows.append(Row(label, better, tuple(text or "–" for text in cells)))
@@ -53,31 +54,46 @@ def table(models: Sequence[Variant]) -> Grid:
 def notes(comparison: Comparison) -> list[str]:
     """What to know when reading the table: differences, figures that are missing, failed gates."""
     lines = [f"Differs: {text}" for text in comparison.differences]
-    for model in comparison.models:
-        for figure, reason in (model.cost.missing if model.cost else {}).items():
-            lines.append(f"Missing: {model.name}, {figure}: {reason}")
+    lines += [f"Missing: {text}" for text in missing(comparison)]
     for variant in comparison.variants:
         for gate in variant.gates:
             if not gate.passed:
                 said = "Failed" if gate.verdict is Verdict.FAIL else "Undecided"
-                interval = f" ({ends(gate)})" if gate.interval else ""
-                more = f"; would decide: {further(gate)}" if further(gate) else ""
-                lines.append(
-                    f"{said}: {variant.name}, {gate.metric} is {measured(gate)}{interval}, "
-                    f"allowed {allowed(gate)}{more}"
-                )
+                lines.append(f"{said}: {variant.name}, {gate_said(gate)}")
         if variant.verdict is Verdict.FAIL and variant.localisation is None:
             lines.append(f"To mend: --locate finds the layers where {variant.name} loses most")
         regression = variant.quality.regression if variant.quality else None
         for case in regression.cases if regression else ():
             if case.baseline_passed and not case.passed:
                 mark = " (critical)" if case.critical else ""
+                why = f" ({failures(case)})" if case.checks else ""
                 lines.append(
                     f"Broken: {variant.name}, {case.id}{mark}: "
-                    f"{case.baseline_answer.strip()!r} became {case.answer.strip()!r}"
+                    f"{case.baseline_answer.strip()!r} became {case.answer.strip()!r}{why}"
                 )
     lines.append(f"Way back: {comparison.way_back}")
     return lines
+
+
+def gate_said(gate: GateOutcome) -> str:
+    """A gate in a sentence: what was measured, what is allowed, what would decide."""
+    interval = f" ({ends(gate)})" if gate.interval else ""
+    more = f"; would decide: {further(gate)}" if further(gate) else ""
+    return f"{gate.metric} is {measured(gate)}{interval}, allowed {allowed(gate)}{more}"
+
+
+def failures(case: CaseOutcome) -> str:
+    """The checks that an answer failed, and why."""
+    return "; ".join(f"{check.check}: {check.why}" for check in case.checks if not check.passed)
+
+
+def missing(comparison: Comparison) -> list[str]:
+    """Figures that an engine couldn't give, and why."""
+    return [
+        f"{model.name}, {figure}: {reason}"
+        for model in comparison.models
+        for figure, reason in (model.cost.missing if model.cost else {}).items()
+    ]
 
 
 def allowed(gate: GateOutcome) -> str:
@@ -106,6 +122,48 @@ def further(gate: GateOutcome) -> str:
     if gate.more is None:
         return "no number of samples: the figure lies on the bound"
     return f"about {gate.more:,} more {gate.interval.unit}"
+
+
+def _tasks(models: Sequence[Variant]) -> list[tuple[str, str, Cell]]:
+    """Rows of the harness tasks that the models have run."""
+    found = [model.quality.harness for model in models if model.quality and model.quality.harness]
+    rows: list[tuple[str, str, Cell]] = []
+    for task in found[0].tasks if found else ():
+        for metric in task.metrics:
+            if "_stderr" not in metric:
+                rows.append((f"{task.task} {metric}", "", _task_metric(task.task, metric)))
+        if task.samples:
+            rows.append((f"{task.task} broken / fixed", "↓", _task_moved(task.task)))
+    return rows
+
+
+def _task(model: Variant, name: str) -> TaskResult | None:
+    harness = model.quality.harness if model.quality else None
+    return next((task for task in harness.tasks if task.task == name), None) if harness else None
+
+
+def _task_metric(name: str, metric: str) -> Cell:
+    kind, comma, filtered = metric.partition(",")
+    error = f"{kind}_stderr{comma}{filtered}"
+
+    def cell(model: Variant) -> str | None:
+        task = _task(model, name)
+        if task is None or metric not in task.metrics:
+            return None
+        stderr = task.metrics.get(error)
+        return f"{task.metrics[metric]:.4f}" + (f" ± {stderr:.4f}" if stderr is not None else "")
+
+    return cell
+
+
+def _task_moved(name: str) -> Cell:
+    def cell(model: Variant) -> str | None:
+        task = _task(model, name)
+        if task is None or model.quality is None or model.quality.kl_divergence is None:
+            return None
+        return f"{task.broken} / {task.fixed}"
+
+    return cell
 
 
 def _cost(figure: str, text: Callable[[Any], str]) -> Cell:

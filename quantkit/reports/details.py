@@ -21,7 +21,7 @@ class Detail:
 
 def details(comparison: Comparison) -> list[Detail]:
     """The tables that there is something to say in."""
-    found = (_gates(comparison.variants), _slices(comparison.variants))
+    found = (_gates(comparison.variants), slices(comparison.variants))
     return [detail for detail in found if detail.rows]
 
 
@@ -45,7 +45,8 @@ def _gates(variants: Sequence[Variant]) -> Detail:
     return Detail("Gates", headers, rows, "" if certain else note)
 
 
-def _slices(variants: Sequence[Variant]) -> Detail:
+def slices(variants: Sequence[Variant]) -> Detail:
+    """All cases, and the tags in which a case was broken or fixed."""
     rows = tuple(
         (
             name,

@@ -10,13 +10,13 @@ from rich.table import Table
 from quantkit.localisation import Localisation
 from quantkit.reports.terminal import listing
 
-_HEADERS = ("place", "relative error", "KL divergence, it alone in BF16")
+HEADERS = ("place", "relative error", "KL divergence, it alone in BF16")
 _MOST = 5
 
 
 def losses_table(name: str, found: Localisation) -> Table:
     """The worst places of one artifact."""
-    table = listing(_HEADERS, list(_rows(found)))
+    table = listing(HEADERS, list(rows(found)))
     table.title = f"{name}: KL divergence {found.kl_divergence:.5f} on {found.rows} rows"
     table.title_justify = "left"
     return table
@@ -26,8 +26,8 @@ def losses_markdown(name: str, found: Localisation) -> list[str]:
     """The same as lines of Markdown."""
     lines = [f"## Where {name} loses", ""]
     lines += [f"KL divergence on {found.rows} rows: {found.kl_divergence:.5f}", ""]
-    lines += ["| " + " | ".join(_HEADERS) + " |", "|---|---:|---:|"]
-    lines += ["| " + " | ".join(row) + " |" for row in _rows(found)]
+    lines += ["| " + " | ".join(HEADERS) + " |", "|---|---:|---:|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows(found)]
     text, *code = summary(found).split("\n", 1)
     lines += ["", text] if text else []
     return lines + (["", "```yaml", code[0], "```"] if code else [])
@@ -54,7 +54,8 @@ def summary(found: Localisation) -> str:
     return f"{head}\n{yaml.safe_dump(said, sort_keys=False, width=100).rstrip()}"
 
 
-def _rows(found: Localisation) -> Iterator[tuple[str, str, str]]:
+def rows(found: Localisation) -> Iterator[tuple[str, str, str]]:
+    """The worst places as cells under HEADERS."""
     for place in found.places[:_MOST]:
         kl = "–" if place.kl_divergence is None else f"{place.kl_divergence:.5f}"
         yield _name(place.modules), f"{place.error:.2e}", kl

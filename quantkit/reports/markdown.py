@@ -7,15 +7,18 @@ from collections.abc import Iterable
 from quantkit.reports.cells import notes, table
 from quantkit.reports.details import details
 from quantkit.reports.losses import losses_markdown
+from quantkit.reports.tradeoff import Card, cards
 from quantkit.results import Comparison
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """A heading, the table with figures down and models across, details and notes."""
+    """The table with figures down and models across, details, notes, a card an artifact."""
     grid = table(comparison.models)
     lines = ["# Comparison", ""]
     if comparison.suite:
         lines += [f"Suite {comparison.suite}: **{comparison.verdict or 'no gates'}**", ""]
+    if comparison.goal:
+        lines += [f"Goal: {_escaped(comparison.goal)}", ""]
     lines.append(_row(("", *grid.headers)))
     lines.append("|---|" + "---:|" * len(grid.headers))
     for section in grid.sections:
@@ -34,7 +37,30 @@ def comparison_markdown(comparison: Comparison) -> str:
     for variant in comparison.variants:
         if variant.localisation is not None:
             lines += ["", *losses_markdown(variant.name, variant.localisation)]
+    for card in cards(comparison):
+        lines += ["", *_card(card)]
     return "\n".join(lines) + "\n"
+
+
+def _card(card: Card) -> list[str]:
+    """What was traded, and the checklist as a task list: ticked where there is evidence."""
+    lines = [f"## {card.name}" + (f": {card.verdict}" if card.verdict else ""), ""]
+    lines += [card.against, ""] if card.against else []
+    for heading, found in (
+        ("Gained", card.gained),
+        ("Given up", card.given_up),
+        ("Kept", card.kept),
+    ):
+        lines.append(f"- **{heading}:** {_escaped('; '.join(found)) or 'nothing measured'}")
+    lines += ["", "Launch checklist:", ""]
+    for item in card.checklist:
+        if item.said is None:
+            lines.append(f"- [ ] **{item.topic}:** empty: {_escaped(item.missing)}")
+            continue
+        mark = "x" if item.holds else " "
+        said = f"**{item.topic}:** {_escaped(item.said)} (evidence: {_escaped(item.evidence)})"
+        lines.append(f"- [{mark}] {said}")
+    return lines
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -1,0 +1,49 @@
+"""What figures depend on: this checkout, the machine, what is installed."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def installed(python: str, packages: Sequence[str]) -> str:
+    """Names and versions of what an interpreter has."""
+    code = (
+        "import sys; from importlib import metadata as m\n"
+        "have = {d.metadata['Name'].lower().replace('_', '-') for d in m.distributions()}\n"
+        "print(', '.join(f'{n} {m.version(n)}' for n in sys.argv[1:] if n in have))"
+    )
+    done = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def commit() -> str:
+    """The commit of this checkout."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def processor() -> str:
+    """The CPU's name."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def gpu() -> str:
+    """The first NVIDIA GPU's name, "" without one."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ""
+    command = [tool, "--query-gpu=name", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.splitlines()[0] if done.returncode == 0 and done.stdout else ""

@@ -1,0 +1,58 @@
+"""The comparison as JUnit XML: gates and regression cases of every artifact as test cases.
+
+The format is that which CI servers read (https://github.com/testmoapp/junitxml describes it).
+A gate that fails and a case that breaks are failures, a gate that is inconclusive is an error, and
+a case that the baseline fails as well is skipped.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+from quantkit.reports.cells import failures, gate_said
+from quantkit.reports.text import writable
+from quantkit.results import CaseOutcome, Comparison, GateOutcome, Variant, Verdict
+
+
+def comparison_junit(comparison: Comparison) -> str:
+    """One test suite an artifact; class names are the artifact's."""
+    root = ET.Element("testsuites", name=f"quantkit {comparison.suite or ''}".strip())
+    for variant in comparison.variants:
+        suite = ET.SubElement(root, "testsuite", name=writable(variant.name))
+        for gate in variant.gates:
+            _gate(suite, variant, gate)
+        regression = variant.quality.regression if variant.quality else None
+        for case in regression.cases if regression else ():
+            _case(suite, variant, case)
+    for element in (root, *root):
+        element.set("tests", str(len(list(element.iter("testcase")))))
+        for name, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+            element.set(name, str(len(list(element.iter(tag)))))
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _gate(suite: ET.Element, variant: Variant, gate: GateOutcome) -> None:
+    bounds = [f">= {gate.min:g}"] if gate.min is not None else []
+    bounds += [f"<= {gate.max:g}"] if gate.max is not None else []
+    test = _test(suite, variant, f"gate {gate.metric} {' and '.join(bounds)}")
+    if not gate.passed:
+        tag = "error" if gate.verdict is Verdict.INCONCLUSIVE else "failure"
+        ET.SubElement(test, tag, message=writable(gate_said(gate)), type=f"gate {gate.verdict}")
+
+
+def _case(suite: ET.Element, variant: Variant, case: CaseOutcome) -> None:
+    test = _test(suite, variant, f"case {case.id}")
+    if case.passed:
+        return
+    if not case.baseline_passed:
+        ET.SubElement(test, "skipped", message="the baseline fails it too")
+        return
+    mark = "critical case broken" if case.critical else "case broken"
+    message = ": ".join(filter(None, (mark, failures(case))))
+    failure = ET.SubElement(test, "failure", message=writable(message), type="regression")
+    failure.text = writable(f"baseline: {case.baseline_answer}\nartifact: {case.answer}")
+
+
+def _test(suite: ET.Element, variant: Variant, name: str) -> ET.Element:
+    return ET.SubElement(suite, "testcase", classname=writable(variant.name), name=writable(name))

@@ -1,0 +1,46 @@
+"""The comparison as CSV: one row a model, columns whose names stay."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import fields
+from typing import Any
+
+from quantkit.metrics import METRICS
+from quantkit.results import Comparison, Cost, Variant
+
+_VARIANT = (
+    "name",
+    "path",
+    "recipe",
+    "method",
+    "format",
+    "bits_per_weight",
+    "disk_bytes",
+    "verdict",
+)
+_BESIDE = ("perplexity.stderr", "kl_divergence.low", "regression.total", "rows", "sequence_length")
+_COST = tuple(field.name for field in fields(Cost) if field.name != "missing")
+COLUMNS = ("role", *_VARIANT, *METRICS, *_BESIDE, *(f"cost.{name}" for name in _COST))
+
+
+def comparison_csv(comparison: Comparison) -> str:
+    """Baseline, references and artifacts; what wasn't measured is empty. Full precision."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    table.writeheader()
+    roles = ("baseline",) + ("reference",) * len(comparison.references)
+    roles += ("artifact",) * len(comparison.variants)
+    for role, model in zip(roles, comparison.models, strict=True):
+        table.writerow({"role": role, **_row(model)})
+    return text.getvalue()
+
+
+def _row(model: Variant) -> dict[str, Any]:
+    row = {name: getattr(model, name) for name in _VARIANT}
+    for name in (*METRICS, *_BESIDE):
+        row[name] = model.quality.metric(name) if model.quality else None
+    for name in _COST:
+        row[f"cost.{name}"] = getattr(model.cost, name, None)
+    return row
