@@ -24,7 +24,7 @@ from quantkit.checkpoint.sidecars import copy_sidecars
 from quantkit.checkpoint.source import locate, model_name
 from quantkit.checkpoint.writer import MANIFEST, check_output
 from quantkit.errors import InputError, QuantkitError
-from quantkit.formats import packed
+from quantkit.formats import loading, packed
 from quantkit.manifest import (
     Provenance,
     describe_adapter,
@@ -89,7 +89,35 @@ def prepare(
         check_exists(dataset)
     name = model_name(model)
     plan = plan_recipe(loaded.recipe, checkpoint, name)
+    if loaded.recipe.target is not None:
+        _check_target(loaded.recipe.target, plan)
     return Job(loaded, model, name, checkpoint, plan)
+
+
+def _check_target(target: str, plan: Plan) -> None:
+    """Raise InputError where the engine that the recipe is for wouldn't load the artifact.
+
+    What only its CPU build is known to refuse may pass: it may run on a GPU.
+    """
+    if isinstance(plan, LinearPlan):
+        contents = loading.Contents(
+            plan.format,
+            list(plan.schemes.values()),
+            [tensor.shape for tensor in plan.tensors if tensor.quantized],
+            plan.quantization_config.get("format"),
+        )
+        engines = loading.of_contents(contents)
+    else:
+        engines = loading.of_gguf()
+    [found] = [engine for engine in engines if engine.engine.lower() == target]
+    if found.loads == "no" and not found.why.startswith("on CPU"):
+        able = [engine.engine for engine in engines if engine.loads == "yes"]
+        raise InputError(
+            f"{found.engine} doesn't load {plan.method} in the format {plan.format}: {found.why}",
+            where="target",
+            mend=f"Change the scheme or the format, or name another target: {', '.join(able)}; "
+            "docs/artifacts.md has who loads what.",
+        )
 
 
 def _adapted(

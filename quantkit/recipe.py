@@ -192,6 +192,9 @@ class Recipe(Versioned):
 
     quantize: Quantize
     calibration: Calibration | None = None
+    target: Literal["vllm", "transformers", "llama.cpp"] | None = Field(
+        default=None, description="refuse, before work starts, what this engine doesn't load"
+    )
 
     @model_validator(mode="after")
     def _measured_methods_calibrate(self) -> Recipe:

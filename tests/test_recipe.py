@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from quantkit import resources
+from quantkit.cli import app
 from quantkit.errors import InputError
 from quantkit.quality.regression import load_cases
+from quantkit.quantize import prepare
 from quantkit.recipe import load_recipe, shipped_recipes
 from quantkit.suite import load_suite
 
@@ -127,3 +130,30 @@ def test_every_shipped_recipe_is_in_the_readme_as_it_is():
     recipes = [loaded.recipe for loaded in shipped_recipes()]
     wanted = {(f"[{r.name}]({r.name}.yaml)", r.version, f"`{r.digest[:12]}`") for r in recipes}
     assert found == wanted, "run: python benchmarks/recipe_table.py"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "said"),
+    [
+        ("gptq-w4-g128", ["quantize.symmetric=false"], "vLLM doesn't load gptq in the format gptq"),
+        ("gptq-w4-g128", ["quantize.bits=3"], "3 bits"),
+        ("nf4", [], "no bitsandbytes method"),
+        ("gguf-q4-k-m", [], "no GGUF method"),
+    ],
+)
+def test_what_the_target_cannot_load_is_refused_before_work(tmp_path, recipe, settings, said):
+    out = tmp_path / "out"
+    flags = [part for text in [*settings, "target=vllm"] for part in ("--set", text)]
+    arguments = ["quantize", recipe, "--model", "demo", "--out", str(out), *flags]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "target: vLLM doesn't load" in " ".join(result.stderr.split())
+    assert said in " ".join(result.stderr.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_target_loads_passes():
+    for recipe in ("gptq-w4-g128", "awq-w4-g128", "ct-w4a16-g128", "int8-w8a8", "fp8"):
+        assert prepare(load_recipe(recipe, ["target=vllm"]), "demo").plan.tensors
+    # Known of vLLM's CPU build alone, so it may be meant for a GPU.
+    assert prepare(load_recipe("gptq-w4-g128", ["quantize.bits=8", "target=vllm"]), "demo")

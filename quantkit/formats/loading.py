@@ -5,6 +5,9 @@ Tried: vLLM 0.32 on CPU, transformers 5.23, llama.cpp. docs/artifacts.md has the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.engines import int4
 from quantkit.facts import Loading
@@ -30,23 +33,51 @@ def of_plain(checkpoint: Checkpoint) -> tuple[Loading, ...]:
     return Loading("transformers", "yes"), Loading("vLLM", "yes"), _NO_LLAMA
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What decides who loads a quantized checkpoint in safetensors.
+
+    schemes and shapes (out, in): of its quantized linears; layout: compressed-tensors' own name of
+    how codes lie; permuted: whether groups aren't those of the stored order; auto_round: whether
+    it is in AutoRound's own packing.
+    """
+
+    format: str
+    schemes: Sequence[object]
+    shapes: Sequence[tuple[int, ...]]
+    layout: str | None = None
+    permuted: bool = False
+    auto_round: bool = False
+
+
 def of_packed(source: PackedCheckpoint) -> tuple[Loading, ...]:
     """For a quantized checkpoint in safetensors."""
-    linears = {key: (source.scheme_of(key), source.shape(key)) for key in source.quantized()}
-    grids = [grid for grid, _ in linears.values() if isinstance(grid, Grid)]
-    floats = [scheme for scheme, _ in linears.values() if isinstance(scheme, Fp8Scheme)]
-    fine = all(rows % 32 == 0 and columns % 32 == 0 for _, (rows, columns) in linears.values())
-    permuted = any(source.permuted(key) for key in linears)
-    foreign = "auto_round" in str(source.dialect)
-    found = {
-        "awq": lambda: _awq(fine, foreign),
-        "gptq": lambda: _gptq(grids, fine, permuted, foreign),
-        "compressed-tensors": lambda: _compressed(source, grids, floats),
-        "bitsandbytes": _bitsandbytes,
-    }[source.format]()
+    keys = list(source.quantized())
+    contents = Contents(
+        source.format,
+        [source.scheme_of(key) for key in keys],
+        [source.shape(key) for key in keys],
+        source.dialect.variant,
+        permuted=any(source.permuted(key) for key in keys),
+        auto_round="auto_round" in str(source.dialect),
+    )
     ours = int4.runs(source)
     why = "" if ours else "takes 4-bit codes in groups of 32 to 256"
-    return (*found, Loading(int4.NAME, "yes" if ours else "no", why), _NO_LLAMA)
+    return (*of_contents(contents), Loading(int4.NAME, "yes" if ours else "no", why))
+
+
+def of_contents(contents: Contents) -> tuple[Loading, ...]:
+    """The same for one that may not exist yet, without our own engine."""
+    grids = [scheme for scheme in contents.schemes if isinstance(scheme, Grid)]
+    floats = [scheme for scheme in contents.schemes if isinstance(scheme, Fp8Scheme)]
+    fine = all(rows % 32 == 0 and columns % 32 == 0 for rows, columns in contents.shapes)
+    found = {
+        "awq": lambda: _awq(fine, contents.auto_round),
+        "gptq": lambda: _gptq(grids, fine, contents.permuted, contents.auto_round),
+        "compressed-tensors": lambda: _compressed(contents, grids, floats),
+        "bitsandbytes": _bitsandbytes,
+    }[contents.format]()
+    return (*found, _NO_LLAMA)
 
 
 def _awq(fine: bool, auto_round: bool) -> tuple[Loading, ...]:
@@ -90,10 +121,9 @@ def _auto_round() -> tuple[Loading, ...]:
 
 
 def _compressed(
-    source: PackedCheckpoint, grids: list[Grid], floats: list[Fp8Scheme]
+    contents: Contents, grids: list[Grid], floats: list[Fp8Scheme]
 ) -> tuple[Loading, ...]:
-    layout = source.dialect.variant
-    packed = layout == "pack-quantized"
+    packed = contents.layout == "pack-quantized"
     transformers = Loading("transformers", "yes", "with compressed-tensors")
     if packed and any(not grid.symmetric for grid in grids):
         why = "with compressed-tensors 0.17; 0.18 to 0.20 fail on asymmetric codes"
@@ -103,7 +133,7 @@ def _compressed(
     if any(not (scheme.per_row and scheme.rounds_inputs) for scheme in floats):
         why = "on CPU: FP8 by channel with inputs by token only; on a GPU untried"
         return transformers, Loading("vLLM", "no", why)
-    if any(source.permuted(key) for key in source.quantized()):
+    if contents.permuted:
         return transformers, Loading("vLLM", "no", "permuted groups")
     return transformers, Loading("vLLM", "yes")
 

@@ -131,18 +131,29 @@ class _Piece:
     grid: Grid
     factor: Factor
 
+    def effort(self) -> int:
+        columns = len(self.factor.order)
+        return sum(map(len, self.parts)) * columns * (columns + 1000)  # a column's own cost
+
 
 def quantize(problems: Sequence[Problem], settings: Settings) -> list[list[Outcome]]:
     """Quantize the readers of several inputs; outcomes in the order of problems and readers."""
     device = problems[0].weights[0].device
-    factors = spread(lambda problem: factorize(problem.gram, settings), problems, device)
+    factors = spread(
+        lambda problem: factorize(problem.gram, settings),
+        problems,
+        device,
+        effort=lambda problem: problem.weights[0].shape[1],
+    )
     pieces = [
         piece
         for problem, factor in zip(problems, factors, strict=True)
         if factor is not None
         for piece in _cut(problem, factor)
     ]
-    done = iter(spread(lambda piece: _quantize(piece, settings), pieces, device))
+    done = iter(
+        spread(lambda piece: _quantize(piece, settings), pieces, device, effort=_Piece.effort)
+    )
     return [
         _join(problem, factor, done) if factor is not None else _nearest(problem)
         for problem, factor in zip(problems, factors, strict=True)
