@@ -15,7 +15,7 @@ import torch
 
 from quantkit.calibration.text import load_tokenizer, pack
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.checkpoint.writer import new_directory
+from quantkit.checkpoint.writer import check_replaceable, new_directory
 from quantkit.engines import hf
 from quantkit.errors import InputError
 from quantkit.model.adapt import tokenizer_directory
@@ -65,7 +65,7 @@ def record(
 
     Raises QuantkitError; nothing is written then.
     """
-    _check_out(out, force)
+    check_replaceable(out, "a suite", SUITE, force=force)
     tokenizer = load_tokenizer(tokenizer_directory(baseline))
     chat = getattr(tokenizer, "chat_template", None) is not None
     asked = _read_prompts(prompts, max_new_tokens, chat)
@@ -99,21 +99,6 @@ def record(
     checks = Counter(name for case in cases for check in case["check"] for name in check)
     cut = [c.id for c, a in zip(asked, answers, strict=True) if a.tokens >= c.max_new_tokens]
     return Recorded(out / SUITE, len(cases), dict(checks), tuple(cut))
-
-
-def _check_out(out: Path, force: bool) -> None:
-    if not out.exists():
-        return
-    if not force:
-        raise InputError(
-            "exists already", where=str(out), mend="Choose another --out, or pass --force."
-        )
-    if not out.is_dir() or (any(out.iterdir()) and not (out / SUITE).is_file()):
-        raise InputError(
-            f"isn't a suite of ours (no {SUITE}), so --force doesn't replace it",
-            where=str(out),
-            mend="Choose another --out, or remove it yourself.",
-        )
 
 
 def _read_prompts(path: Path, max_new_tokens: int, chat: bool) -> list[Case]:

@@ -32,22 +32,31 @@ _SHARD, _TAIL = "shard-{}", ".tail"  # names while they are written
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+def check_replaceable(out: Path, kind: str, sign: str, *, force: bool) -> None:
+    """Refuse an existing directory, and one without ``sign`` in it even with ``force``.
+
+    kind: what we make there; sign: the file that tells ours. Raises InputError.
+    """
+    if not out.exists():
+        return
+    if not force:
+        raise InputError(
+            "exists already", where=str(out), mend="Choose another --out, or pass --force."
+        )
+    if not out.is_dir() or (any(out.iterdir()) and not (out / sign).is_file()):
+        raise InputError(
+            f"isn't {kind} of ours (no {sign}), so --force doesn't replace it",
+            where=str(out),
+            mend="Choose another --out, or remove it yourself.",
+        )
+
+
 def check_output(out: Path, *, force: bool, needed: int) -> None:
     """Refuse an existing output, one that is no artifact even with ``force``, and a full disk.
 
     Raises InputError or MachineError; changes nothing.
     """
-    if out.exists():
-        if not force:
-            raise InputError(
-                "exists already", where=str(out), mend="Choose another --out, or pass --force."
-            )
-        if not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file()):
-            raise InputError(
-                f"isn't an artifact of ours (no {MANIFEST}), so --force doesn't replace it",
-                where=str(out),
-                mend="Choose another --out, or remove it yourself.",
-            )
+    check_replaceable(out, "an artifact", MANIFEST, force=force)
     parent = out.absolute().parent
     while not parent.exists():
         parent = parent.parent

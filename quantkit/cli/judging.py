@@ -157,6 +157,7 @@ def report_command(
         typer.Option("--out", "-o", help="File to make: .html, .md, .csv or .xml (JUnit)."),
     ] = Path("report.html"),
     force: ForceOpt = False,
+    as_json: JsonOpt = False,
 ) -> None:
     """Make a report again from the JSON of a comparison."""
     from quantkit.console import Console
@@ -167,4 +168,4 @@ def report_command(
         raise InputError("exists", where=str(out), mend="--force replaces it.")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
-    Console().note(f"written: {out}")
+    Console(as_json=as_json).show({"written": str(out)}, f"written: {out}")
