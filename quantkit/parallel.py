@@ -11,7 +11,8 @@ import ctypes
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from threading import Lock
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -102,6 +103,21 @@ def return_large_blocks() -> None:
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
+
+
+class Shared(Generic[R]):
+    """What ``function`` returns: computed by the thread that first asks, awaited by all others."""
+
+    def __init__(self, function: Callable[[], R]) -> None:
+        self._function = function
+        self._found: list[R] = []
+        self._lock = Lock()
+
+    def __call__(self) -> R:
+        with self._lock:
+            if not self._found:
+                self._found.append(self._function())
+            return self._found[0]
 
 
 class Ahead:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from quantkit.quantizers import gptq, rtn
+from quantkit.quantizers.cholesky import cholesky_
 from quantkit.quantizers.gptq import Outcome, Problem, Settings, factorize
 from quantkit.quantizers.grid import Grid, gram_loss
 
@@ -107,3 +108,22 @@ def test_without_a_factor_the_codes_are_the_nearest_and_it_is_said():
     outcome = quantize(w, -gram, grid, Settings())
     assert outcome.damping is None
     assert torch.equal(outcome.tensor.codes, rtn.quantize(w, grid).codes)
+
+
+@pytest.mark.parametrize("width", [1, 96, 128, 300])
+def test_cholesky_in_place_is_the_factor(width: int) -> None:
+    rows = torch.randn(2 * width, width, generator=torch.Generator().manual_seed(width))
+    gram = rows.T @ rows + torch.eye(width)
+    factor = gram.clone()
+    assert cholesky_(factor)
+    expected = torch.linalg.cholesky(gram.double())
+    assert torch.allclose(factor.double(), expected, rtol=1e-4, atol=1e-4)
+    assert factor.triu(1).count_nonzero() == 0
+
+
+@pytest.mark.parametrize("spoil", [-1.0, torch.nan, torch.inf])
+@pytest.mark.parametrize("place", [0, 299])
+def test_cholesky_refuses_what_is_not_positive_definite(spoil: float, place: int) -> None:
+    matrix = torch.eye(300)
+    matrix[place, place] = spoil
+    assert not cholesky_(matrix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 
 # Importing a module of commands adds them to the application, in the order of --help.
@@ -14,4 +15,7 @@ __all__ = ["app", "checking", "judging", "main", "making", "sharing", "shelves",
 def main() -> None:
     """Run the command line. Being told to end is the same as Ctrl-C: clean up, then go."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    app()
+    try:
+        app()
+    finally:
+        gc.freeze()  # or the interpreter looks for cycles among a million objects before it ends

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from quantkit.errors import InputError
-from quantkit.parallel import one_thread
+from quantkit.quantizers.cholesky import cholesky_
 from quantkit.quantizers.ggml import GgmlTensor, row_bytes
 from quantkit.quantizers.ggml_blocks import LAYOUTS
 from quantkit.quantizers.ggml_scales import Rounding, Scales
@@ -143,11 +143,7 @@ def _factorize(hessian: Tensor, columns: Tensor, damping: float) -> Order | None
     turned = columns.flip(0)
     damped = hessian[turned][:, turned]
     damped.diagonal().add_(damping)
-    with one_thread():
-        lower, failed = torch.linalg.cholesky_ex(damped)
-    if failed or not bool(lower.isfinite().all()):
-        return None
-    return Order(columns, lower.flip(0, 1))
+    return Order(columns, damped.flip(0, 1)) if cholesky_(damped) else None
 
 
 def _visit(

@@ -20,14 +20,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from quantkit.parallel import one_thread, spread
+from quantkit.parallel import Shared, spread
 from quantkit.quantizers import rtn
+from quantkit.quantizers.cholesky import cholesky_
 from quantkit.quantizers.grid import (
     Grid,
     QuantizedTensor,
@@ -73,14 +75,14 @@ class Factor:
     """L with H = L Lᵀ in ``order``, whose last column is visited first.
 
     unit: L with each column divided by its diagonal element, so that the diagonal is 1; pivots:
-    that diagonal; size: root of G's diagonal, in stored order; damping: share of the mean
-    diagonal; ridge: λ. Shared by all readers of an input.
+    that diagonal; importance: the same in stored order; damping: share of the mean diagonal;
+    ridge: λ. Shared by all readers of an input.
     """
 
     unit: Tensor
     pivots: Tensor
     order: Tensor
-    size: Tensor
+    importance: Tensor
     damping: float
     ridge: float
 
@@ -90,26 +92,25 @@ def factorize(gram: Callable[[], Tensor], settings: Settings) -> Factor | None:
 
     ``gram`` makes it: in turn with its permuted copies, it need not lie in memory beside them.
     """
-    with one_thread():
-        for attempt in range(_RETRIES):
-            hessian = gram()
-            diagonal = hessian.diagonal().clone()
-            mean = diagonal.mean().clamp(min=torch.finfo(hessian.dtype).tiny)
-            order = (
-                torch.argsort(diagonal, stable=True)
-                if settings.activation_order
-                else torch.arange(len(diagonal) - 1, -1, -1, device=hessian.device)
-            )
-            hessian = hessian[order]
-            hessian = hessian.index_select(1, order)
-            damping = settings.damping * 10**attempt
-            hessian.diagonal().add_(damping * mean)
-            lower, failed = torch.linalg.cholesky_ex(hessian)
-            del hessian
-            if not failed and bool(lower.isfinite().all()):
-                pivots = lower.diagonal().clone()
-                ridge = float(damping * mean)
-                return Factor(lower.div_(pivots), pivots, order, diagonal.sqrt(), damping, ridge)
+    for attempt in range(_RETRIES):
+        hessian = gram()
+        diagonal = hessian.diagonal().clone()
+        mean = diagonal.mean().clamp(min=torch.finfo(hessian.dtype).tiny)
+        order = (
+            torch.argsort(diagonal, stable=True)
+            if settings.activation_order
+            else torch.arange(len(diagonal) - 1, -1, -1, device=hessian.device)
+        )
+        hessian = hessian[order]
+        hessian = hessian.index_select(1, order)
+        damping = settings.damping * 10**attempt
+        hessian.diagonal().add_(damping * mean)
+        if cholesky_(hessian):
+            pivots = hessian.diagonal().clone()
+            importance = torch.empty_like(pivots)
+            importance[order] = pivots
+            ridge = float(damping * mean)
+            return Factor(hessian.div_(pivots), pivots, order, importance, damping, ridge)
     return None
 
 
@@ -123,41 +124,44 @@ class Problem:
     grids: Sequence[Grid]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Piece:
     """Rows of readers on one grid, whose columns are visited together: views of the weights."""
 
     parts: Sequence[Tensor]
     grid: Grid
-    factor: Factor
+    factor: Shared[Factor | None]
 
     def effort(self) -> int:
-        columns = len(self.factor.order)
+        columns = self.parts[0].shape[1]
         return sum(map(len, self.parts)) * columns * (columns + 1000)  # a column's own cost
 
 
 def quantize(problems: Sequence[Problem], settings: Settings) -> list[list[Outcome]]:
     """Quantize the readers of several inputs; outcomes in the order of problems and readers."""
-    device = problems[0].weights[0].device
-    factors = spread(
-        lambda problem: factorize(problem.gram, settings),
-        problems,
-        device,
-        effort=lambda problem: problem.weights[0].shape[1],
-    )
+    factors = [Shared(partial(factorize, problem.gram, settings)) for problem in problems]
+    cut = [_cut(problem, factor) for problem, factor in zip(problems, factors, strict=True)]
+    # The widest input takes longest to factorize, on one thread: pieces of the others fill the
+    # rest meanwhile.
+    widest = sorted(range(len(problems)), key=lambda place: -problems[place].weights[0].shape[1])
     pieces = [
         piece
-        for problem, factor in zip(problems, factors, strict=True)
-        if factor is not None
-        for piece in _cut(problem, factor)
+        for place in reversed(widest)
+        for piece in sorted(cut[place], key=_Piece.effort, reverse=True)
     ]
-    done = iter(
-        spread(lambda piece: _quantize(piece, settings), pieces, device, effort=_Piece.effort)
-    )
-    return [
-        _join(problem, factor, done) if factor is not None else _nearest(problem)
-        for problem, factor in zip(problems, factors, strict=True)
-    ]
+    work: list[Callable[[], Any]] = [factors[place] for place in widest]
+    work += [partial(_quantize, piece, settings) for piece in pieces]
+    results = spread(lambda job: job(), work, problems[0].weights[0].device)[len(problems) :]
+    done = dict(zip(pieces, results, strict=True))
+    outcomes = []
+    for problem, parts in zip(problems, cut, strict=True):
+        factor = parts[0].factor()
+        outcomes.append(
+            _nearest(problem)
+            if factor is None
+            else _join(problem, factor.damping, iter([done[part] for part in parts]))
+        )
+    return outcomes
 
 
 def _stacks(problem: Problem) -> list[tuple[Grid, list[int]]]:
@@ -168,11 +172,11 @@ def _stacks(problem: Problem) -> list[tuple[Grid, list[int]]]:
     ]
 
 
-def _cut(problem: Problem, factor: Factor) -> list[_Piece]:
+def _cut(problem: Problem, factor: Shared[Factor | None]) -> list[_Piece]:
     return [
         _Piece(parts, grid, factor)
         for grid, places in _stacks(problem)
-        for parts in _slabs([problem.weights[place] for place in places], _slab(factor))
+        for parts in _slabs([problem.weights[place] for place in places], _slab(problem))
     ]
 
 
@@ -192,24 +196,24 @@ def _slabs(weights: Sequence[Tensor], size: int) -> Iterator[list[Tensor]]:
         yield parts
 
 
-def _slab(factor: Factor) -> int:
+def _slab(problem: Problem) -> int:
     """Rows whose columns are visited together: as many as keep a few copies of them small."""
-    return min(_SLAB, max(_SLAB // 4, _SLAB**2 // len(factor.order)))
+    return min(_SLAB, max(_SLAB // 4, _SLAB**2 // 2 // problem.weights[0].shape[1]))
 
 
 def _join(
-    problem: Problem, factor: Factor, done: Iterator[tuple[QuantizedTensor, Tensor]]
+    problem: Problem, damping: float, done: Iterator[tuple[QuantizedTensor, Tensor]]
 ) -> list[Outcome]:
-    """Take as many pieces from ``done`` as were cut of ``problem``, and divide them again."""
+    """Divide again what was cut of ``problem``."""
     outcomes: dict[int, Outcome] = {}
     for grid, places in _stacks(problem):
         heights = [len(problem.weights[place]) for place in places]
-        parts = list(itertools.islice(done, -(-sum(heights) // _slab(factor))))
+        parts = list(itertools.islice(done, -(-sum(heights) // _slab(problem))))
         columns = zip(*((t.codes, t.scales, t.zeros, losses) for t, losses in parts), strict=True)
         divided = [torch.cat(column).split(heights) for column in columns]
         for place, codes, scales, zeros, losses in zip(places, *divided, strict=True):
             tensor = QuantizedTensor(grid, codes, scales, zeros)
-            outcomes[place] = Outcome(tensor, total(losses), factor.damping)
+            outcomes[place] = Outcome(tensor, total(losses), damping)
     return [outcomes[place] for place in range(len(problem.weights))]
 
 
@@ -223,12 +227,16 @@ def _nearest(problem: Problem) -> list[Outcome]:
     return outcomes
 
 
-def _quantize(piece: _Piece, settings: Settings) -> tuple[QuantizedTensor, Tensor]:
-    """The tensor, and each row's Gram loss."""
+def _quantize(piece: _Piece, settings: Settings) -> tuple[QuantizedTensor, Tensor] | None:
+    """The tensor, and each row's Gram loss; None where there is no factor."""
+    factor = piece.factor()
+    if factor is None:
+        return None
     weight, grid = torch.cat(list(piece.parts)).float(), piece.grid
     groups = grouped(weight, grid)
     if settings.clip_search:
-        importance = piece.factor.size.view(groups.shape[1:])
+        # Not the root of G's diagonal: the part of a column's error that later ones can't mend.
+        importance = factor.importance.view(groups.shape[1:])
         scale, zero = search_range(
             weight,
             grid,
@@ -238,7 +246,7 @@ def _quantize(piece: _Piece, settings: Settings) -> tuple[QuantizedTensor, Tenso
         )
     else:
         scale, zero = fit(groups.amin(2), groups.amax(2), grid)
-    codes, losses = _feedback(weight, scale, zero, piece.factor, grid, settings.block_size)
+    codes, losses = _feedback(weight, scale, zero, factor, grid, settings.block_size)
     return QuantizedTensor(grid, codes, scale, zero.to(torch.uint8)), losses
 
 

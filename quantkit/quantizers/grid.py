@@ -27,7 +27,7 @@ from torch import Tensor
 from quantkit.errors import InputError
 from quantkit.parallel import spread
 
-_AT_ONCE = 1 << 16  # weights whose ranges are searched together
+_AT_ONCE = 1 << 18  # weights whose ranges are searched together
 _STRIDE = 4  # steps of a range that are skipped at first; a power of two
 
 
