@@ -152,6 +152,8 @@ def main() -> None:
 def make_feed(options: argparse.Namespace) -> Path:
     """What the peers' jobs read: the model, and the calibration rows as ids and as text."""
     from quantkit.calibration.text import load_tokenizer, pack
+    from quantkit.checkpoint.reader import Checkpoint
+    from quantkit.formats.gguf_writer import write_bf16
 
     feed: Path = options.out / "feed"
     feed.mkdir(parents=True, exist_ok=True)
@@ -167,6 +169,9 @@ def make_feed(options: argparse.Namespace) -> Path:
     )
     (feed / "rows.json").write_text(json.dumps(rows.ids.tolist()))
     shutil.copy(options.calibration, feed / "text.txt")
+    if not (feed / "bf16.gguf").is_file():
+        # llama.cpp's converter knows no tokenizer but the published ones: it is given the file.
+        write_bf16(feed / "bf16.gguf", Checkpoint(options.model))
     return feed
 
 
@@ -215,19 +220,37 @@ def judge(options: argparse.Namespace, artifacts: Sequence[Path]) -> dict[str, A
     }
     document = {"schema": 1, "name": "benchmark", "version": "1.0.0", "likelihood": likelihood}
     suite.write_text(json.dumps(document))  # JSON is YAML
-    rows: dict[str, Any] = {}
-    for artifact in artifacts:
-        files = list(artifact.glob("*.gguf"))
-        path = files[0] if files and not (artifact / "quantkit.json").is_file() else artifact
-        command = [*QUANTKIT, "eval", str(path), "--baseline", str(options.model)]
-        done = subprocess.run(
-            [*command, "--suite", str(suite), "--json"], capture_output=True, text=True
-        )
-        try:
-            rows[str(artifact)] = json.loads(done.stdout)["variants"][0]
-        except (ValueError, KeyError):
-            rows[str(artifact)] = {"error": done.stderr.strip().splitlines()[-1:]}
-    return rows
+    paths = {artifact: readable(artifact) for artifact in artifacts}
+    together = evaluate(options, suite, list(paths.values()))
+    if together is None:  # one of them can't be judged: find out which
+        together = {}
+        for path in paths.values():
+            together |= evaluate(options, suite, [path]) or {}
+    return {str(artifact): together[str(path)] for artifact, path in paths.items() if str(path) in together}
+
+
+def readable(artifact: Path) -> Path:
+    """What ``quantkit eval`` is given for what a contestant wrote."""
+    files = list(artifact.glob("*.gguf"))
+    return files[0] if files and not (artifact / "quantkit.json").is_file() else artifact
+
+
+def evaluate(
+    options: argparse.Namespace, suite: Path, paths: Sequence[Path]
+) -> dict[str, Any] | None:
+    """Rows of the comparison by path; None, with the reason on stderr, where there are none."""
+    command = [*QUANTKIT, "eval", *map(str, paths), "--baseline", str(options.model)]
+    done = subprocess.run(
+        [*command, "--suite", str(suite), "--json", "--allow-overlap"],
+        capture_output=True,
+        text=True,
+    )
+    try:
+        variants = json.loads(done.stdout)["variants"]
+    except (ValueError, KeyError):
+        print(f"{paths[0]}: {done.stderr.strip()}", file=sys.stderr)
+        return None
+    return {str(path): row for path, row in zip(paths, variants, strict=True)}
 
 
 def render(
@@ -247,9 +270,9 @@ def render(
         lines += ["", f"### {title}", ""]
         lines += ["| | bits | mean KL | p99 | top-1 | perplexity | seconds |", "|---" * 7 + "|"]
         for contestant, out, measured in contestants:
-            row = judged.get(str(out), {})
-            if measured.error or "error" in row:
-                why = measured.error or f"can't be judged: {row['error']}"
+            row = judged.get(str(out))
+            if row is None:
+                why = measured.error or "can't be judged"
                 lines.append(f"| {contestant.name} | – | {why} | | | | |")
                 continue
             quality = row["quality"]

@@ -13,6 +13,7 @@ class Arguments:
     """job: as benchmarks/peers.py names it. rows: token ids. text: a file. out: what to make.
 
     bits, symmetric: of the integer grids, whose groups have 128 columns. mix: llama.cpp's.
+    gguf: the model in BF16, where there is one.
     """
 
     job: str
@@ -25,6 +26,7 @@ class Arguments:
     bits: int
     symmetric: bool
     mix: str
+    gguf: Path
 
 
 def parse() -> Arguments:
@@ -49,4 +51,5 @@ def parse() -> Arguments:
         bits=given.bits,
         symmetric=given.job != "awq" if given.symmetric is None else given.symmetric,
         mix=given.mix,
+        gguf=given.feed / "bf16.gguf",
     )

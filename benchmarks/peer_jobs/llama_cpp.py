@@ -1,4 +1,7 @@
-"""llama.cpp: convert to a BF16 GGUF, then quantize it, with importance weights or without."""
+"""llama.cpp: convert to a BF16 GGUF, then quantize it, with importance weights or without.
+
+Where the feed holds bf16.gguf, that is taken instead of converting.
+"""
 
 import os
 import subprocess
@@ -17,8 +20,11 @@ def quantize(given: Arguments) -> None:
     given.out.mkdir(parents=True)
     with tempfile.TemporaryDirectory(dir=given.out.parent) as name:
         bf16, importance = Path(name) / "bf16.gguf", Path(name) / "imatrix.gguf"
-        convert = [sys.executable, SOURCE / "convert_hf_to_gguf.py", given.model]
-        run(*convert, "--outtype", "bf16", "--outfile", bf16)
+        if given.gguf.is_file():
+            bf16 = given.gguf
+        else:
+            convert = [sys.executable, SOURCE / "convert_hf_to_gguf.py", given.model]
+            run(*convert, "--outtype", "bf16", "--outfile", bf16)
         weighing = []
         if given.job.endswith("imatrix"):
             length, chunks = len(given.rows[0]), len(given.rows)
