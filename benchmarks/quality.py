@@ -226,7 +226,11 @@ def judge(options: argparse.Namespace, artifacts: Sequence[Path]) -> dict[str, A
         together = {}
         for path in paths.values():
             together |= evaluate(options, suite, [path]) or {}
-    return {str(artifact): together[str(path)] for artifact, path in paths.items() if str(path) in together}
+    return {
+        str(artifact): together[str(path)]
+        for artifact, path in paths.items()
+        if str(path) in together
+    }
 
 
 def readable(artifact: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from quantkit.calibration.statistics import Diagonal, Gram
 from quantkit.quantizers import gptq, rtn
 from quantkit.quantizers.cholesky import cholesky_
 from quantkit.quantizers.gptq import Outcome, Problem, Settings, factorize
@@ -19,8 +20,21 @@ def problem(tokens: int = 512, columns: int = 128, rows: int = 48):
     return torch.randn(rows, columns, generator=generator) * 0.05, x.t() @ x
 
 
+class Known(Diagonal):
+    """The moment of a Gram matrix that there is."""
+
+    def __init__(self, gram):
+        self.gram = gram
+
+    def diagonal(self):
+        return self.gram.diagonal()
+
+    def matrix(self, order=None):
+        return self.gram.clone() if order is None else self.gram[order][:, order]
+
+
 def quantize(w, gram, grid, settings) -> Outcome:
-    return gptq.quantize([Problem(lambda: gram, [w], [grid])], settings)[0][0]
+    return gptq.quantize([Problem(Known(gram), [w], [grid])], settings)[0][0]
 
 
 def loss_of(tensor, w, gram) -> float:
@@ -42,7 +56,7 @@ def test_readers_of_one_input_are_quantized_as_if_alone():
     w, gram = problem(rows=80)
     grids = [Grid(4, 32, True), Grid(3, 32, False), Grid(4, 32, True)]
     parts = w.split([16, 40, 24])
-    together = gptq.quantize([Problem(lambda: gram, parts, grids)], Settings())[0]
+    together = gptq.quantize([Problem(Known(gram), parts, grids)], Settings())[0]
     for part, grid, outcome in zip(parts, grids, together, strict=True):
         alone = quantize(part, gram, grid, Settings())
         assert outcome.tensor.grid == grid
@@ -96,10 +110,10 @@ def test_inputs_that_are_always_zero_are_harmless():
 def test_damping_is_raised_until_it_factorizes_and_not_for_ever():
     _, gram = problem()
     indefinite = gram - 0.05 * gram.diagonal().mean() * torch.eye(len(gram))
-    factor = factorize(lambda: indefinite, Settings())
+    factor = factorize(Known(indefinite), Settings())
     assert factor is not None and factor.damping > 0.01
-    assert factorize(lambda: -gram, Settings()) is None
-    assert factorize(lambda: torch.full_like(gram, torch.nan), Settings()) is None
+    assert factorize(Known(-gram), Settings()) is None
+    assert factorize(Known(torch.full_like(gram, torch.nan)), Settings()) is None
 
 
 def test_without_a_factor_the_codes_are_the_nearest_and_it_is_said():
@@ -127,3 +141,14 @@ def test_cholesky_refuses_what_is_not_positive_definite(spoil: float, place: int
     matrix = torch.eye(300)
     matrix[place, place] = spoil
     assert not cholesky_(matrix)
+
+
+@pytest.mark.parametrize("width", [64, 256, 700])
+def test_a_gram_matrix_is_given_in_any_order(width: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    rows = torch.randn(300, width, generator=generator).bfloat16()
+    moment = Gram(width, rows.device)
+    moment.add(rows)
+    whole, order = moment.matrix(), torch.randperm(width, generator=generator)
+    assert torch.allclose(whole, rows.float().T @ rows.float(), rtol=1e-3, atol=1e-2)
+    assert torch.equal(moment.matrix(order), whole[order][:, order])

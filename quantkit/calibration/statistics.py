@@ -32,8 +32,11 @@ class Moment(Protocol):
         """Sum of each feature's squares, (width,)."""
         ...
 
-    def matrix(self) -> Tensor:
-        """XᵀX, (width, width). Raises TypeError where only the diagonal was summed."""
+    def matrix(self, order: Tensor | None = None) -> Tensor:
+        """XᵀX, (width, width), its rows and columns in ``order`` (width,).
+
+        Raises TypeError where only the diagonal was summed.
+        """
         ...
 
     def parts(self) -> list[Tensor]:
@@ -59,7 +62,7 @@ class Diagonal:
     def diagonal(self) -> Tensor:
         return self._sums
 
-    def matrix(self) -> Tensor:
+    def matrix(self, order: Tensor | None = None) -> Tensor:
         raise TypeError("only the diagonal was measured")
 
     def parts(self) -> list[Tensor]:
@@ -86,12 +89,21 @@ class Gram(Diagonal):
             right = rows[:, -panel.shape[1] :]
             panel.addmm_(right[:, : len(panel)].t(), right)
 
-    def matrix(self) -> Tensor:
+    def matrix(self, order: Tensor | None = None) -> Tensor:
+        # Row by row of panels, so that beside the result nothing of its size is needed.
         width = self._panels[0].shape[1]
-        result = torch.empty(width, width, device=self._panels[0].device)
+        result = self._sums.new_empty(width, width)
+        places = None if order is None else torch.argsort(order)
         for first, panel in zip(range(0, width, _PANEL), self._panels, strict=True):
-            result[first : first + len(panel), first:] = panel
-            result[first:, first : first + len(panel)] = panel.t()
+            last = first + len(panel)
+            rows = self._sums.new_empty(len(panel), width)
+            rows[:, first:] = panel
+            for start, above in zip(range(0, last, _PANEL), self._panels, strict=False):
+                rows[:, start : start + len(above)] = above[:, first - start : last - start].t()
+            if order is None or places is None:
+                result[first:last] = rows
+            else:
+                result[places[first:last]] = rows.index_select(1, order)
         return result
 
     def parts(self) -> list[Tensor]:

@@ -130,7 +130,7 @@ def _gptq(
     groups.sort(key=lambda item: -item[0].width)  # the dearest first: none is left for the end
     problems = [
         gptq.Problem(
-            group.moment.matrix,
+            group.moment,
             [weights[name] for name in names],
             [_grid(schemes[name]) for name in names],
         )

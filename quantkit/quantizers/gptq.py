@@ -21,7 +21,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -39,6 +39,9 @@ from quantkit.quantizers.grid import (
     search_range,
     total,
 )
+
+if TYPE_CHECKING:
+    from quantkit.calibration.statistics import Moment
 
 _RETRIES = 4  # dampings tried, each ten times the one before
 _CLIP_STEPS = 20
@@ -87,22 +90,17 @@ class Factor:
     ridge: float
 
 
-def factorize(gram: Callable[[], Tensor], settings: Settings) -> Factor | None:
-    """Factorize a Gram matrix (in, in); None when no damping makes it positive definite.
-
-    ``gram`` makes it: in turn with its permuted copies, it need not lie in memory beside them.
-    """
+def factorize(moment: Moment, settings: Settings) -> Factor | None:
+    """Factorize a Gram matrix (in, in); None when no damping makes it positive definite."""
+    diagonal = moment.diagonal()
+    mean = diagonal.mean().clamp(min=torch.finfo(diagonal.dtype).tiny)
+    order = (
+        torch.argsort(diagonal, stable=True)
+        if settings.activation_order
+        else torch.arange(len(diagonal) - 1, -1, -1, device=diagonal.device)
+    )
     for attempt in range(_RETRIES):
-        hessian = gram()
-        diagonal = hessian.diagonal().clone()
-        mean = diagonal.mean().clamp(min=torch.finfo(hessian.dtype).tiny)
-        order = (
-            torch.argsort(diagonal, stable=True)
-            if settings.activation_order
-            else torch.arange(len(diagonal) - 1, -1, -1, device=hessian.device)
-        )
-        hessian = hessian[order]
-        hessian = hessian.index_select(1, order)
+        hessian = moment.matrix(order)
         damping = settings.damping * 10**attempt
         hessian.diagonal().add_(damping * mean)
         if cholesky_(hessian):
@@ -116,10 +114,10 @@ def factorize(gram: Callable[[], Tensor], settings: Settings) -> Factor | None:
 
 @dataclass(frozen=True)
 class Problem:
-    """The readers of one input: weights (out, in) of any float dtype and their grids; ``gram()``:
-    (in, in) float32."""
+    """The readers of one input, whose moment is known: weights (out, in) of any float dtype and
+    their grids."""
 
-    gram: Callable[[], Tensor]
+    moment: Moment
     weights: Sequence[Tensor]
     grids: Sequence[Grid]
 
@@ -139,7 +137,7 @@ class _Piece:
 
 def quantize(problems: Sequence[Problem], settings: Settings) -> list[list[Outcome]]:
     """Quantize the readers of several inputs; outcomes in the order of problems and readers."""
-    factors = [Shared(partial(factorize, problem.gram, settings)) for problem in problems]
+    factors = [Shared(partial(factorize, problem.moment, settings)) for problem in problems]
     cut = [_cut(problem, factor) for problem, factor in zip(problems, factors, strict=True)]
     # The widest input takes longest to factorize, on one thread: pieces of the others fill the
     # rest meanwhile.
@@ -218,7 +216,7 @@ def _join(
 
 
 def _nearest(problem: Problem) -> list[Outcome]:
-    gram = problem.gram()
+    gram = problem.moment.matrix()
     outcomes = []
     for weight, grid in zip(problem.weights, problem.grids, strict=True):
         tensor = rtn.quantize(weight, grid)
