@@ -152,3 +152,24 @@ def test_a_gram_matrix_is_given_in_any_order(width: int) -> None:
     whole, order = moment.matrix(), torch.randperm(width, generator=generator)
     assert torch.allclose(whole, rows.float().T @ rows.float(), rtol=1e-3, atol=1e-2)
     assert torch.equal(moment.matrix(order), whole[order][:, order])
+
+
+@pytest.mark.parametrize("rows", [1, 48])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_scales_chosen_late_lose_less_at_few_bits(rows: int, symmetric: bool) -> None:
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(1024, 256, generator=generator)
+    x = x @ (torch.eye(256) + torch.randn(256, 256, generator=generator) / 16)
+    moment = Known(x.T @ x)
+    w = torch.randn(rows, 256, generator=generator) * 0.05
+    grid = Grid(3, 32, symmetric)
+    late = factorize(moment, Settings(), group=32)
+    early = factorize(moment, Settings())
+    assert late is not None and early is not None
+    assert (late.group, early.group) == (32, None)
+    outcomes = [gptq._feedback(w, factor, grid, Settings()) for factor in (late, early)]
+    for tensor, losses in outcomes:
+        expected = gram_loss(tensor.dequantize() - w, moment.gram)
+        assert torch.allclose(losses, expected, rtol=1e-2)
+    if rows > 1:
+        assert outcomes[0][1].sum() < 0.97 * outcomes[1][1].sum()

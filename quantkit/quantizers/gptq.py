@@ -12,7 +12,9 @@ by a matrix product.
 
 Activation order is *static*: columns are visited by falling diagonal of G, but the groups and
 their scales are those of the stored order, so that engines see no permutation (``desc_act:
-false``, g_idx = k // group_size).
+false``, g_idx = k // group_size). Scales are chosen before. With three bits and fewer it pays more
+to choose a group's scale when the group is reached, for the weights that will really be rounded;
+then whole groups are visited by falling energy, and the columns within them.
 """
 
 from __future__ import annotations
@@ -47,6 +49,8 @@ _RETRIES = 4  # dampings tried, each ten times the one before
 _CLIP_STEPS = 20
 _SMALLEST_CLIP = 0.6  # share of a group's range
 _INNER = 8  # columns between two products inside a block
+_LATE_BITS = 3  # up to so many a group's scale is chosen when the group is reached ...
+_HEAVY_TAIL = 0.6  # ... unless the median energy is below this share of the mean
 _SLAB = 2048  # at most so many rows are visited together; the same for any number of threads
 
 
@@ -78,38 +82,50 @@ class Factor:
     """L with H = L Lᵀ in ``order``, whose last column is visited first.
 
     unit: L with each column divided by its diagonal element, so that the diagonal is 1; pivots:
-    that diagonal; importance: the same in stored order; damping: share of the mean diagonal;
-    ridge: λ. Shared by all readers of an input.
+    that diagonal; group: columns of a group, where groups are visited one after the other and
+    scales chosen when they are reached, else None; damping: share of the mean diagonal; ridge: λ.
+    Shared by all readers of an input.
     """
 
     unit: Tensor
     pivots: Tensor
     order: Tensor
-    importance: Tensor
+    group: int | None
     damping: float
     ridge: float
 
 
-def factorize(moment: Moment, settings: Settings) -> Factor | None:
-    """Factorize a Gram matrix (in, in); None when no damping makes it positive definite."""
+def factorize(moment: Moment, settings: Settings, group: int | None = None) -> Factor | None:
+    """Factorize a Gram matrix (in, in); None when no damping makes it positive definite.
+
+    group: columns of the readers' groups, where choosing their scales late may pay.
+    """
     diagonal = moment.diagonal()
     mean = diagonal.mean().clamp(min=torch.finfo(diagonal.dtype).tiny)
-    order = (
-        torch.argsort(diagonal, stable=True)
-        if settings.activation_order
-        else torch.arange(len(diagonal) - 1, -1, -1, device=diagonal.device)
-    )
+    if group and settings.activation_order and bool(diagonal.median() < _HEAVY_TAIL * mean):
+        group = None  # a few columns count, all over the matrix: their order matters more
+    if not settings.activation_order:
+        order = torch.arange(len(diagonal) - 1, -1, -1, device=diagonal.device)
+    elif group:
+        order = _by_groups(diagonal, group)
+    else:
+        order = torch.argsort(diagonal, stable=True)
     for attempt in range(_RETRIES):
         hessian = moment.matrix(order)
         damping = settings.damping * 10**attempt
         hessian.diagonal().add_(damping * mean)
         if cholesky_(hessian):
             pivots = hessian.diagonal().clone()
-            importance = torch.empty_like(pivots)
-            importance[order] = pivots
             ridge = float(damping * mean)
-            return Factor(hessian.div_(pivots), pivots, order, importance, damping, ridge)
+            return Factor(hessian.div_(pivots), pivots, order, group, damping, ridge)
     return None
+
+
+def _by_groups(energy: Tensor, group: int) -> Tensor:
+    """Groups by rising energy, and columns within them."""
+    columns = torch.arange(len(energy), device=energy.device).view(-1, group)
+    columns = columns.gather(1, torch.argsort(energy[columns], stable=True))
+    return columns[torch.argsort(energy[columns].sum(1), stable=True)].flatten()
 
 
 @dataclass(frozen=True)
@@ -120,6 +136,14 @@ class Problem:
     moment: Moment
     weights: Sequence[Tensor]
     grids: Sequence[Grid]
+
+    @property
+    def late_group(self) -> int | None:
+        """Columns of a group, where all readers have the same and few bits."""
+        width = self.weights[0].shape[1]
+        groups = {grid.columns(width) for grid in self.grids}
+        few = all(grid.bits <= _LATE_BITS for grid in self.grids)
+        return groups.pop() if few and len(groups) == 1 and groups != {width} else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +161,10 @@ class _Piece:
 
 def quantize(problems: Sequence[Problem], settings: Settings) -> list[list[Outcome]]:
     """Quantize the readers of several inputs; outcomes in the order of problems and readers."""
-    factors = [Shared(partial(factorize, problem.moment, settings)) for problem in problems]
+    factors = [
+        Shared(partial(factorize, problem.moment, settings, problem.late_group))
+        for problem in problems
+    ]
     cut = [_cut(problem, factor) for problem, factor in zip(problems, factors, strict=True)]
     # The widest input takes longest to factorize, on one thread: pieces of the others fill the
     # rest meanwhile.
@@ -230,39 +257,51 @@ def _quantize(piece: _Piece, settings: Settings) -> tuple[QuantizedTensor, Tenso
     factor = piece.factor()
     if factor is None:
         return None
-    weight, grid = torch.cat(list(piece.parts)).float(), piece.grid
+    weight = torch.cat(list(piece.parts)).float()
+    return _feedback(weight, factor, piece.grid, settings)
+
+
+def _fit(weight: Tensor, grid: Grid, pivots: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+    """Scales and zeros (out, groups) of ``weight`` (out, in)."""
     groups = grouped(weight, grid)
-    if settings.clip_search:
-        # Not the root of G's diagonal: the part of a column's error that later ones can't mend.
-        importance = factor.importance.view(groups.shape[1:])
-        scale, zero = search_range(
-            weight,
-            grid,
-            lambda error: torch.linalg.vector_norm(error.mul_(importance), dim=2),
-            steps=_CLIP_STEPS,
-            smallest=_SMALLEST_CLIP,
-        )
-    else:
-        scale, zero = fit(groups.amin(2), groups.amax(2), grid)
-    codes, losses = _feedback(weight, scale, zero, factor, grid, settings.block_size)
-    return QuantizedTensor(grid, codes, scale, zero.to(torch.uint8)), losses
+    if not settings.clip_search:
+        return fit(groups.amin(2), groups.amax(2), grid)
+    # Not the root of G's diagonal: the part of a column's error that later ones can't mend.
+    importance = pivots.view(groups.shape[1:])
+    return search_range(
+        weight,
+        grid,
+        lambda error: torch.linalg.vector_norm(error.mul_(importance), dim=2),
+        steps=_CLIP_STEPS,
+        smallest=_SMALLEST_CLIP,
+    )
 
 
 def _feedback(
-    weight: Tensor, scale: Tensor, zero: Tensor, factor: Factor, grid: Grid, block_size: int
-) -> tuple[Tensor, Tensor]:
-    """Codes (out, in) as uint8, in stored order, and the Gram loss of each row."""
+    weight: Tensor, factor: Factor, grid: Grid, settings: Settings
+) -> tuple[QuantizedTensor, Tensor]:
+    """The tensor, and the Gram loss of each row (out,)."""
     order, unit = factor.order, factor.unit
     # Transposed, so that a column is contiguous: (in, out), rows in visiting order.
     original = weight.index_select(1, order).t().contiguous()
     work = original.clone()  # with the errors of the columns visited added
     group_of = (order // grid.columns(weight.shape[1])).tolist()
-    zeros = zero.t().contiguous()
-    ranges = _Ranges(scale.t().contiguous(), -zeros, grid.levels - zeros)
+    if factor.group is None:
+        block = settings.block_size
+        stored_pivots = torch.empty_like(factor.pivots)
+        stored_pivots[order] = factor.pivots
+        ranges = _Ranges.of(grid, *_fit(weight, grid, stored_pivots, settings))
+    else:
+        block = factor.group
+        empty = weight.new_empty(len(weight), len(order) // block)
+        ranges = _Ranges.of(grid, empty, empty.clone())
     codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
     loss, distance = torch.zeros(2, work.shape[1], device=work.device)
-    for end in range(len(order), 0, -block_size):
-        start = max(0, end - block_size)
+    for end in range(len(order), 0, -block):
+        start = max(0, end - block)
+        if factor.group is not None:
+            due, pivots = work[start:end].t().contiguous(), factor.pivots[start:end]
+            ranges.put(group_of[start], *_fit(due, grid, pivots, settings))
         errors = torch.empty_like(work[start:end])
         taken = torch.empty_like(errors)
         for high in range(end, start, -_INNER):
@@ -282,20 +321,36 @@ def _feedback(
         left = work[start:end].mul_(factor.pivots[start:end, None])
         loss += left.square_().sum(0)
         distance += errors.square_().sum(0)
-        taken += zeros[group_of[start:end]]
+        taken += ranges.zeros[group_of[start:end]]
         codes[start:end] = taken
     stored = torch.empty_like(codes)
     stored[order] = codes
-    return stored.t().contiguous(), loss.sub_(distance, alpha=factor.ridge).clamp_(min=0)
+    scales, zeros = ranges.scales.t().contiguous(), ranges.zeros.t().to(torch.uint8).contiguous()
+    tensor = QuantizedTensor(grid, stored.t().contiguous(), scales, zeros)
+    return tensor, loss.sub_(distance, alpha=factor.ridge).clamp_(min=0)
 
 
 @dataclass(frozen=True)
 class _Ranges:
-    """Scales and the lowest and highest codes less the zero point, each (groups, out)."""
+    """Scales, zero points and the lowest and highest codes less these, each (groups, out)."""
 
+    grid: Grid
     scales: Tensor
+    zeros: Tensor
     lowest: Tensor
     highest: Tensor
+
+    @classmethod
+    def of(cls, grid: Grid, scale: Tensor, zero: Tensor) -> _Ranges:
+        """From scales and zeros (out, groups)."""
+        zeros = zero.t().contiguous()
+        return cls(grid, scale.t().contiguous(), zeros, -zeros, grid.levels - zeros)
+
+    def put(self, group: int, scale: Tensor, zero: Tensor) -> None:
+        """Set one group's, (out, 1)."""
+        zeros = zero[:, 0]
+        self.scales[group], self.zeros[group] = scale[:, 0], zeros
+        self.lowest[group], self.highest[group] = -zeros, self.grid.levels - zeros
 
 
 def _visit(
