@@ -105,6 +105,13 @@ def return_large_blocks() -> None:
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
+def return_free_blocks() -> None:
+    """Hand back what the C library holds of freed blocks: each thread's share is fragmented by
+    every layer that it works on."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class Shared(Generic[R]):
     """What ``function`` returns: computed by the thread that first asks, awaited by all others."""
 

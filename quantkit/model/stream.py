@@ -26,7 +26,7 @@ from quantkit.checkpoint.reader import TensorSource
 from quantkit.errors import InputError
 from quantkit.model.rounding import round_inputs
 from quantkit.model.skeleton import Skeleton
-from quantkit.parallel import Ahead
+from quantkit.parallel import Ahead, return_free_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,6 +99,7 @@ class Stream:
             self._ahead.start(index + 1, partial(self._read, self._inside(index + 1)))
         with self._loaded(names, weights):
             yield self.skeleton.layers[index]
+        return_free_blocks()
 
     @torch.inference_mode()
     def run(self, index: int, block: nn.Module, batch: Batch, hidden: Tensor) -> Tensor:
