@@ -17,10 +17,12 @@ from quantkit.parallel import spread
 from quantkit.quantizers import awq, fp8, gptq, nf4, rtn, smoothquant
 from quantkit.quantizers.fp8 import Fp8Scheme
 from quantkit.quantizers.grid import Grid, Quantized, QuantizedTensor, total
-from quantkit.quantizers.nf4 import Nf4Scheme
+from quantkit.quantizers.nf4 import Nf4Scheme, Nf4Tensor
 from quantkit.recipe import Awq, Fp8, Gptq, Nf4, Rtn, SmoothQuant
 
 Scheme = Grid | Fp8Scheme | Nf4Scheme
+
+_ROWS = 1024  # whose error is taken together
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,7 @@ def _direct(weights: dict[str, Tensor], schemes: dict[str, Scheme]) -> BlockResu
             tensor = fp8.quantize(weight)
         else:
             tensor = nf4.quantize(weight, scheme)
-        values = weight.float()
-        difference = tensor.dequantize().sub_(values)
-        energy = max(total(values.square().sum(1)), 1e-30)
-        return tensor, total(difference.square_().sum(1)) / energy
+        return tensor, _relative_error(tensor, weight)
 
     device = next(iter(weights.values())).device
     result = BlockResult()
@@ -113,6 +112,17 @@ def _direct(weights: dict[str, Tensor], schemes: dict[str, Scheme]) -> BlockResu
         result.tensors[name] = tensor
         result.layers.append(LayerReport(name, str(schemes[name]), error, "weights"))
     return result
+
+
+def _relative_error(tensor: Quantized, weight: Tensor) -> float:
+    """Squared error over squared weights; some rows at a time, for the weights may be large."""
+    taken = tensor.computed() if isinstance(tensor, Nf4Tensor) else tensor.dequantize()
+    lost, whole = [], []
+    for value, original in zip(taken.split(_ROWS), weight.split(_ROWS), strict=True):
+        rows = original.float()
+        lost.append((rows - value).square_().sum(1))
+        whole.append(rows.square().sum(1))
+    return total(torch.cat(lost)) / max(total(torch.cat(whole)), 1e-30)
 
 
 def _gptq(

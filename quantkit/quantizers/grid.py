@@ -117,8 +117,8 @@ class QuantizedTensor:
         if self.groups is not None:
             zeros, scales = self.zeros.float()[:, self.groups], self.scales[:, self.groups]
             return (self.codes.float() - zeros) * scales
-        grouped = self.codes.view(rows, self.scales.shape[1], -1).float()
-        value = (grouped - self.zeros[..., None].float()) * self.scales[..., None]
+        value = self.codes.view(rows, self.scales.shape[1], -1).float()
+        value.sub_(self.zeros[..., None]).mul_(self.scales[..., None])
         return value.view(rows, columns)
 
 

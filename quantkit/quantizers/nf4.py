@@ -39,10 +39,13 @@ class Nf4Tensor:
     state: Any
     shape: tuple[int, ...]
 
-    def dequantize(self) -> Tensor:
-        # bitsandbytes computes in the dtype that the weight had; served models do too.
+    def computed(self) -> Tensor:
+        """The weight that bitsandbytes computes with, in the dtype that it had."""
         value: Tensor = library().dequantize_4bit(self.packed, self.state)
-        return value.float()
+        return value
+
+    def dequantize(self) -> Tensor:
+        return self.computed().float()
 
 
 def quantize(weight: Tensor, scheme: Nf4Scheme) -> Nf4Tensor:
