@@ -15,6 +15,8 @@ from torch import Tensor
 
 from quantkit.errors import not_installed
 
+_AT_ONCE = 1 << 22  # weights; whole blocks of any size
+
 
 @dataclass(frozen=True)
 class Nf4Scheme:
@@ -49,14 +51,28 @@ class Nf4Tensor:
 
 
 def quantize(weight: Tensor, scheme: Nf4Scheme) -> Nf4Tensor:
-    """Quantize ``weight`` (out, in) of dtype float32, float16 or bfloat16."""
-    packed, state = library().quantize_4bit(
-        weight.contiguous(),
-        blocksize=scheme.block_size,
-        compress_statistics=scheme.double_quant,
-        quant_type="nf4",
-        quant_storage=torch.uint8,
-    )
+    """Quantize ``weight`` (out, in) of dtype float32, float16 or bfloat16.
+
+    Some weights at a time, which the kernel needs ten bytes for each of; the maxima of all blocks
+    are then quantized together, as ``quantize_4bit`` does itself.
+    """
+    bnb = library()
+    parts = [
+        bnb.quantize_4bit(
+            part,
+            blocksize=scheme.block_size,
+            compress_statistics=False,
+            quant_type="nf4",
+            quant_storage=torch.uint8,
+        )
+        for part in weight.contiguous().view(-1).split(_AT_ONCE)
+    ]
+    packed, state = torch.cat([packed for packed, _ in parts]), parts[0][1]
+    state.shape, state.absmax = weight.shape, torch.cat([state.absmax for _, state in parts])
+    if scheme.double_quant:
+        state.offset, state.nested = state.absmax.mean(), True
+        maxima = state.absmax - state.offset
+        state.absmax, state.state2 = bnb.quantize_blockwise(maxima, blocksize=256)
     return Nf4Tensor(packed, state, tuple(weight.shape))
 
 
