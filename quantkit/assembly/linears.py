@@ -58,6 +58,7 @@ def write_linears(run: Run, plan: LinearPlan) -> list[LayerReport]:
                     calibration.carry(index, block, step)
             run.journal.record(_step(written, result.layers, calibration))
             layers += result.layers
+            del result  # its codes would lie beside the next block's
             task.advance(doing=doing)
     write_config(run.directory, run.checkpoint.config, plan.quantization_config)
     if plan.format == "gptq":
@@ -137,10 +138,15 @@ def _write_block(
 
 def become(block: nn.Module, result: BlockResult) -> None:
     """Give ``block`` the weights that were written, for the rows to go on through."""
-    values = {f"{name}.weight": tensor.dequantize() for name, tensor in result.tensors.items()}
-    for name, value in {**result.changed, **values}.items():
+
+    def put(name: str, value: Tensor) -> None:
         parameter = block.get_parameter(name)
         parameter.data = value.to(parameter.device, parameter.dtype)
+
+    for name, value in result.changed.items():
+        put(name, value)
+    for name, tensor in result.tensors.items():  # one at a time: they are float32 first
+        put(f"{name}.weight", tensor.dequantize())
 
 
 def _copy(writer: TensorWriter, checkpoint: Checkpoint, key: str) -> Written:

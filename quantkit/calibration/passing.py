@@ -14,6 +14,7 @@ from quantkit.calibration.folds import Fold, find_folds
 from quantkit.calibration.statistics import InputStatistics, Kind, Meter, new_moment
 from quantkit.calibration.text import Rows
 from quantkit.model.stream import Batch, Stream
+from quantkit.parallel import return_free_blocks
 
 _TOKENS_PER_BATCH = 1024
 _PROBE_TOKENS = 64
@@ -85,6 +86,7 @@ class CalibrationPass:
             inputs = self._kept.load(index, self.stream.device)
         else:
             inputs = self._measure(index, block, step)
+            return_free_blocks()
             if self._keeper is not None:
                 self._keeper.save(index, inputs)
         if self.wanted.folds:

@@ -203,6 +203,14 @@ class Checkpoint:
         row = entry.nbytes // entry.shape[0]
         return _pread(entry, key, shape, entry.start + start * row)
 
+    def expect(self, keys: Iterable[str]) -> None:
+        """Ask the system to have these tensors in its cache when they are read, where it can."""
+        for entry in [self.entries[key] for key in keys]:
+            if hasattr(os, "posix_fadvise"):
+                with entry.file.open("rb") as file:
+                    advice = os.POSIX_FADV_WILLNEED
+                    os.posix_fadvise(file.fileno(), entry.start, entry.nbytes, advice)
+
     def nbytes(self) -> int:
         """Bytes of all tensors as stored."""
         return sum(entry.nbytes for entry in self.entries.values())

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from quantkit.checkpoint.reader import TensorSource
+from quantkit.checkpoint.reader import Checkpoint, TensorSource
 from quantkit.errors import InputError
 from quantkit.model.rounding import round_inputs
 from quantkit.model.skeleton import Skeleton
@@ -60,7 +60,7 @@ class Stream:
 
     Computes on ``device`` in the skeleton's dtype, and rounds the inputs of linears as the engines
     of ``source`` do. Weights are in memory while a block is
-    entered; those of the next one are read in the background meanwhile.
+    entered; those of the next one are got ready in the background meanwhile.
     """
 
     def __init__(self, skeleton: Skeleton, source: TensorSource, device: torch.device) -> None:
@@ -96,10 +96,19 @@ class Stream:
         names = self._inside(index)
         weights = self._ahead.take(index, partial(self._read, names))
         if index + 1 < len(self.skeleton.layers):
-            self._ahead.start(index + 1, partial(self._read, self._inside(index + 1)))
+            self._foresee(index + 1)
         with self._loaded(names, weights):
             yield self.skeleton.layers[index]
         return_free_blocks()
+
+    def _foresee(self, index: int) -> None:
+        """Have a layer's weights at hand soon: in the system's cache, if they lie on disk as they
+        are, so that a second block isn't held; else unpacked in the background."""
+        names = self._inside(index)
+        if isinstance(self.source, Checkpoint):
+            self.source.expect({self.skeleton.key(name) for name in names})
+        else:
+            self._ahead.start(index, partial(self._read, names))
 
     @torch.inference_mode()
     def run(self, index: int, block: nn.Module, batch: Batch, hidden: Tensor) -> Tensor:
