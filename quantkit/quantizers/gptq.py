@@ -82,14 +82,16 @@ class Factor:
     """L with H = L Lᵀ in ``order``, whose last column is visited first.
 
     unit: L with each column divided by its diagonal element, so that the diagonal is 1; pivots:
-    that diagonal; group: columns of a group, where groups are visited one after the other and
-    scales chosen when they are reached, else None; damping: share of the mean diagonal; ridge: λ.
-    Shared by all readers of an input.
+    that diagonal; importance: what a column's error counts in the choice of scales; group: columns
+    of a group, where groups are visited one after the other and scales chosen when they are
+    reached, else None; damping: share of the mean diagonal; ridge: λ. Shared by all readers of an
+    input.
     """
 
     unit: Tensor
     pivots: Tensor
     order: Tensor
+    importance: Tensor
     group: int | None
     damping: float
     ridge: float
@@ -117,7 +119,11 @@ def factorize(moment: Moment, settings: Settings, group: int | None = None) -> F
         if cholesky_(hessian):
             pivots = hessian.diagonal().clone()
             ridge = float(damping * mean)
-            return Factor(hessian.div_(pivots), pivots, order, group, damping, ridge)
+            # With its pivot, the part of a column's error that later columns can't mend, scales fit
+            # the calibration tokens more closely: with four bits and more, too closely.
+            importance = pivots if group else diagonal[order].sqrt()
+            unit = hessian.div_(pivots)
+            return Factor(unit, pivots, order, importance, group, damping, ridge)
     return None
 
 
@@ -261,13 +267,14 @@ def _quantize(piece: _Piece, settings: Settings) -> tuple[QuantizedTensor, Tenso
     return _feedback(weight, factor, piece.grid, settings)
 
 
-def _fit(weight: Tensor, grid: Grid, pivots: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+def _fit(
+    weight: Tensor, grid: Grid, importance: Tensor, settings: Settings
+) -> tuple[Tensor, Tensor]:
     """Scales and zeros (out, groups) of ``weight`` (out, in)."""
     groups = grouped(weight, grid)
     if not settings.clip_search:
         return fit(groups.amin(2), groups.amax(2), grid)
-    # Not the root of G's diagonal: the part of a column's error that later ones can't mend.
-    importance = pivots.view(groups.shape[1:])
+    importance = importance.view(groups.shape[1:])
     return search_range(
         weight,
         grid,
@@ -288,9 +295,9 @@ def _feedback(
     group_of = (order // grid.columns(weight.shape[1])).tolist()
     if factor.group is None:
         block = settings.block_size
-        stored_pivots = torch.empty_like(factor.pivots)
-        stored_pivots[order] = factor.pivots
-        ranges = _Ranges.of(grid, *_fit(weight, grid, stored_pivots, settings))
+        importance = torch.empty_like(factor.importance)
+        importance[order] = factor.importance
+        ranges = _Ranges.of(grid, *_fit(weight, grid, importance, settings))
     else:
         block = factor.group
         empty = weight.new_empty(len(weight), len(order) // block)
@@ -300,8 +307,8 @@ def _feedback(
     for end in range(len(order), 0, -block):
         start = max(0, end - block)
         if factor.group is not None:
-            due, pivots = work[start:end].t().contiguous(), factor.pivots[start:end]
-            ranges.put(group_of[start], *_fit(due, grid, pivots, settings))
+            due, importance = work[start:end].t().contiguous(), factor.importance[start:end]
+            ranges.put(group_of[start], *_fit(due, grid, importance, settings))
         errors = torch.empty_like(work[start:end])
         taken = torch.empty_like(errors)
         for high in range(end, start, -_INNER):
