@@ -31,7 +31,7 @@ from quantkit.quantizers.grid import (
 
 _SMALLEST_CLIP = 0.5
 _CLIP_STEPS = 10
-_SAMPLE = 64  # rows that scales are compared on, over all readers of an input
+_SAMPLE = 128  # rows that scales are compared on, over all readers of an input
 _SLAB = 1024  # rows whose losses are taken together: fixed, so that bytes never vary
 
 
