@@ -136,8 +136,6 @@ def _gptq(
     )
     groups = [(g, [name for name in g.consumers if name in weights]) for g in inputs]
     groups = [(group, names) for group, names in groups if names]
-
-    groups.sort(key=lambda item: -item[0].width)  # the dearest first: none is left for the end
     problems = [
         gptq.Problem(
             group.moment,
