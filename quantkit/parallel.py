@@ -23,26 +23,12 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def spread(
-    function: Callable[[T], R],
-    items: Iterable[T],
-    device: torch.device,
-    *,
-    effort: Callable[[T], int] | None = None,
-) -> list[R]:
+def spread(function: Callable[[T], R], items: Iterable[T], device: torch.device) -> list[R]:
     """``[function(item) for item in items]``, on as many threads as torch may use.
 
-    effort: what an item takes, in any unit; the dearest are begun first, so that no thread is left
-    alone with one at the end. On another device than the CPU, which is parallel in itself, one
-    after the other.
+    On another device than the CPU, which is parallel in itself, one after the other.
     """
     items = list(items)
-    if effort is not None:
-        costs = [effort(item) for item in items]
-        order = sorted(range(len(items)), key=lambda place: -costs[place])
-        done = spread(function, [items[place] for place in order], device)
-        found = dict(zip(order, done, strict=True))
-        return [found[place] for place in range(len(items))]
     workers = min(torch.get_num_threads(), len(items))
     if device.type != "cpu":
         return [function(item) for item in items]

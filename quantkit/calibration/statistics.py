@@ -93,17 +93,15 @@ class Gram(Diagonal):
         # Row by row of panels, so that beside the result nothing of its size is needed.
         width = self._panels[0].shape[1]
         result = self._sums.new_empty(width, width)
-        places = None if order is None else torch.argsort(order)
+        order = torch.arange(width, device=result.device) if order is None else order
+        places = torch.argsort(order)
         for first, panel in zip(range(0, width, _PANEL), self._panels, strict=True):
             last = first + len(panel)
             rows = self._sums.new_empty(len(panel), width)
             rows[:, first:] = panel
             for start, above in zip(range(0, last, _PANEL), self._panels, strict=False):
                 rows[:, start : start + len(above)] = above[:, first - start : last - start].t()
-            if order is None or places is None:
-                result[first:last] = rows
-            else:
-                result[places[first:last]] = rows.index_select(1, order)
+            result[places[first:last]] = rows.index_select(1, order)
         return result
 
     def parts(self) -> list[Tensor]:

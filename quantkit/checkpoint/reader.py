@@ -205,11 +205,12 @@ class Checkpoint:
 
     def expect(self, keys: Iterable[str]) -> None:
         """Ask the system to have these tensors in its cache when they are read, where it can."""
+        if not hasattr(os, "posix_fadvise"):
+            return
         for entry in [self.entries[key] for key in keys]:
-            if hasattr(os, "posix_fadvise"):
-                with entry.file.open("rb") as file:
-                    advice = os.POSIX_FADV_WILLNEED
-                    os.posix_fadvise(file.fileno(), entry.start, entry.nbytes, advice)
+            with entry.file.open("rb") as file:
+                advice = os.POSIX_FADV_WILLNEED
+                os.posix_fadvise(file.fileno(), entry.start, entry.nbytes, advice)
 
     def nbytes(self) -> int:
         """Bytes of all tensors as stored."""
