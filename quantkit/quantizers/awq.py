@@ -23,7 +23,6 @@ from quantkit.quantizers.grid import (
     QuantizedTensor,
     assemble,
     encode,
-    gram_loss,
     grouped,
     search_range,
     total,
@@ -32,7 +31,8 @@ from quantkit.quantizers.grid import (
 _SMALLEST_CLIP = 0.5
 _CLIP_STEPS = 10
 _SAMPLE = 128  # rows that scales are compared on, over all readers of an input
-_SLAB = 1024  # rows whose losses are taken together: fixed, so that bytes never vary
+_PIECE = 1 << 18  # weights quantized together: fixed, so that bytes never vary
+_PANEL = 512  # columns of the Gram matrix multiplied together
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,26 @@ class Target:
 
 
 class Inputs:
-    """What the targets read: ``gram``, XᵀX (in, in) float32, and a ``rough`` copy of it with
-    which losses are compared. Such long sums lose nothing that matters in bfloat16."""
+    """What the targets read: ``gram``, XᵀX (in, in) float32, and a rough copy of it with which
+    losses are compared. Such long sums lose nothing that matters in bfloat16."""
 
     def __init__(self, gram: Tensor) -> None:
         self.gram = gram
-        self.rough = gram.bfloat16() if multiplies_bfloat16(gram.device) else gram
+        self.dtype = torch.bfloat16 if multiplies_bfloat16(gram.device) else gram.dtype
+        # x G xᵀ = x L xᵀ with L the lower triangle, all of it but the diagonal doubled: exact, for
+        # 2 is a power of two, and half the products.
+        self._folded = gram.to(self.dtype, copy=True).tril_().mul_(2)
+        self._folded.diagonal().mul_(0.5)
+
+    def losses(self, error: Tensor) -> Tensor:
+        """Squared output error of each row, (out,), of an error (out, in) in the weights."""
+        rough = error.to(self.dtype)
+        found = torch.zeros(len(error), device=error.device)
+        for first in range(0, error.shape[1], _PANEL):
+            columns = slice(first, first + _PANEL)
+            product = rough[:, first:] @ self._folded[first:, columns]
+            found += torch.linalg.vecdot(product.float(), error[:, columns])
+        return found
 
 
 @dataclass(frozen=True)
@@ -87,18 +101,19 @@ def search_scale(
 
     def losses(wished: Sequence[Tensor], clip: bool) -> list[float]:
         def loss(scale: Tensor) -> float:
-            return sum(quantize(t, inputs, realise(centred(scale)), clip=clip).loss for t in sample)
+            realised = realise(centred(scale))
+            return sum(total(_quantize(t, inputs, realised, clip)[1]) for t in sample)
 
         return spread(loss, wished, activation.device)
 
-    finalists = [torch.ones_like(activation)]
-    for family in (
+    # Clipping is dear and moves the optimum towards smaller scales, so each family's best scale
+    # is found without it, and then it and milder forms of it are tried with it.
+    families = [
         [activation**ratio for ratio in ratios],
         [activation**ratio / size ** (1 - ratio) for ratio in ratios],
-    ):
-        # Clipping is dear and moves the optimum towards smaller scales, so the family's best
-        # scale is found without it, and then it and milder forms of it are tried with it.
-        leader = _lowest(family, lambda some: losses(some, False))
+    ]
+    finalists = [torch.ones_like(activation)]
+    for leader in _lowest(families, lambda some: losses(some, False)):
         finalists += [leader**power for power in ((1.0, 0.5, 0.25) if clip else (1.0,))]
     found = losses(finalists, clip)
     best = found.index(min(found))
@@ -111,13 +126,37 @@ def quantize(target: Target, inputs: Inputs, scale: Tensor | None = None, *, cli
     With ``clip`` the range of each (row, group) shrinks as far as that lowers the output error
     of the group by itself; a row keeps its full range where the whole row's error says otherwise.
     """
+    rows = max(1, _PIECE // target.weight.shape[1])
+    pieces = [
+        Target(weight, target.grid, counts)
+        for weight, counts in zip(target.weight.split(rows), target.rows.split(rows), strict=True)
+    ]
+
+    def quantized(piece: Target) -> tuple[QuantizedTensor, Tensor]:
+        return _quantize(piece, inputs, scale, clip)
+
+    tensors, losses = zip(*spread(quantized, pieces, target.weight.device), strict=True)
+    tensor = QuantizedTensor(
+        target.grid,
+        torch.cat([tensor.codes for tensor in tensors]),
+        torch.cat([tensor.scales for tensor in tensors]),
+        torch.cat([tensor.zeros for tensor in tensors]),
+    )
+    return Rounded(tensor, total(torch.cat(losses)))
+
+
+def _quantize(
+    target: Target, inputs: Inputs, scale: Tensor | None, clip: bool
+) -> tuple[QuantizedTensor, Tensor]:
+    """``quantize`` for a few rows; the loss of each, (out,)."""
     weight, grid = target.weight, target.grid
     if scale is not None:
         weight = weight * scale
+    counts = target.rows**2
     nearest = rtn.quantize(weight, grid)
     losses = _row_losses(nearest, weight, inputs, scale)
     if not clip:
-        return Rounded(nearest, total(losses * target.rows**2))
+        return nearest, losses * counts
     # The Gram's diagonal blocks (groups, columns, columns): what a group's error costs alone.
     columns = grid.columns(weight.shape[1])
     shape = (-1, columns, weight.shape[1] // columns, columns)
@@ -125,7 +164,7 @@ def quantize(target: Target, inputs: Inputs, scale: Tensor | None = None, *, cli
     if scale is not None:
         inverse = (1 / scale).view(-1, columns)
         blocks = blocks * inverse[:, :, None] * inverse[:, None, :]
-    rough = blocks.to(inputs.rough.dtype).contiguous()
+    rough = blocks.to(inputs.dtype).contiguous()
 
     def cost(error: Tensor) -> Tensor:
         by_group = error.transpose(0, 1)  # (groups, rows, columns)
@@ -142,7 +181,7 @@ def quantize(target: Target, inputs: Inputs, scale: Tensor | None = None, *, cli
         torch.where(wins, clipped.scales, nearest.scales),
         torch.where(wins, clipped.zeros, nearest.zeros),
     )
-    return Rounded(tensor, total(torch.minimum(losses, clipped_losses) * target.rows**2))
+    return tensor, torch.minimum(losses, clipped_losses) * counts
 
 
 def _sample(targets: Sequence[Target]) -> list[Target]:
@@ -152,19 +191,29 @@ def _sample(targets: Sequence[Target]) -> list[Target]:
     return [Target(t.weight[::step].contiguous(), t.grid, t.rows[::step]) for t in targets]
 
 
-def _lowest(family: Sequence[Tensor], losses: Callable[[Sequence[Tensor]], list[float]]) -> Tensor:
-    """The member with the lowest loss: coarsely first, then between the best one's neighbours."""
-    known: dict[int, float] = {}
-    stride = 4
-    places = list(range(stride - 1, len(family), stride)) or list(range(len(family)))
+def _lowest(
+    families: Sequence[Sequence[Tensor]], losses: Callable[[Sequence[Tensor]], list[float]]
+) -> list[Tensor]:
+    """Each family's member with the lowest loss: coarsely first, then between the neighbours of
+    the best. The families are of one length."""
+    length, stride = len(families[0]), 4
+    known: list[dict[int, float]] = [{} for _ in families]
+    first = range(stride - 1, length, stride) or range(length)
+    places = [(family, place) for family in range(len(families)) for place in first]
     while True:
-        known |= dict(zip(places, losses([family[place] for place in places]), strict=True))
-        best = min(known, key=lambda place: (known[place], place))
+        found = losses([families[family][place] for family, place in places])
+        for (family, place), loss in zip(places, found, strict=True):
+            known[family][place] = loss
+        best = [min(of, key=lambda place: (of[place], place)) for of in known]
         stride //= 2
         if not stride:
-            return family[best]
-        near = (best - stride, best + stride)
-        places = [p for p in near if 0 <= p < len(family) and p not in known]
+            return [family[place] for family, place in zip(families, best, strict=True)]
+        places = [
+            (family, place)
+            for family, centre in enumerate(best)
+            for place in (centre - stride, centre + stride)
+            if 0 <= place < length and place not in known[family]
+        ]
 
 
 def centred(scale: Tensor) -> Tensor:
@@ -190,4 +239,4 @@ def _row_losses(
     difference = tensor.dequantize().sub_(weight)
     if scale is not None:
         difference /= scale
-    return torch.cat([gram_loss(part, inputs.rough) for part in difference.split(_SLAB)])
+    return inputs.losses(difference)
