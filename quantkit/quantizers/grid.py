@@ -203,7 +203,9 @@ def _search_rows(
         if grid.symmetric:
             codes.clamp_(-grid.middle, grid.levels - grid.middle)
         else:
-            torch.clamp(codes, -zero[..., None], grid.levels - zero[..., None], out=codes)
+            # Ten times as fast as a clamp between tensors, which isn't vectorized.
+            torch.maximum(codes, -zero[..., None], out=codes)
+            torch.minimum(codes, grid.levels - zero[..., None], out=codes)
         torch.addcmul(groups, codes, scale[..., None], value=-1, out=error)
         found = cost(error)
         better = found < lowest
