@@ -19,6 +19,7 @@ from torch import Tensor
 from quantkit.parallel import multiplies_bfloat16, spread
 from quantkit.quantizers import rtn
 from quantkit.quantizers.grid import (
+    AT_ONCE,
     Grid,
     QuantizedTensor,
     assemble,
@@ -31,7 +32,6 @@ from quantkit.quantizers.grid import (
 _SMALLEST_CLIP = 0.5
 _CLIP_STEPS = 10
 _SAMPLE = 128  # rows that scales are compared on, over all readers of an input
-_PIECE = 1 << 18  # weights quantized together: fixed, so that bytes never vary
 _PANEL = 512  # columns of the Gram matrix multiplied together
 
 
@@ -100,11 +100,14 @@ def search_scale(
     ratios = [step / steps for step in range(1, steps + 1)]
 
     def losses(wished: Sequence[Tensor], clip: bool) -> list[float]:
-        def loss(scale: Tensor) -> float:
-            realised = realise(centred(scale))
-            return sum(total(_quantize(t, inputs, realised, clip)[1]) for t in sample)
+        def compare(some: Sequence[Tensor]) -> list[float]:
+            scales = [realise(centred(scale)) for scale in some]
+            return _compare(sample, inputs, scales, clip)
 
-        return spread(loss, wished, activation.device)
+        # As many scales at once as fill a piece: small calls cost more than their arithmetic.
+        count = max(1, AT_ONCE // sum(target.weight.numel() for target in sample))
+        batches = [wished[first : first + count] for first in range(0, len(wished), count)]
+        return [loss for found in spread(compare, batches, activation.device) for loss in found]
 
     # Clipping is dear and moves the optimum towards smaller scales, so each family's best scale
     # is found without it, and then it and milder forms of it are tried with it.
@@ -126,7 +129,7 @@ def quantize(target: Target, inputs: Inputs, scale: Tensor | None = None, *, cli
     With ``clip`` the range of each (row, group) shrinks as far as that lowers the output error
     of the group by itself; a row keeps its full range where the whole row's error says otherwise.
     """
-    rows = max(1, _PIECE // target.weight.shape[1])
+    rows = max(1, AT_ONCE // target.weight.shape[1])
     pieces = [
         Target(weight, target.grid, counts)
         for weight, counts in zip(target.weight.split(rows), target.rows.split(rows), strict=True)
@@ -145,35 +148,56 @@ def quantize(target: Target, inputs: Inputs, scale: Tensor | None = None, *, cli
     return Rounded(tensor, total(torch.cat(losses)))
 
 
+def _compare(
+    sample: Sequence[Target], inputs: Inputs, scales: Sequence[Tensor], clip: bool
+) -> list[float]:
+    """The loss of the sample with each of the scales (in,)."""
+    losses = [0.0] * len(scales)
+    for target in sample:
+        count = len(target.weight)
+        scale = scales[0]
+        if len(scales) > 1:
+            scale = torch.stack(list(scales)).repeat_interleave(count, 0)
+            weight = target.weight.repeat(len(scales), 1)
+            target = Target(weight, target.grid, target.rows.repeat(len(scales)))
+        rows = _quantize(target, inputs, scale, clip)[1].split(count)
+        losses = [loss + total(row) for loss, row in zip(losses, rows, strict=True)]
+    return losses
+
+
 def _quantize(
     target: Target, inputs: Inputs, scale: Tensor | None, clip: bool
 ) -> tuple[QuantizedTensor, Tensor]:
-    """``quantize`` for a few rows; the loss of each, (out,)."""
+    """``quantize`` for a few rows; the loss of each, (out,).
+
+    A scale of their own for each row, (out, in), is for pieces of at most AT_ONCE weights.
+    """
     weight, grid = target.weight, target.grid
+    inverse = None
     if scale is not None:
-        weight = weight * scale
+        weight, inverse = weight * scale, 1 / scale
     counts = target.rows**2
     nearest = rtn.quantize(weight, grid)
-    losses = _row_losses(nearest, weight, inputs, scale)
+    losses = _row_losses(nearest, weight, inputs, inverse)
     if not clip:
         return nearest, losses * counts
     # The Gram's diagonal blocks (groups, columns, columns): what a group's error costs alone.
     columns = grid.columns(weight.shape[1])
     shape = (-1, columns, weight.shape[1] // columns, columns)
     blocks = inputs.gram.view(shape).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-    if scale is not None:
-        inverse = (1 / scale).view(-1, columns)
-        blocks = blocks * inverse[:, :, None] * inverse[:, None, :]
-    rough = blocks.to(inputs.dtype).contiguous()
+    blocks = blocks.to(inputs.dtype).contiguous()
+    by_group = None if inverse is None else grouped(inverse, grid)
 
     def cost(error: Tensor) -> Tensor:
-        by_group = error.transpose(0, 1)  # (groups, rows, columns)
-        through_gram = torch.bmm(by_group.to(rough.dtype), rough).float()
-        return torch.linalg.vecdot(through_gram, by_group).t()
+        if by_group is not None:
+            error.mul_(by_group)
+        swapped = error.transpose(0, 1)  # (groups, rows, columns)
+        through_gram = torch.bmm(swapped.to(blocks.dtype), blocks).float()
+        return torch.linalg.vecdot(through_gram, swapped).t()
 
     ranges = search_range(weight, grid, cost, steps=_CLIP_STEPS, smallest=_SMALLEST_CLIP)
     clipped = _at(weight, grid, *ranges)
-    clipped_losses = _row_losses(clipped, weight, inputs, scale)
+    clipped_losses = _row_losses(clipped, weight, inputs, inverse)
     wins = (clipped_losses < losses)[:, None]
     tensor = QuantizedTensor(
         grid,
@@ -185,10 +209,20 @@ def _quantize(
 
 
 def _sample(targets: Sequence[Target]) -> list[Target]:
-    """The targets with evenly spaced rows of each."""
+    """Evenly spaced rows of the targets, those with one grid together."""
     rows = sum(len(target.weight) for target in targets)
     step = max(1, rows // _SAMPLE)
-    return [Target(t.weight[::step].contiguous(), t.grid, t.rows[::step]) for t in targets]
+    by_grid: dict[Grid, list[Target]] = {}
+    for target in targets:
+        by_grid.setdefault(target.grid, []).append(target)
+    return [
+        Target(
+            torch.cat([target.weight[::step] for target in some]),
+            grid,
+            torch.cat([target.rows[::step] for target in some]),
+        )
+        for grid, some in by_grid.items()
+    ]
 
 
 def _lowest(
@@ -233,10 +267,8 @@ def _at(weight: Tensor, grid: Grid, scale: Tensor, zero: Tensor) -> QuantizedTen
 
 
 def _row_losses(
-    tensor: QuantizedTensor, weight: Tensor, inputs: Inputs, scale: Tensor | None
+    tensor: QuantizedTensor, weight: Tensor, inputs: Inputs, inverse: Tensor | None
 ) -> Tensor:
-    """Gram loss of each row, (out,): weight and tensor are scaled, the inputs aren't."""
+    """Loss of each row, (out,): weight and tensor are scaled, the inputs aren't."""
     difference = tensor.dequantize().sub_(weight)
-    if scale is not None:
-        difference /= scale
-    return inputs.losses(difference)
+    return inputs.losses(difference if inverse is None else difference.mul_(inverse))

@@ -27,7 +27,7 @@ from torch import Tensor
 from quantkit.errors import InputError
 from quantkit.parallel import spread
 
-_AT_ONCE = 1 << 18  # weights whose ranges are searched together
+AT_ONCE = 1 << 18  # weights whose ranges are searched together
 _STRIDE = 4  # steps of a range that are skipped at first; a power of two
 
 
@@ -155,8 +155,8 @@ def encode(weight: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
 
 
 def grouped(weight: Tensor, grid: Grid) -> Tensor:
-    """View (out, in) as (out, groups, columns of a group)."""
-    return weight.unflatten(1, (-1, grid.columns(weight.shape[1])))
+    """View (…, in) as (…, groups, columns of a group)."""
+    return weight.unflatten(-1, (-1, grid.columns(weight.shape[-1])))
 
 
 def search_range(
@@ -179,7 +179,7 @@ def search_range(
     def search(rows: slice) -> tuple[Tensor, Tensor]:
         return _search_rows(groups[rows].contiguous(), grid, cost, steps, smallest)
 
-    size = max(1, _AT_ONCE // weight.shape[1])
+    size = max(1, AT_ONCE // weight.shape[1])
     pieces = [slice(first, first + size) for first in range(0, len(weight), size)]
     scales, zeros = zip(*spread(search, pieces, weight.device), strict=True)
     return torch.cat(scales), torch.cat(zeros)
