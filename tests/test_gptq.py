@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quantkit.calibration.statistics import Diagonal, Gram
+from quantkit.calibration.statistics import Gram
 from quantkit.quantizers import gptq, rtn
 from quantkit.quantizers.cholesky import cholesky_
 from quantkit.quantizers.gptq import Outcome, Problem, Settings, factorize
 from quantkit.quantizers.grid import Grid, gram_loss
+from tests.moments import Known
 
 
 def problem(tokens: int = 512, columns: int = 128, rows: int = 48):
@@ -18,19 +19,6 @@ def problem(tokens: int = 512, columns: int = 128, rows: int = 48):
     x = torch.randn(tokens, columns, generator=generator) @ mixing
     x[:, 7] *= 12
     return torch.randn(rows, columns, generator=generator) * 0.05, x.t() @ x
-
-
-class Known(Diagonal):
-    """The moment of a Gram matrix that there is."""
-
-    def __init__(self, gram):
-        self.gram = gram
-
-    def diagonal(self):
-        return self.gram.diagonal()
-
-    def matrix(self, order=None):
-        return self.gram.clone() if order is None else self.gram[order][:, order]
 
 
 def quantize(w, gram, grid, settings) -> Outcome:

@@ -153,7 +153,7 @@ def _feedback(
     def factorize(group: InputStatistics) -> ggml_feedback.Factor | None:
         if group.width % ggml_feedback.WIDTH:
             return None
-        return ggml_feedback.factorize(group.moment.matrix().cpu(), method.damp_percent)
+        return ggml_feedback.factorize(group.moment, method.damp_percent)
 
     factors = spread(factorize, groups, torch.device("cpu"))
     todo = [
@@ -183,8 +183,7 @@ def _output(
         return []
     tied = tensor.name == "token_embd.weight"
     damping = max(method.damp_percent, _TIED_DAMPING) if tied else method.damp_percent
-    gram = inputs.moment.matrix().cpu()
-    factor = ggml_feedback.factorize(gram, damping)
+    factor = ggml_feedback.factorize(inputs.moment, damping)
     if factor is None:
         return []
     value = tensor.value(run.checkpoint)
@@ -193,6 +192,7 @@ def _output(
         return ggml_feedback.quantize(rows, factor, tensor.type)
 
     parts = spread(quantize, value.split(_ROWS), torch.device("cpu"))
+    gram = inputs.moment.matrix().cpu()
     energy = total(gram_loss(value[::_SAMPLED].float(), gram)) * _SAMPLED
     blocks = torch.cat([part.tensor.blocks for part in parts])
     error = math.fsum(part.loss for part in parts) / max(energy, 1e-30)

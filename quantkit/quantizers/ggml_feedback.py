@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ from quantkit.quantizers.ggml import GgmlTensor, row_bytes
 from quantkit.quantizers.ggml_blocks import LAYOUTS
 from quantkit.quantizers.ggml_scales import Rounding, Scales
 from quantkit.quantizers.grid import total
+
+if TYPE_CHECKING:
+    from quantkit.calibration.statistics import Moment
 
 TYPES = tuple(LAYOUTS)
 WIDTH = 32  # columns visited together; groups are as wide, or half. Inputs are a multiple
@@ -67,28 +71,26 @@ class Outcome:
     loss: float
 
 
-def factorize(gram: Tensor, damping: float = 0.01) -> Factor | None:
-    """Factorize one Gram matrix XᵀX (in, in) float32, ``in`` a multiple of 32.
+def factorize(moment: Moment, damping: float = 0.01) -> Factor | None:
+    """Factorize XᵀX (in, in), ``in`` a multiple of 32, on the CPU.
 
     None when no damping, up to a thousand times ``damping``, makes it positive definite: where
     it holds NaN or infinity, or where calibration never excited the input.
-    Raises InputError for another shape.
+    Raises InputError for another width.
     """
-    columns = len(gram)
-    if tuple(gram.shape) != (columns, columns) or columns % WIDTH:
-        raise InputError(f"a Gram matrix {tuple(gram.shape)} doesn't fit ggml's groups of {WIDTH}")
-    energy = gram.diagonal()
+    energy = moment.diagonal().cpu()
+    if len(energy) % WIDTH:
+        raise InputError(f"a Gram matrix of {len(energy)} inputs doesn't fit groups of {WIDTH}")
     mean = float(energy.mean())
     if not 0 < mean < float("inf"):
         return None
-    hessian = gram / mean
     for attempt in range(_RETRIES):
         share = damping * 10**attempt
-        grouped = _factorize(hessian, _by_groups(energy), share)
+        grouped = _factorize(moment, _by_groups(energy), mean, share)
         if grouped is None:
             continue
         heavy = bool(energy.median() < _HEAVY_TAIL * mean)
-        free = _factorize(hessian, _falling(energy), share) if heavy else None
+        free = _factorize(moment, _falling(energy), mean, share) if heavy else None
         return Factor(grouped, free, mean, share)
     return None
 
@@ -138,10 +140,10 @@ def _by_groups(energy: Tensor) -> Tensor:
     return columns[_falling(energy[columns].sum((1, 2)))].flatten()
 
 
-def _factorize(hessian: Tensor, columns: Tensor, damping: float) -> Order | None:
+def _factorize(moment: Moment, columns: Tensor, mean: float, damping: float) -> Order | None:
     # The Cholesky factor of the matrix turned end for end, turned back, is upper triangular.
-    turned = columns.flip(0)
-    damped = hessian[turned][:, turned]
+    turned = columns.flip(0).to(moment.diagonal().device)
+    damped = moment.matrix(turned).cpu().div_(mean)
     damped.diagonal().add_(damping)
     return Order(columns, damped.flip(0, 1)) if cholesky_(damped) else None
 
