@@ -236,7 +236,10 @@ def judge(options: argparse.Namespace, artifacts: Sequence[Path]) -> dict[str, A
 def readable(artifact: Path) -> Path:
     """What ``quantkit eval`` is given for what a contestant wrote."""
     files = list(artifact.glob("*.gguf"))
-    return files[0] if files and not (artifact / "quantkit.json").is_file() else artifact
+    if files and not (artifact / "quantkit.json").is_file():
+        return files[0]
+    inner = [path.parent for path in artifact.glob("*/config.json")]  # AutoRound's own folder
+    return artifact if (artifact / "config.json").is_file() or not inner else inner[0]
 
 
 def evaluate(

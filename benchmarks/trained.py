@@ -40,7 +40,7 @@ HELD = 16  # one file in so many is calibration text, another the held-out text
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--rows", type=int, default=16, help="of 256 tokens in a step")
     options = parser.parse_args()
     torch.manual_seed(0)
