@@ -69,6 +69,7 @@ def integers(bits: int, *, symmetric: bool) -> list[Contestant]:
     found = [
         ours("quantkit gptq", "gptq-w4-g128", *grid),
         ours("quantkit gptq, quantized", "gptq-w4-g128", *grid, "quantize.propagate=quantized"),
+        ours("quantkit gptq, corrected", "gptq-w4-g128", *grid, "quantize.propagate=corrected"),
         peer("llm-compressor GPTQ", "llm-compressor", "llm_compressor.py", "gptq", *flags),
         peer("GPTQModel", "gptqmodel", "gptq_model.py", "gptq", *flags),
         peer("AutoRound, 200 iterations", "auto-round", "autoround.py", "gptq", *flags),

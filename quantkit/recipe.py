@@ -57,6 +57,8 @@ class _Affine(Strict):
 
 # What the calibration rows pass through between blocks: weights as they were, or as written.
 Propagate = Literal["original", "quantized"]
+# Or both: what quantization has done to the inputs so far is made up for (GPTAQ).
+Correct = Literal["original", "quantized", "corrected"]
 
 
 class Rtn(_Affine):
@@ -73,7 +75,7 @@ class Gptq(_Affine):
     activation_order: bool = Field(default=True, description="static: no permutation is stored")
     clip_search: bool = True
     block_size: Annotated[int, Field(ge=1)] = 128
-    propagate: Propagate = "original"
+    propagate: Correct = "original"
 
 
 class Awq(_Affine):

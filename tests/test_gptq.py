@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quantkit.calibration.statistics import Gram
+from quantkit.calibration.statistics import Cross, Gram
 from quantkit.quantizers import gptq, rtn
 from quantkit.quantizers.cholesky import cholesky_
 from quantkit.quantizers.gptq import Outcome, Problem, Settings, factorize
@@ -161,3 +161,28 @@ def test_scales_chosen_late_lose_less_at_few_bits(rows: int, symmetric: bool) ->
         assert torch.allclose(losses, expected, rtol=1e-2)
     if rows > 1:
         assert outcomes[0][1].sum() < 0.97 * outcomes[1][1].sum()
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_what_drifted_inputs_lose_is_made_up_for(bits: int) -> None:
+    generator = torch.Generator().manual_seed(5)
+    mixing = torch.randn(128, 128, generator=generator) / 128**0.5
+    x = torch.randn(1024, 128, generator=generator) @ mixing
+    y = x + 0.1 * x.roll(1, 1) + 0.02 * torch.randn(1024, 128, generator=generator)
+    w = torch.randn(96, 128, generator=generator) * 0.05
+    grid, moment, cross = Grid(bits, 32, False), Known(y.t() @ y), Cross(128, x.device)
+    cross.add(x, y)
+    assert torch.allclose(cross.sum, x.t() @ y, rtol=1e-3, atol=1e-2)
+
+    def lost(value) -> float:
+        return (x @ w.t() - y @ value.t()).square().sum().item()
+
+    [[plain]] = gptq.quantize([Problem(moment, [w], [grid])], Settings())
+    [[made_up]] = gptq.quantize([Problem(moment, [w], [grid], cross.sum)], Settings())
+    assert lost(made_up.tensor.dequantize()) < 0.8 * lost(plain.tensor.dequantize())
+    # With bits enough, the codes are those of weights half of the way to the best ones.
+    hessian = y.t() @ y
+    hessian.diagonal().add_(0.01 * hessian.diagonal().mean())
+    change = torch.linalg.solve(hessian, w @ (x - y).t() @ y, left=False)
+    apart = (made_up.tensor.dequantize() - (w + change / 2)).norm() / change.norm()
+    assert bits < 8 or apart < 0.1

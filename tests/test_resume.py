@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from quantkit.calibration import cache
 from quantkit.checkpoint.writer import sha256
@@ -66,8 +67,9 @@ def whole(tmp_path_factory) -> dict[str, Path]:
         *("awq-w4-g128", "gptq-w4-g128", "gguf-q4-k-m", "gguf-q4-k-m-gptq", "int8-w8a8"),
     ):
         make(recipe, folder / recipe)
-    quantized = [*FEW, "quantize.propagate=quantized"]
-    make("gptq-w4-g128", folder / "quantized", quantized)
+    for propagate in ("quantized", "corrected"):
+        settings = [*FEW, f"quantize.propagate={propagate}"]
+        make("gptq-w4-g128", folder / propagate, settings)
     return {path.name: path for path in folder.iterdir()}
 
 
@@ -96,12 +98,16 @@ def test_killed_runs_end_in_the_same_bytes(whole, tmp_path, recipe):
 
 @pytest.mark.parametrize(
     "name",
-    ["awq-w4-g128", "gptq-w4-g128", "gguf-q4-k-m", "gguf-q4-k-m-gptq", "quantized", "int8-w8a8"],
+    [
+        *("awq-w4-g128", "gptq-w4-g128", "gguf-q4-k-m", "gguf-q4-k-m-gptq", "int8-w8a8"),
+        *("quantized", "corrected"),
+    ],
 )
 @pytest.mark.parametrize("steps", [3, 20])
 def test_no_block_is_done_twice(whole, tmp_path, name, steps):
-    recipe = "gptq-w4-g128" if name == "quantized" else name
-    settings = [*FEW, "quantize.propagate=quantized"] if name == "quantized" else FEW
+    propagates = name in ("quantized", "corrected")
+    recipe = "gptq-w4-g128" if propagates else name
+    settings = [*FEW, f"quantize.propagate={name}"] if propagates else FEW
     out = tmp_path / "out"
     with pytest.raises(Stopped):
         make(recipe, out, settings, progress=StopsAfter(steps))
@@ -172,6 +178,19 @@ def test_hidden_states_wait_on_disk_past_the_budget(whole, tmp_path):
         make("gptq-w4-g128", tmp_path / "gptq", memory_budget=1, progress=StopsAfter(20))
     make("gptq-w4-g128", tmp_path / "gptq", memory_budget=1)
     assert digests(tmp_path / "gptq") == digests(whole["gptq-w4-g128"])
+    settings = [*FEW, "quantize.propagate=corrected"]
+    make("gptq-w4-g128", tmp_path / "corrected", settings, memory_budget=1)
+    assert digests(tmp_path / "corrected") == digests(whole["corrected"])
+
+
+def test_corrected_inputs_give_the_same_bytes_for_any_number_of_threads(whole, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if threads > 1 else 2)
+    try:
+        make("gptq-w4-g128", tmp_path / "out", [*FEW, "quantize.propagate=corrected"])
+    finally:
+        torch.set_num_threads(threads)
+    assert digests(tmp_path / "out") == digests(whole["corrected"])
 
 
 def test_kept_statistics_give_the_same_bytes(whole, tmp_path, monkeypatch):

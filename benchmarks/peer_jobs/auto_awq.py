@@ -2,13 +2,14 @@
 
 from arguments import Arguments, parse
 from awq import AutoAWQForCausalLM
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 
 
 def quantize(given: Arguments) -> None:
     device_map = "auto" if given.device == "cuda" else "cpu"
     model = AutoAWQForCausalLM.from_pretrained(given.model, device_map=device_map)
-    tokenizer = AutoTokenizer.from_pretrained(given.model)
+    # By its file: the class that a newer transformers names is unknown to this one.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(given.model)
     model.quantize(
         tokenizer,
         quant_config={

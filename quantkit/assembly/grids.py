@@ -7,20 +7,20 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from quantkit.assembly.linears import become, wanted
+from quantkit.assembly.linears import quantize_layer, wanted
 from quantkit.assembly.run import Run
 from quantkit.formats import gguf_grids
 from quantkit.formats.gguf_writer import Made, WrittenTensor, write_blocks
 from quantkit.model.stream import Stream
 from quantkit.plan import GgufFilePlan, LinearPlan
 from quantkit.quantizers import ggml
-from quantkit.quantizers.block import BlockResult, quantize_block
+from quantkit.quantizers.block import BlockResult
 from quantkit.quantizers.grid import QuantizedTensor
 
 
 def write_grids(run: Run, plan: GgufFilePlan, linears: LinearPlan, path: Path) -> None:
     """Quantize the linears of every block and write them, with what was rescaled for them."""
-    method, skeleton = linears.settings, linears.skeleton
+    skeleton = linears.skeleton
     steps = [step for step in run.journal.steps if "layer" in step]
     count = len(skeleton.layers)
     if len(steps) == count:
@@ -39,15 +39,9 @@ def write_grids(run: Run, plan: GgufFilePlan, linears: LinearPlan, path: Path) -
             prefix = skeleton.layer_name(index) + "."
             step = partial(task.advance, 0, doing=f"layer {index + 1} of {count}, calibrating")
             with stream.block(index) as block:
-                measured = calibration.through(index, block, step) if calibration else ([], [])
-                schemes = linears.schemes_under(prefix)
-                result = quantize_block(method, block, schemes, *measured, prefix)
-                del measured  # Gram matrices are large
+                result = quantize_layer(linears, index, block, calibration, step)
                 written = write_blocks(path, plan.file, _made(plan, linears, prefix, result), known)
                 known = known or written[0]
-                if calibration is not None and not calibration.wanted.onward:
-                    become(block, result)
-                    calibration.carry(index, block, step)
             run.journal.record(
                 {
                     "layer": index,

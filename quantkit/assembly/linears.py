@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 
@@ -27,7 +27,7 @@ _AT_ONCE = 1 << 25  # bytes of a tensor that is copied
 
 def write_linears(run: Run, plan: LinearPlan) -> list[LayerReport]:
     """Write the planned artifact's weights and config into ``run.directory``."""
-    method, skeleton = plan.settings, plan.skeleton
+    skeleton = plan.skeleton
     stream = Stream(skeleton, run.checkpoint, run.device)
     count = len(skeleton.layers)
     keys = [key for t in plan.tensors for key in (t.name, *packed.packed_keys(plan.format, t.name))]
@@ -48,14 +48,8 @@ def write_linears(run: Run, plan: LinearPlan) -> list[LayerReport]:
             step = partial(task.advance, doing=f"{doing}, calibrating")
             prefix = skeleton.layer_name(index) + "."
             with stream.block(index) as block:
-                measured = calibration.through(index, block, step) if calibration else ([], [])
-                schemes = plan.schemes_under(prefix)
-                result = quantize_block(method, block, schemes, *measured, prefix)
-                del measured  # Gram matrices are large
+                result = quantize_layer(plan, index, block, calibration, step)
                 written = _write_block(run.checkpoint, plan, prefix, result, writer)
-                if calibration is not None and not calibration.wanted.onward:
-                    become(block, result)
-                    calibration.carry(index, block, step)
             run.journal.record(_step(written, result.layers, calibration))
             layers += result.layers
             del result  # its codes would lie beside the next block's
@@ -71,8 +65,40 @@ def wanted(plan: LinearPlan) -> Wanted:
     method = plan.settings
     if isinstance(method, SmoothQuant):
         return Wanted("diagonal", folds=True)
-    onward = not isinstance(method, Gptq | Awq) or method.propagate == "original"
-    return Wanted("gram", folds=isinstance(method, Awq), onward=onward)
+    propagate = method.propagate if isinstance(method, Gptq | Awq) else "original"
+    return Wanted("gram", folds=isinstance(method, Awq), propagate=propagate)
+
+
+def quantize_layer(
+    plan: LinearPlan,
+    index: int,
+    block: nn.Module,
+    calibration: CalibrationPass | None,
+    step: Callable[[], None],
+) -> BlockResult:
+    """Quantize layer ``index``, in memory as ``block``, and let the rows go on through it."""
+    prefix = plan.skeleton.layer_name(index) + "."
+    schemes = plan.schemes_under(prefix)
+    quantize = partial(quantize_block, plan.settings, block, prefix=prefix)
+    if calibration is None:
+        return quantize(schemes, [], [])
+    if calibration.wanted.propagate != "corrected":
+        result = quantize(schemes, *calibration.through(index, block, step))
+        if not calibration.wanted.onward:
+            _become(block, result)
+            calibration.carry(index, block, step)
+        return result
+    result, left = BlockResult(), dict(schemes)
+    for group in calibration.corrected(index, block, step):
+        readers = {name: left.pop(name) for name in group.consumers if name in left}
+        if readers:
+            found = quantize(readers, [group], [])
+            _become(block, found)
+            result.tensors |= found.tensors
+            result.layers += found.layers
+    if left:  # which no row ever reached: it is said in the same words
+        quantize(left, [], [])
+    return result
 
 
 def _step(
@@ -136,7 +162,7 @@ def _write_block(
     return written
 
 
-def become(block: nn.Module, result: BlockResult) -> None:
+def _become(block: nn.Module, result: BlockResult) -> None:
     """Give ``block`` the weights that were written, for the rows to go on through."""
 
     def put(name: str, value: Tensor) -> None:

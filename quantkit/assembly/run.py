@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -51,6 +52,9 @@ class Run:
             return
         about = {name: value for name, value in self.inputs.items() if name != "recipe"}
         about["dtype"] = str(stream.skeleton.model.dtype)
+        if wanted.propagate == "corrected":
+            yield self._corrected(stream, wanted, self.rows)
+            return
         hidden = HiddenStates(self.journal.scratch, self.budget)
         cached = self.cache and wanted.onward
         kept = find(about, wanted.kind) if cached else None
@@ -61,6 +65,15 @@ class Run:
             return
         with Keeper(about, wanted.kind, len(stream.skeleton.layers) + 1) as keeper:
             yield CalibrationPass(stream, self.rows, wanted, hidden=hidden, keeper=keeper)
+
+    def _corrected(self, stream: Stream, wanted: Wanted, rows: Rows) -> CalibrationPass:
+        def states(name: str, share: int) -> HiddenStates:
+            return HiddenStates(self.journal.scratch, self.budget // share, name)
+
+        hidden, drifted = states("hidden", 4), states("drifted", 4)
+        # A block has few inputs, most of them as wide as the hidden states.
+        spare = partial(states, share=16)
+        return CalibrationPass(stream, rows, wanted, hidden=hidden, drifted=drifted, spare=spare)
 
 
 def describe_inputs(

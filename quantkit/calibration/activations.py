@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_FILES = ("hidden-start", "hidden-a", "hidden-b")
+_FILES = ("start", "a", "b")
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,14 @@ class HiddenStates:
     """Tensors that are replaced, one by one, by what the next block makes of them.
 
     directory: where to keep a copy on disk (None: nowhere). budget: bytes that they may take in
-    memory; beyond it only the disk holds them (None: no limit).
+    memory; beyond it only the disk holds them (None: no limit). name: what files begin with.
     """
 
-    def __init__(self, directory: Path | None = None, budget: int | None = None) -> None:
+    def __init__(
+        self, directory: Path | None = None, budget: int | None = None, name: str = "hidden"
+    ) -> None:
         self._directory = directory
+        self._files = [f"{name}-{file}" for file in _FILES]
         self._budget = budget
         self._tensors: list[Tensor | None] = []
         self._places: list[tuple[int, torch.Size, torch.dtype, torch.device]] = []
@@ -97,7 +100,7 @@ class HiddenStates:
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != snapshot.sha256:
                 return False
-        self._current = _FILES.index(snapshot.file)
+        self._current = self._files.index(snapshot.file)
         kept, self._tensors = self._tensors, [None] * len(self._tensors)
         if not self.spilled:
             self._tensors = [self.read(index) for index in range(len(kept))]
@@ -116,4 +119,4 @@ class HiddenStates:
 
     def _file(self, which: int) -> Path:
         assert self._directory is not None
-        return self._directory / _FILES[which]
+        return self._directory / self._files[which]

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from quantkit.calibration.activations import HiddenStates, Snapshot
 from quantkit.calibration.cache import Keeper, Kept
 from quantkit.calibration.folds import Fold, find_folds
-from quantkit.calibration.statistics import InputStatistics, Kind, Meter, new_moment
+from quantkit.calibration.statistics import (
+    Cross,
+    Diagonal,
+    Gram,
+    InputStatistics,
+    Kind,
+    Meter,
+    new_moment,
+)
 from quantkit.calibration.text import Rows
 from quantkit.model.stream import Batch, Stream
 from quantkit.parallel import return_free_blocks
+from quantkit.recipe import Correct
 
 _TOKENS_PER_BATCH = 1024
 _PROBE_TOKENS = 64
@@ -24,13 +36,34 @@ _PROBE_TOKENS = 64
 class Wanted:
     """What a method needs to know of the inputs.
 
-    kind: of moment; folds: whether it must be found out what may be rescaled; onward: whether the
-    rows go on through the block as it was (``propagate: original``) or as ``carry`` finds it.
+    kind: of moment; folds: whether it must be found out what may be rescaled; propagate: whether
+    the rows go on through the block as it was, as ``carry`` finds it, or both (``corrected``).
     """
 
     kind: Kind
     folds: bool = False
-    onward: bool = True
+    propagate: Correct = "original"
+
+    @property
+    def onward(self) -> bool:
+        """Whether the rows go on through the block as it was, and that is all."""
+        return self.propagate == "original"
+
+
+class _Reached(Exception):
+    """The linear whose input is wanted was called."""
+
+
+class _Remembered(Diagonal):
+    """A second moment's diagonal, and the rows themselves."""
+
+    def __init__(self, rows: HiddenStates, width: int, device: torch.device) -> None:
+        super().__init__(width, device)
+        self.rows = rows
+
+    def add(self, rows: Tensor) -> None:
+        super().add(rows)
+        self.rows.start([rows])
 
 
 class CalibrationPass:
@@ -38,7 +71,8 @@ class CalibrationPass:
 
     hidden: where the rows wait between blocks; kept: statistics of an earlier pass, with which
     nothing needs to be carried but a short probe for finding folds; keeper: takes those of this
-    one. steps: how often ``step`` will be called for each block.
+    one. steps: how often ``step`` will be called for each block. drifted: where the rows that
+    pass through quantized blocks wait, where both are wanted; spare: where a block's inputs do.
     """
 
     def __init__(
@@ -50,6 +84,8 @@ class CalibrationPass:
         hidden: HiddenStates | None = None,
         kept: Kept | None = None,
         keeper: Keeper | None = None,
+        drifted: HiddenStates | None = None,
+        spare: Callable[[str], HiddenStates] = lambda name: HiddenStates(name=name),
     ) -> None:
         self.stream = stream
         self.wanted = wanted
@@ -58,8 +94,13 @@ class CalibrationPass:
         self._batches: list[Batch] = []
         self._hidden = HiddenStates() if hidden is None else hidden
         self._hidden.start(self._embedded(rows))
+        self._drifted = HiddenStates(name="drifted") if drifted is None else drifted
+        self._spare = spare
+        if wanted.propagate == "corrected":
+            self._drifted.start(self._hidden.read(place) for place in range(len(self._batches)))
         self._probe = len(self._batches) - 1 if wanted.folds else len(self._batches)
         self._snapshot: Snapshot | None = None
+        self._drift: Snapshot | None = None
         self.steps = self._probe + (0 if wanted.onward else len(self._batches))
 
     def _embedded(self, rows: Rows) -> Iterator[Tensor]:
@@ -114,7 +155,7 @@ class CalibrationPass:
     def _measure(
         self, index: int, block: nn.Module, step: Callable[[], None]
     ) -> list[InputStatistics]:
-        meter = Meter(self.stream.skeleton.linears(index), self.wanted.kind)
+        meter = Meter(self.stream.skeleton.linears(index), partial(new_moment, self.wanted.kind))
         with meter.watching() as forget:
             for place in range(self._probe):
                 self._run(index, block, place, keep=self.wanted.onward)
@@ -141,11 +182,64 @@ class CalibrationPass:
             step()
         self._snapshot = self._hidden.turn()
 
+    def corrected(
+        self, index: int, block: nn.Module, step: Callable[[], None]
+    ) -> Iterator[InputStatistics]:
+        """One input of ``block`` after the other (``propagate: corrected``): what is read there
+        after all that was quantized before, beside what the unquantized model reads.
+
+        Its readers must have got their new weights before the next one is asked for.
+        """
+        device = self.stream.device
+
+        def remembered(width: int, device: torch.device) -> _Remembered:
+            return _Remembered(self._spare(f"inputs-{len(meter.inputs)}"), width, device)
+
+        meter = Meter(self.stream.skeleton.linears(index), remembered)
+        with meter.watching() as forget:
+            for place in range(len(self._batches)):
+                self._run(index, block, place, keep=True)
+                forget()
+                step()
+        for group in meter.inputs:
+            remembering = group.moment
+            assert isinstance(remembering, _Remembered)
+            moment, cross = Gram(group.width, device), Cross(group.width, device)
+            reads = self._reads(index, block, group.consumers[0])
+            for place, rows in enumerate(reads):
+                moment.add(rows)
+                cross.add(remembering.rows.read(place), rows)
+            group.moment, group.cross = moment, cross.sum
+            del remembering
+            yield group
+            group.moment, group.cross = Diagonal(0, device), None  # they are large
+            return_free_blocks()
+        for place, batch in enumerate(self._batches):
+            was = self._drifted.read(place)
+            self._drifted.write(place, self.stream.run(index, block, batch, was))
+            step()
+        self._snapshot, self._drift = self._hidden.turn(), self._drifted.turn()
+
+    def _reads(self, index: int, block: nn.Module, name: str) -> Iterator[Tensor]:
+        """What the linear ``name`` reads as the block is now, (tokens, width), by batch."""
+        seen: list[Tensor] = []
+
+        def reached(module: nn.Module, args: tuple[Any, ...]) -> None:
+            seen.append(args[0])
+            raise _Reached
+
+        for place, batch in enumerate(self._batches):
+            handle = block.get_submodule(name).register_forward_pre_hook(reached)
+            with suppress(_Reached):
+                self.stream.run(index, block, batch, self._drifted.read(place))
+            handle.remove()
+            yield seen.pop().flatten(0, -2)
+
     def state(self) -> dict[str, Any]:
         """What ``restore`` needs to go on after the block that was carried through last."""
-        snapshot = self._snapshot
         return {
-            "hidden": None if snapshot is None else asdict(snapshot),
+            "hidden": None if self._snapshot is None else asdict(self._snapshot),
+            "drifted": None if self._drift is None else asdict(self._drift),
             "folds": [asdict(fold) for fold in self._folds],
         }
 
@@ -153,6 +247,10 @@ class CalibrationPass:
         """Go on from a state; False where the hidden states can't be had any more."""
         if self._batches and (
             state["hidden"] is None or not self._hidden.restore(Snapshot(**state["hidden"]))
+        ):
+            return False
+        if self.wanted.propagate == "corrected" and (
+            state["drifted"] is None or not self._drifted.restore(Snapshot(**state["drifted"]))
         ):
             return False
         self._folds = [

@@ -108,6 +108,23 @@ class Gram(Diagonal):
         return [self._sums, *self._panels]
 
 
+class Cross:
+    """XᵀY (width, width) of two tensors of one shape, summed over tokens in float32."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.sum = torch.zeros(width, width, device=device)
+
+    def add(self, left: Tensor, right: Tensor) -> None:
+        """Take in rows (tokens, width) of X and of Y."""
+        exact = left.dtype == torch.bfloat16
+        with bfloat16_products(left.device) if exact else nullcontext():
+            for x, y in zip(left.split(_TOKENS), right.split(_TOKENS), strict=True):
+                x, y = x.float(), y.float()
+                for first in range(0, len(self.sum), _PANEL):
+                    rows = slice(first, first + _PANEL)
+                    self.sum[rows].addmm_(x[:, rows].t(), y)
+
+
 def new_moment(kind: Kind, width: int, device: torch.device) -> Moment:
     """A moment of ``kind`` with nothing in it yet."""
     return Gram(width, device) if kind == "gram" else Diagonal(width, device)
@@ -119,7 +136,9 @@ class InputStatistics:
 
     consumers: names of the linears within the block, in order of execution; width: features;
     moment: summed over ``tokens`` tokens; energy: each consumer's squared output without its
-    bias, summed over features and tokens (by a sample of them), a float64 number on the device.
+    bias, summed over features and tokens (by a sample of them), a float64 number on the device;
+    cross: XᵀY with X what the unquantized model reads, where ``moment`` is of what the quantized
+    one does, Y (``propagate: corrected``).
     """
 
     consumers: list[str]
@@ -127,6 +146,7 @@ class InputStatistics:
     moment: Moment
     tokens: int = 0
     energy: dict[str, Tensor] = field(default_factory=dict)
+    cross: Tensor | None = None
 
     def importance(self) -> Tensor:
         """Mean square of each input feature, (width,)."""
@@ -137,12 +157,14 @@ class Meter:
     """Measures the inputs of ``linears`` in every forward of their block.
 
     ``inputs`` are the distinct tensors read, in order of execution. Linears that are never
-    called are in none.
+    called are in none. new: makes the moment of an input of some width.
     """
 
-    def __init__(self, linears: dict[str, nn.Linear], kind: Kind) -> None:
+    def __init__(
+        self, linears: dict[str, nn.Linear], new: Callable[[int, torch.device], Moment]
+    ) -> None:
         self.inputs: list[InputStatistics] = []
-        self._kind = kind
+        self._new = new
         self._linears = linears
         self._owner: dict[str, InputStatistics] = {}
         # Tensors read during the forward under way: holding them keeps their addresses unique.
@@ -190,7 +212,7 @@ class Meter:
             ):
                 return group
         width = tensor.shape[-1]
-        group = InputStatistics([], width, new_moment(self._kind, width, tensor.device))
+        group = InputStatistics([], width, self._new(width, tensor.device))
         self.inputs.append(group)
         self._seen.append((tensor, group))
         return group

@@ -141,6 +141,7 @@ def _gptq(
             group.moment,
             [weights[name] for name in names],
             [_grid(schemes[name]) for name in names],
+            group.cross,
         )
         for group, names in groups
     ]

@@ -15,6 +15,10 @@ their scales are those of the stored order, so that engines see no permutation (
 false``, g_idx = k // group_size). Scales are chosen before. With three bits and fewer it pays more
 to choose a group's scale when the group is reached, for the weights that will really be rounded;
 then whole groups are visited by falling energy, and the columns within them.
+
+Where the quantized model reads Y in place of X, what is rounded is not W but what comes closest to
+W X from Y, W + W (X - Y)ᵀ Y (YᵀY + λI)⁻¹: half of the way there (GPTAQ, Li et al., arXiv
+2504.02692, whose correction is made column by column).
 """
 
 from __future__ import annotations
@@ -51,6 +55,7 @@ _SMALLEST_CLIP = 0.6  # share of a group's range
 _INNER = 8  # columns between two products inside a block
 _LATE_BITS = 3  # up to so many a group's scale is chosen when the group is reached ...
 _HEAVY_TAIL = 0.6  # ... unless the median energy is below this share of the mean
+_CORRECTED = 0.5  # how much of the drift of inputs is made up for
 _SLAB = 2048  # at most so many rows are visited together; the same for any number of threads
 
 
@@ -84,8 +89,8 @@ class Factor:
     unit: L with each column divided by its diagonal element, so that the diagonal is 1; pivots:
     that diagonal; importance: what a column's error counts in the choice of scales; group: columns
     of a group, where groups are visited one after the other and scales chosen when they are
-    reached, else None; damping: share of the mean diagonal; ridge: λ. Shared by all readers of an
-    input.
+    reached, else None; damping: share of the mean diagonal; ridge: λ; drift: (X - Y)ᵀ Y, its
+    columns in ``order``, None where inputs haven't drifted. Shared by all readers of an input.
     """
 
     unit: Tensor
@@ -95,12 +100,16 @@ class Factor:
     group: int | None
     damping: float
     ridge: float
+    drift: Tensor | None = None
 
 
-def factorize(moment: Moment, settings: Settings, group: int | None = None) -> Factor | None:
+def factorize(
+    moment: Moment, settings: Settings, group: int | None = None, cross: Tensor | None = None
+) -> Factor | None:
     """Factorize a Gram matrix (in, in); None when no damping makes it positive definite.
 
-    group: columns of the readers' groups, where choosing their scales late may pay.
+    group: columns of the readers' groups, where choosing their scales late may pay; cross: see
+    ``Problem``.
     """
     diagonal = moment.diagonal()
     mean = diagonal.mean().clamp(min=torch.finfo(diagonal.dtype).tiny)
@@ -123,7 +132,8 @@ def factorize(moment: Moment, settings: Settings, group: int | None = None) -> F
             # the calibration tokens more closely: with four bits and more, too closely.
             importance = pivots if group else diagonal[order].sqrt()
             unit = hessian.div_(pivots)
-            return Factor(unit, pivots, order, importance, group, damping, ridge)
+            drift = None if cross is None else (cross - moment.matrix())[:, order]
+            return Factor(unit, pivots, order, importance, group, damping, ridge, drift)
     return None
 
 
@@ -137,11 +147,12 @@ def _by_groups(energy: Tensor, group: int) -> Tensor:
 @dataclass(frozen=True)
 class Problem:
     """The readers of one input, whose moment is known: weights (out, in) of any float dtype and
-    their grids."""
+    their grids. cross: XᵀY (in, in), where the moment is of Y and was to be of X."""
 
     moment: Moment
     weights: Sequence[Tensor]
     grids: Sequence[Grid]
+    cross: Tensor | None = None
 
     @property
     def late_group(self) -> int | None:
@@ -168,7 +179,7 @@ class _Piece:
 def quantize(problems: Sequence[Problem], settings: Settings) -> list[list[Outcome]]:
     """Quantize the readers of several inputs; outcomes in the order of problems and readers."""
     factors = [
-        Shared(partial(factorize, problem.moment, settings, problem.late_group))
+        Shared(partial(factorize, problem.moment, settings, problem.late_group, problem.cross))
         for problem in problems
     ]
     cut = [_cut(problem, factor) for problem, factor in zip(problems, factors, strict=True)]
@@ -264,7 +275,17 @@ def _quantize(piece: _Piece, settings: Settings) -> tuple[QuantizedTensor, Tenso
     if factor is None:
         return None
     weight = torch.cat(list(piece.parts)).float()
+    if factor.drift is not None:
+        weight = weight + _CORRECTED * _correction(weight, factor, factor.drift)
     return _feedback(weight, factor, piece.grid, settings)
+
+
+def _correction(weight: Tensor, factor: Factor, drift: Tensor) -> Tensor:
+    """W (X - Y)ᵀ Y H⁻¹, (out, in)."""
+    solve = partial(torch.linalg.solve_triangular, left=False, unitriangular=True)
+    found = solve(factor.unit.t(), weight @ drift, upper=True)
+    found = solve(factor.unit, found.div_(factor.pivots.square()), upper=False)
+    return torch.empty_like(found).index_copy_(1, factor.order, found)
 
 
 def _fit(

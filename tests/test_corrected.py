@@ -1,0 +1,59 @@
+"""Correcting for drift: what the unquantized and the quantized model read, side by side."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from quantkit.calibration.passing import CalibrationPass, Wanted
+from quantkit.calibration.text import Rows
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.model.skeleton import Skeleton
+from quantkit.model.stream import Stream
+from tests.conftest import ARCHITECTURES
+
+
+def read(model, name: str, ids: torch.Tensor) -> torch.Tensor:
+    """What the linear ``name`` of a whole model reads, (tokens, width)."""
+    seen = []
+    linear = model.get_submodule(name)
+    handle = linear.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.inference_mode():
+        model(input_ids=ids, use_cache=False)
+    handle.remove()
+    return seen[0].flatten(0, -2).float()
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_both_models_inputs_are_those_of_the_whole_models(tiny, model_type) -> None:
+    """Every linear is quantized as soon as its input is known, here to eighths."""
+    directory = tiny(model_type)
+    ids = torch.randint(0, 96, (4, 16), generator=torch.Generator().manual_seed(5))
+    checkpoint = Checkpoint(directory)
+    skeleton = Skeleton(checkpoint)
+    stream = Stream(skeleton, checkpoint, torch.device("cpu"))
+    calibration = CalibrationPass(
+        stream, Rows(ids, "", len(ids)), Wanted("gram", propagate="corrected")
+    )
+    original = AutoModelForCausalLM.from_pretrained(directory, dtype=skeleton.model.dtype).eval()
+    changed = copy.deepcopy(original)
+    done = 0
+    for index in range(len(skeleton.layers)):
+        with stream.block(index) as block:
+            for group in calibration.corrected(index, block, lambda: None):
+                names = [f"{skeleton.layer_name(index)}.{name}" for name in group.consumers]
+                x, y = read(original, names[0], ids), read(changed, names[0], ids)
+                near = {"rtol": 1e-3, "atol": 1e-3 * float(y.square().sum())}
+                torch.testing.assert_close(group.moment.matrix(), y.t() @ y, **near)
+                torch.testing.assert_close(group.cross, x.t() @ y, **near)
+                if index:
+                    assert (x - y).norm() > 1e-3 * y.norm()
+                for name, consumer in zip(names, group.consumers, strict=True):
+                    value = (changed.get_submodule(name).weight.data * 8).round() / 8
+                    changed.get_submodule(name).weight.data = value
+                    block.get_submodule(consumer).weight.data = value.clone()
+                    done += 1
+    assert done == sum(len(skeleton.linears(index)) for index in range(len(skeleton.layers)))
