@@ -121,14 +121,15 @@ def test_gptq_writes_what_it_chose(tmp_path, text, monkeypatch):
     settings = calibrated(text, overrides)
     job = prepare(load_recipe("gptq-w4-g128", settings), str(model))
     chosen = {}
-    original = grids.quantize_block
+    original = grids.quantize_layer
 
-    def noting(*arguments):
-        result = original(*arguments)
-        chosen.update({arguments[-1] + name: tensor for name, tensor in result.tensors.items()})
+    def noting(plan, index, *arguments):
+        result = original(plan, index, *arguments)
+        prefix = plan.skeleton.layer_name(index)
+        chosen.update({f"{prefix}.{name}": tensor for name, tensor in result.tensors.items()})
         return result
 
-    monkeypatch.setattr(grids, "quantize_block", noting)
+    monkeypatch.setattr(grids, "quantize_layer", noting)
     out = tmp_path / "out"
     manifest = quantize(job, out, device="cpu", force=False, progress=Silent(), cache=False)
     artifact = open_artifact(out)
@@ -146,16 +147,16 @@ def test_gptq_writes_what_it_chose(tmp_path, text, monkeypatch):
     assert file.stat().st_size > job.plan.nbytes
     again = tmp_path / "again"
 
-    def stopping(*arguments):
-        if ".1." in arguments[-1]:
+    def stopping(plan, index, *arguments):
+        if index == 1:
             raise KeyboardInterrupt
-        return original(*arguments)
+        return original(plan, index, *arguments)
 
-    monkeypatch.setattr(grids, "quantize_block", stopping)
+    monkeypatch.setattr(grids, "quantize_layer", stopping)
     with pytest.raises(KeyboardInterrupt):
         quantize(job, again, device="cpu", force=False, progress=Silent(), cache=False)
     chosen.clear()
-    monkeypatch.setattr(grids, "quantize_block", noting)
+    monkeypatch.setattr(grids, "quantize_layer", noting)
     quantize(job, again, device="cpu", force=False, progress=Silent(), cache=False)
     assert chosen and all(".1." in name for name in chosen)
     assert sha256(again / file.name) == sha256(file)
