@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,6 @@ from quantkit.calibration.statistics import (
 from quantkit.calibration.text import Rows
 from quantkit.model.stream import Batch, Stream
 from quantkit.parallel import return_free_blocks
-from quantkit.recipe import Correct
 
 _TOKENS_PER_BATCH = 1024
 _PROBE_TOKENS = 64
@@ -42,7 +41,7 @@ class Wanted:
 
     kind: Kind
     folds: bool = False
-    propagate: Correct = "original"
+    propagate: Literal["original", "quantized", "corrected"] = "original"
 
     @property
     def onward(self) -> bool:
