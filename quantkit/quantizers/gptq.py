@@ -147,7 +147,8 @@ def _by_groups(energy: Tensor, group: int) -> Tensor:
 @dataclass(frozen=True)
 class Problem:
     """The readers of one input, whose moment is known: weights (out, in) of any float dtype and
-    their grids. cross: XᵀY (in, in), where the moment is of Y and was to be of X."""
+    their grids. cross: XᵀY (in, in), where the moment is of Y and was to be of X; losses are then
+    those of the corrected weights."""
 
     moment: Moment
     weights: Sequence[Tensor]
