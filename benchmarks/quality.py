@@ -88,6 +88,9 @@ def mix(name: str) -> list[Contestant]:
     chosen = f"quantize.mix={name}"
     return [
         ours("quantkit gptq", "gguf-q4-k-m-gptq", chosen),
+        ours(
+            "quantkit gptq, corrected", "gguf-q4-k-m-gptq", chosen, "quantize.propagate=corrected"
+        ),
         ours("quantkit ggml, importance weights", "gguf-q4-k-m", chosen),
         peer(
             "llama.cpp, importance weights",

@@ -2,7 +2,7 @@
 
     python benchmarks/trained.py DIR [--steps N]
 
-makes ``DIR/model``, a GPT-NeoX (parallel residual, LayerNorm, plain GELU MLP, biases, rotation of
+makes ``DIR/gpt-neox-20m`` (parallel residual, LayerNorm, plain GELU MLP, biases, rotation of
 a quarter of each head), and ``DIR/calibration.txt`` and ``DIR/heldout.txt``. The text is what
 everybody who runs this has: the docstrings of Python's own library, of torch and of transformers.
 By the digest of its name a file goes to training, calibration or the held-out text. Twenty minutes
@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "demo"))
 from train import train
 
 PACKAGES = ("torch", "transformers")
+NAME = "gpt-neox-20m"
 VOCABULARY = 4096
 END = "<|endoftext|>"
 SHORTEST = 200  # characters of a docstring that is taken
@@ -58,8 +59,8 @@ def main() -> None:
     print(f"{len(ids)} docstrings, {sum(map(len, ids))} tokens, {size} parameters", flush=True)
     documents = [(row, [1.0] * len(row)) for row in ids]
     train(model, documents, steps=options.steps, rows=options.rows, peak=1e-3)
-    model.to(torch.bfloat16).save_pretrained(options.directory / "model")
-    tokenizer.save_pretrained(options.directory / "model")
+    model.to(torch.bfloat16).save_pretrained(options.directory / NAME)
+    tokenizer.save_pretrained(options.directory / NAME)
 
 
 def docstrings() -> Iterator[tuple[str, str]]:

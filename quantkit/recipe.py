@@ -150,6 +150,7 @@ class GptqGguf(_Gguf):
     method: Literal["gptq"]
     format: Literal["gguf"]
     damp_percent: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    propagate: Literal["original", "corrected"] = "original"
 
 
 def _tag(value: Any) -> str | None:

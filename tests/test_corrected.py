@@ -8,12 +8,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from quantkit.assembly import gguf
 from quantkit.calibration.passing import CalibrationPass, Wanted
 from quantkit.calibration.text import Rows
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.formats.packed import open_artifact
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
+from quantkit.progress import Silent
+from quantkit.quantize import prepare, quantize
+from quantkit.recipe import load_recipe
 from tests.conftest import ARCHITECTURES
+from tests.gguf_tiny import MODELS, TEXT, checkpoint
 
 
 def read(model, name: str, ids: torch.Tensor) -> torch.Tensor:
@@ -57,3 +63,33 @@ def test_both_models_inputs_are_those_of_the_whole_models(tiny, model_type) -> N
                     block.get_submodule(consumer).weight.data = value.clone()
                     done += 1
     assert done == sum(len(skeleton.linears(index)) for index in range(len(skeleton.layers)))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "olmo2"])
+def test_rows_go_on_through_what_the_gguf_holds(tmp_path, monkeypatch, model_type) -> None:
+    """Its weights, in the checkpoint's order of rows, whether error feedback made them or not."""
+    tied = {"tie_word_embeddings": model_type == "olmo2"}
+    model = checkpoint(tmp_path / "model", model_type=model_type, **MODELS[model_type], **tied)
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(TEXT * 30), encoding="utf-8")
+    settings = [
+        "quantize.propagate=corrected",
+        "quantize.overrides=[{match: blk.0.ffn_down.weight, type: F16}]",
+        f"calibration={{dataset: {text}, samples: 4, sequence_length: 32}}",
+    ]
+    given: list[tuple[str, torch.Tensor]] = []
+    original = gguf.put
+
+    def noting(block, name, value):
+        given.append((name, value))
+        original(block, name, value)
+
+    monkeypatch.setattr(gguf, "put", noting)
+    job = prepare(load_recipe("gguf-q4-k-m-gptq", settings), str(model))
+    quantize(job, tmp_path / "out", device="cpu", force=False, progress=Silent(), cache=False)
+    artifact, skeleton = open_artifact(tmp_path / "out"), Skeleton(Checkpoint(model))
+    linears = [list(skeleton.linears(index)) for index in range(2)]
+    assert len(given) == sum(map(len, linears)) >= 8
+    for place, (name, value) in enumerate(given):
+        key = skeleton.key(f"{skeleton.layer_name(int(place >= len(linears[0])))}.{name}")
+        assert torch.equal(artifact.read(key), value), key

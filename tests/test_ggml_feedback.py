@@ -118,6 +118,25 @@ def test_feedback_needs_the_correlations(type: str, reach: int) -> None:
     assert quantize(weight, factor_of(gram), type).loss < 0.5 * without
 
 
+@pytest.mark.parametrize("heavy", [False, True])
+def test_what_drifted_inputs_lose_is_made_up_for(heavy: bool) -> None:
+    """With bits enough, what is rounded are weights half of the way to the best ones."""
+    weight, gram = weight_of(32, 256), gram_of(256, heavy=heavy)
+    drift = torch.randn(256, 256, generator=torch.Generator().manual_seed(3)) / 256
+    cross = (torch.eye(256) + 4 * drift) @ gram  # inputs were X, and are Y: X = Y + a mixture
+    factor = factorize(Known(gram), cross=cross)
+    assert factor is not None and (factor.free is not None) is heavy
+    outcome = quantize(weight, factor, "Q8_0")
+    hessian = gram.double()
+    hessian.diagonal().add_(0.01 * hessian.diagonal().mean())
+    best = torch.linalg.solve(hessian, weight.double() @ (cross - gram).double(), left=False)
+    change = outcome.tensor.dequantize().double() - weight
+    assert (change - best / 2).norm() < 0.25 * best.norm() / 2
+    assert outcome.loss == pytest.approx(
+        loss((weight + best / 2).float(), outcome.tensor, gram), rel=0.02
+    )
+
+
 def test_the_second_round_follows_the_recurrence() -> None:
     """Its scales are the stored ones, so its codes can be derived again, column by column."""
     weight, gram = weight_of(24, 256), gram_of(256, heavy=True)

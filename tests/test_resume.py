@@ -22,6 +22,11 @@ from quantkit.recipe import load_recipe
 
 QUANTKIT = str(Path(sys.executable).with_name("quantkit"))
 FEW = ["calibration.samples=16"]
+PROPAGATING = {
+    "quantized": ("gptq-w4-g128", [*FEW, "quantize.propagate=quantized"]),
+    "corrected": ("gptq-w4-g128", [*FEW, "quantize.propagate=corrected"]),
+    "corrected-gguf": ("gguf-q4-k-m-gptq", [*FEW, "quantize.propagate=corrected"]),
+}
 
 
 def make(recipe: str, out: Path, settings: list[str] = FEW, **options: object) -> dict:
@@ -67,9 +72,8 @@ def whole(tmp_path_factory) -> dict[str, Path]:
         *("awq-w4-g128", "gptq-w4-g128", "gguf-q4-k-m", "gguf-q4-k-m-gptq", "int8-w8a8"),
     ):
         make(recipe, folder / recipe)
-    for propagate in ("quantized", "corrected"):
-        settings = [*FEW, f"quantize.propagate={propagate}"]
-        make("gptq-w4-g128", folder / propagate, settings)
+    for name, (recipe, settings) in PROPAGATING.items():
+        make(recipe, folder / name, settings)
     return {path.name: path for path in folder.iterdir()}
 
 
@@ -100,14 +104,12 @@ def test_killed_runs_end_in_the_same_bytes(whole, tmp_path, recipe):
     "name",
     [
         *("awq-w4-g128", "gptq-w4-g128", "gguf-q4-k-m", "gguf-q4-k-m-gptq", "int8-w8a8"),
-        *("quantized", "corrected"),
+        *PROPAGATING,
     ],
 )
 @pytest.mark.parametrize("steps", [3, 20])
 def test_no_block_is_done_twice(whole, tmp_path, name, steps):
-    propagates = name in ("quantized", "corrected")
-    recipe = "gptq-w4-g128" if propagates else name
-    settings = [*FEW, f"quantize.propagate={name}"] if propagates else FEW
+    recipe, settings = PROPAGATING.get(name, (name, FEW))
     out = tmp_path / "out"
     with pytest.raises(Stopped):
         make(recipe, out, settings, progress=StopsAfter(steps))
@@ -178,19 +180,21 @@ def test_hidden_states_wait_on_disk_past_the_budget(whole, tmp_path):
         make("gptq-w4-g128", tmp_path / "gptq", memory_budget=1, progress=StopsAfter(20))
     make("gptq-w4-g128", tmp_path / "gptq", memory_budget=1)
     assert digests(tmp_path / "gptq") == digests(whole["gptq-w4-g128"])
-    settings = [*FEW, "quantize.propagate=corrected"]
-    make("gptq-w4-g128", tmp_path / "corrected", settings, memory_budget=1)
+    recipe, settings = PROPAGATING["corrected"]
+    make(recipe, tmp_path / "corrected", settings, memory_budget=1)
     assert digests(tmp_path / "corrected") == digests(whole["corrected"])
 
 
-def test_corrected_inputs_give_the_same_bytes_for_any_number_of_threads(whole, tmp_path):
+@pytest.mark.parametrize("name", ["corrected", "corrected-gguf"])
+def test_corrected_inputs_give_the_same_bytes_for_any_number_of_threads(whole, tmp_path, name):
+    recipe, settings = PROPAGATING[name]
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if threads > 1 else 2)
     try:
-        make("gptq-w4-g128", tmp_path / "out", [*FEW, "quantize.propagate=corrected"])
+        make(recipe, tmp_path / "out", settings)
     finally:
         torch.set_num_threads(threads)
-    assert digests(tmp_path / "out") == digests(whole["corrected"])
+    assert digests(tmp_path / "out") == digests(whole[name])
 
 
 def test_kept_statistics_give_the_same_bytes(whole, tmp_path, monkeypatch):

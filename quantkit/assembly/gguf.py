@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quantkit.assembly.grids import write_grids
+from quantkit.assembly.linears import put
 from quantkit.assembly.run import Run
-from quantkit.calibration.passing import Wanted
+from quantkit.calibration.passing import CalibrationPass, Wanted
 from quantkit.calibration.statistics import InputStatistics
 from quantkit.checkpoint.journal import Step
 from quantkit.formats.gguf_file import GgufTensorPlan
@@ -23,7 +23,7 @@ from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
 from quantkit.parallel import spread
 from quantkit.plan import GgufFilePlan
-from quantkit.quantizers import ggml_feedback
+from quantkit.quantizers import ggml, ggml_feedback
 from quantkit.quantizers.block import LayerReport
 from quantkit.quantizers.ggml import GgmlTensor
 from quantkit.quantizers.grid import gram_loss, total
@@ -32,7 +32,7 @@ from quantkit.recipe import Awq, Ggml, Gptq, GptqGguf, Rtn
 # Rows of a matrix that is the embedding too are also read one by one: damping is what keeps
 # them close to what they were (docs/quality.md).
 _TIED_DAMPING = 0.1
-_ROWS = 4096  # of the output matrix, that one thread quantizes
+_ROWS = 2048  # that one thread quantizes at a time
 _SAMPLED = 8  # one in so many of them is looked at for the size of the outputs
 
 
@@ -80,13 +80,14 @@ def _calibrate(
     skeleton = Skeleton(run.checkpoint)
     count = len(skeleton.layers)
     feedback = method if isinstance(method, GptqGguf) else None
-    wanted = count + (feedback is not None)  # the output matrix comes last
-    if len(steps) < wanted:
+    label = "importance weights" if feedback is None else f"quantize (gptq, {method.mix})"
+    wanted = Wanted("gram", propagate=feedback.propagate) if feedback else Wanted("diagonal")
+    total = count + (feedback is not None)  # the output matrix comes last
+    if len(steps) < total:
         stream = Stream(skeleton, run.checkpoint, run.device)
-        label = "importance weights" if feedback is None else f"quantize (gptq, {method.mix})"
         with (
-            run.calibration(stream, Wanted("gram" if feedback else "diagonal")) as calibration,
-            run.progress.task(label, wanted) as task,
+            run.calibration(stream, wanted) as calibration,
+            run.progress.task(label, total) as task,
         ):
             assert calibration is not None
             if steps and not calibration.restore(steps[-1]["calibration"]):
@@ -95,109 +96,141 @@ def _calibrate(
             task.advance(len(steps))
             for index in range(len(steps), count):
                 with stream.block(index) as block:
-                    inputs, _ = calibration.through(index, block)
-                    keys = _keys(skeleton, index, inputs)
-                    step: Step = {"importance": _importance(inputs, keys)}
-                    if feedback is not None:
-                        known = next(iter(_finished(run)), None)
-                        found = _feedback(run, plan, inputs, keys, feedback)
-                        written = write_blocks(path, plan.file, found, known)
-                        step["tensors"] = [asdict(tensor) for tensor in written]
+                    step, made = _layer(run, plan, index, block, calibration, feedback)
+                if feedback is not None:
+                    known = next(iter(_finished(run)), None)
+                    written = write_blocks(path, plan.file, made, known)
+                    step["tensors"] = [asdict(tensor) for tensor in written]
                 step["calibration"] = calibration.state()
                 run.journal.record(step)
                 steps.append(step)
                 task.advance(doing=f"layer {index + 1} of {count}")
             if feedback is not None and len(steps) == count:
                 known = next(iter(_finished(run)), None)
-                found = _output(run, plan, stream, calibration.output(), feedback)
-                written = write_blocks(path, plan.file, found, known)
+                made = _output(run, plan, stream, calibration.output(), feedback)
+                written = write_blocks(path, plan.file, made, known)
                 steps.append({"importance": {}, "tensors": [asdict(t) for t in written]})
                 run.journal.record({**steps[-1], "calibration": calibration.state()})
                 task.advance(doing="output matrix")
     return {key: _decode(text) for step in steps for key, text in step["importance"].items()}
 
 
-def _keys(skeleton: Skeleton, index: int, inputs: Sequence[InputStatistics]) -> dict[str, str]:
-    """Checkpoint keys of the weights of a layer's linears, by the linear's name within it."""
-    prefix = skeleton.layer_name(index)
-    return {
-        consumer: skeleton.key(f"{prefix}.{consumer}.weight")
-        for group in inputs
-        for consumer in group.consumers
-    }
-
-
-def _importance(inputs: Sequence[InputStatistics], keys: dict[str, str]) -> dict[str, str]:
-    return {
-        keys[consumer]: _encode(group.importance())
-        for group in inputs
-        for consumer in group.consumers
-    }
+def _layer(
+    run: Run,
+    plan: GgufFilePlan,
+    index: int,
+    block: nn.Module,
+    calibration: CalibrationPass,
+    feedback: GptqGguf | None,
+) -> tuple[Step, list[Made]]:
+    """Measure layer ``index``, in memory as ``block``; what error feedback made of it, if any."""
+    skeleton = calibration.stream.skeleton
+    corrected = calibration.wanted.propagate == "corrected"
+    inputs: Iterable[list[InputStatistics]] = (
+        ([group] for group in calibration.corrected(index, block, lambda: None))
+        if corrected
+        else [calibration.through(index, block)[0]]
+    )
+    planned = {tensor.key: tensor for tensor in plan.file.tensors}
+    importance: dict[str, str] = {}
+    made: list[Made] = []
+    for groups in inputs:
+        readers = {
+            consumer: planned[skeleton.key(f"{skeleton.layer_name(index)}.{consumer}.weight")]
+            for group in groups
+            for consumer in group.consumers
+        }
+        for group in groups:
+            weights = _encode(group.importance())
+            importance |= {str(readers[consumer].key): weights for consumer in group.consumers}
+        if feedback is not None:
+            made += _feedback(run, groups, readers, feedback)
+        if corrected:
+            values = {tensor.plan.name: tensor.value for tensor in made}
+            for consumer, tensor in readers.items():
+                value = values.get(tensor.name) or ggml.quantize(
+                    tensor.value(run.checkpoint), tensor.type, groups[0].importance().cpu()
+                )
+                put(block, f"{consumer}.weight", tensor.transform.undo(value.dequantize()))
+    return {"importance": importance}, made
 
 
 def _feedback(
     run: Run,
-    plan: GgufFilePlan,
     inputs: Sequence[InputStatistics],
-    keys: dict[str, str],
+    readers: dict[str, GgufTensorPlan],
     method: GptqGguf,
 ) -> list[Made]:
-    """The linears of one layer by error feedback, each with its relative output error.
+    """The readers of ``inputs`` by error feedback, each with its relative output error.
 
     What gets none is left out: types whose codes are not chosen one at a time, inputs whose
     Gram matrix can't be factorized.
     """
-    planned = {tensor.key: tensor for tensor in plan.file.tensors}
     groups = sorted(inputs, key=lambda group: -group.width)
 
     def factorize(group: InputStatistics) -> ggml_feedback.Factor | None:
         if group.width % ggml_feedback.WIDTH:
             return None
-        return ggml_feedback.factorize(group.moment, method.damp_percent)
+        return ggml_feedback.factorize(group.moment, method.damp_percent, group.cross)
 
     factors = spread(factorize, groups, torch.device("cpu"))
     todo = [
-        (planned[keys[consumer]], factor, group.energy[consumer])
+        (readers[consumer], factor, float(group.energy[consumer]))
         for group, factor in zip(groups, factors, strict=True)
         for consumer in group.consumers
-        if factor is not None and planned[keys[consumer]].type in ggml_feedback.TYPES
+        if factor is not None and readers[consumer].type in ggml_feedback.TYPES
     ]
-
-    def quantize(
-        item: tuple[GgufTensorPlan, ggml_feedback.Factor, Any],
-    ) -> Made:
-        tensor, factor, energy = item
-        outcome = ggml_feedback.quantize(tensor.value(run.checkpoint).float(), factor, tensor.type)
-        error = outcome.loss / max(float(energy), 1e-30)
-        return Made(tensor, outcome.tensor, error, "outputs")
-
-    return spread(quantize, todo, torch.device("cpu"))
+    return _quantize(run, todo)
 
 
 def _output(
     run: Run, plan: GgufFilePlan, stream: Stream, inputs: InputStatistics, method: GptqGguf
 ) -> list[Made]:
     """The matrix of the output by error feedback, where that can be; the embedding's, if tied."""
-    [tensor] = [tensor for tensor in plan.file.tensors if tensor.key == stream.output_key]
+    # Where it is the embedding too and llama.cpp wants both, the embedding's comes first.
+    *_, tensor = [tensor for tensor in plan.file.tensors if tensor.key == stream.output_key]
     if tensor.type not in ggml_feedback.TYPES or inputs.width % ggml_feedback.WIDTH:
         return []
     tied = tensor.name == "token_embd.weight"
     damping = max(method.damp_percent, _TIED_DAMPING) if tied else method.damp_percent
-    factor = ggml_feedback.factorize(inputs.moment, damping)
+    factor = ggml_feedback.factorize(inputs.moment, damping, inputs.cross)
     if factor is None:
         return []
-    value = tensor.value(run.checkpoint)
+    gram = inputs.moment.matrix().cpu()
 
-    def quantize(rows: Tensor) -> ggml_feedback.Outcome:
+    def energy(start: int) -> float:
+        rows = tensor.rows(run.checkpoint, start, start + _ROWS)
+        return total(gram_loss(rows[::_SAMPLED].float(), gram)) * _SAMPLED
+
+    found = spread(energy, range(0, tensor.shape[0], _ROWS), torch.device("cpu"))
+    return _quantize(run, [(tensor, factor, math.fsum(found))])
+
+
+def _quantize(
+    run: Run, todo: Sequence[tuple[GgufTensorPlan, ggml_feedback.Factor, float]]
+) -> list[Made]:
+    """Tensors by error feedback; each with its factor, and the energy of its outputs."""
+    pieces = [
+        (tensor, factor, start)
+        for tensor, factor, _ in todo
+        for start in range(0, tensor.shape[0], _ROWS)
+    ]
+
+    def quantize(
+        piece: tuple[GgufTensorPlan, ggml_feedback.Factor, int],
+    ) -> ggml_feedback.Outcome:
+        tensor, factor, start = piece
+        rows = tensor.rows(run.checkpoint, start, start + _ROWS)
         return ggml_feedback.quantize(rows, factor, tensor.type)
 
-    parts = spread(quantize, value.split(_ROWS), torch.device("cpu"))
-    gram = inputs.moment.matrix().cpu()
-    energy = total(gram_loss(value[::_SAMPLED].float(), gram)) * _SAMPLED
-    blocks = torch.cat([part.tensor.blocks for part in parts])
-    error = math.fsum(part.loss for part in parts) / max(energy, 1e-30)
-    quantized = GgmlTensor(tensor.type, blocks, tuple(value.shape))
-    return [Made(tensor, quantized, error, "outputs")]
+    done = iter(spread(quantize, pieces, torch.device("cpu")))
+    made = []
+    for tensor, _, energy in todo:
+        parts = [next(done) for _ in range(0, tensor.shape[0], _ROWS)]
+        blocks = torch.cat([part.tensor.blocks for part in parts])
+        error = math.fsum(part.loss for part in parts) / max(energy, 1e-30)
+        made.append(Made(tensor, GgmlTensor(tensor.type, blocks, tensor.shape), error, "outputs"))
+    return made
 
 
 def _encode(values: Tensor) -> str:

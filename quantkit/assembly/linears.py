@@ -164,15 +164,16 @@ def _write_block(
 
 def _become(block: nn.Module, result: BlockResult) -> None:
     """Give ``block`` the weights that were written, for the rows to go on through."""
-
-    def put(name: str, value: Tensor) -> None:
-        parameter = block.get_parameter(name)
-        parameter.data = value.to(parameter.device, parameter.dtype)
-
     for name, value in result.changed.items():
-        put(name, value)
+        put(block, name, value)
     for name, tensor in result.tensors.items():  # one at a time: they are float32 first
-        put(f"{name}.weight", tensor.dequantize())
+        put(block, f"{name}.weight", tensor.dequantize())
+
+
+def put(block: nn.Module, name: str, value: Tensor) -> None:
+    """Give the parameter ``name`` of ``block`` another value, in its own dtype and place."""
+    parameter = block.get_parameter(name)
+    parameter.data = value.to(parameter.device, parameter.dtype)
 
 
 def _copy(writer: TensorWriter, checkpoint: Checkpoint, key: str) -> Written:

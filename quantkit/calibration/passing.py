@@ -142,13 +142,24 @@ class CalibrationPass:
         if self._kept is not None:
             [found] = self._kept.load(len(self.stream.skeleton.layers), self.stream.device)
             return found
-        width = self.stream.skeleton.config.get_text_config().hidden_size
-        found = InputStatistics([], width, new_moment(self.wanted.kind, width, self.stream.device))
+        width, device = (
+            self.stream.skeleton.config.get_text_config().hidden_size,
+            self.stream.device,
+        )
+        found = InputStatistics([], width, new_moment(self.wanted.kind, width, device))
+        corrected = self.wanted.propagate == "corrected"
+        cross = Cross(width, device) if corrected else None
         with self.stream.before_head() as read:
             for place in range(self._probe):
-                rows = read(self._batches[place], self._hidden.read(place)).reshape(-1, width)
+                batch = self._batches[place]
+                rows = read(batch, self._hidden.read(place)).reshape(-1, width)
+                if cross is not None:
+                    drifted = read(batch, self._drifted.read(place)).reshape(-1, width)
+                    cross.add(rows, drifted)
+                    rows = drifted
                 found.moment.add(rows)
                 found.tokens += len(rows)
+        found.cross = None if cross is None else cross.sum
         return found
 
     def _measure(

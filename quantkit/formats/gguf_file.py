@@ -73,6 +73,13 @@ class GgufTensorPlan:
             )
         return self.transform.apply(weight)
 
+    def rows(self, source: Checkpoint, start: int, stop: int) -> Tensor:
+        """``value(source)[start:stop]``; of the file no more is read where that can be."""
+        unit = self.transform.rows
+        if self.key is None or unit is None or start % unit or stop % unit:
+            return self.value(source)[start:stop]
+        return self.transform.apply(source.read_rows(self.key, start, stop))
+
 
 @dataclass(frozen=True)
 class GgufPlan:

@@ -28,6 +28,7 @@ from quantkit.quantizers.cholesky import cholesky_
 from quantkit.quantizers.ggml import GgmlTensor, row_bytes
 from quantkit.quantizers.ggml_blocks import LAYOUTS
 from quantkit.quantizers.ggml_scales import Rounding, Scales
+from quantkit.quantizers.gptq import CORRECTED
 from quantkit.quantizers.grid import total
 
 if TYPE_CHECKING:
@@ -54,13 +55,15 @@ class Factor:
     """A factorized Gram matrix, for all weights that read the same input, of any type.
 
     grouped: columns of a group stay together; free: by falling energy alone, None where that
-    wouldn't pay. H was divided by ``mean``, the mean diagonal; λ is ``damping`` times it.
+    wouldn't pay. H was divided by ``mean``, the mean diagonal; λ is ``damping`` times it. drift:
+    (X - Y)ᵀ Y, divided likewise, None where inputs haven't drifted.
     """
 
     grouped: Order
     free: Order | None
     mean: float
     damping: float
+    drift: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,11 @@ class Outcome:
     loss: float
 
 
-def factorize(moment: Moment, damping: float = 0.01) -> Factor | None:
+def factorize(moment: Moment, damping: float = 0.01, cross: Tensor | None = None) -> Factor | None:
     """Factorize XᵀX (in, in), ``in`` a multiple of 32, on the CPU.
 
+    cross: XᵀY (in, in), where the moment is of Y and was to be of X; losses are then those of the
+    corrected weights.
     None when no damping, up to a thousand times ``damping``, makes it positive definite: where
     it holds NaN or infinity, or where calibration never excited the input.
     Raises InputError for another width.
@@ -91,7 +96,8 @@ def factorize(moment: Moment, damping: float = 0.01) -> Factor | None:
             continue
         heavy = bool(energy.median() < _HEAVY_TAIL * mean)
         free = _factorize(moment, _falling(energy), mean, share) if heavy else None
-        return Factor(grouped, free, mean, share)
+        drift = None if cross is None else (cross - moment.matrix()).cpu().div_(mean)
+        return Factor(grouped, free, mean, share, drift)
     return None
 
 
@@ -113,10 +119,24 @@ def quantize(weight: Tensor, factor: Factor, type: str) -> Outcome:
     if not bool(weight.isfinite().all()):
         raise InputError("holds NaN or infinite values")
     rounding = Rounding(type, weight.device)
-    parts = [_quantize_rows(rows.float(), factor, type, rounding) for rows in weight.split(_ROWS)]
+    parts = [
+        _quantize_rows(_corrected(rows.float(), factor), factor, type, rounding)
+        for rows in weight.split(_ROWS)
+    ]
     blocks = torch.cat([part.tensor.blocks for part in parts])
     loss = math.fsum(part.loss for part in parts)
     return Outcome(GgmlTensor(type, blocks, tuple(weight.shape)), loss)
+
+
+def _corrected(rows: Tensor, factor: Factor) -> Tensor:
+    """``rows`` (out, in) and a share of their W (X - Y)ᵀ Y H⁻¹, with H = V Vᵀ."""
+    if factor.drift is None:
+        return rows
+    columns, upper = factor.grouped.columns, factor.grouped.upper
+    found = (rows @ factor.drift).index_select(1, columns)
+    found = torch.linalg.solve_triangular(upper.t(), found, left=False, upper=False)
+    found = torch.linalg.solve_triangular(upper, found, left=False, upper=True)
+    return rows.index_add(1, columns, found, alpha=CORRECTED)
 
 
 def _quantize_rows(rows: Tensor, factor: Factor, type: str, rounding: Rounding) -> Outcome:

@@ -55,7 +55,7 @@ _SMALLEST_CLIP = 0.6  # share of a group's range
 _INNER = 8  # columns between two products inside a block
 _LATE_BITS = 3  # up to so many a group's scale is chosen when the group is reached ...
 _HEAVY_TAIL = 0.6  # ... unless the median energy is below this share of the mean
-_CORRECTED = 0.5  # how much of the drift of inputs is made up for
+CORRECTED = 0.5  # how much of the drift of inputs is made up for
 _SLAB = 2048  # at most so many rows are visited together; the same for any number of threads
 
 
@@ -277,7 +277,7 @@ def _quantize(piece: _Piece, settings: Settings) -> tuple[QuantizedTensor, Tenso
         return None
     weight = torch.cat(list(piece.parts)).float()
     if factor.drift is not None:
-        weight = weight + _CORRECTED * _correction(weight, factor, factor.drift)
+        weight = weight + CORRECTED * _correction(weight, factor, factor.drift)
     return _feedback(weight, factor, piece.grid, settings)
 
 
