@@ -25,7 +25,7 @@ from pathlib import Path
 
 TORCH = "torch==2.13.0"
 LLAMA_CPP = "llama-cpp-python==0.3.36"
-LLAMA_CPP_TARGETS = ("llama-quantize", "llama-imatrix")
+LLAMA_CPP_TARGETS = ("llama-quantize", "llama-imatrix", "llama-perplexity")
 DIRECTORY = Path(".venv-peers")
 
 
@@ -47,7 +47,7 @@ class Environment:
     @property
     def digest(self) -> str:
         """Of what is installed: an environment made by other pins is made anew."""
-        pins = (*self.installs, (LLAMA_CPP,)) if self.build else self.installs
+        pins = (*self.installs, (LLAMA_CPP, *LLAMA_CPP_TARGETS)) if self.build else self.installs
         if self.removes:
             pins = (*pins, ("without", *self.removes))
         return hashlib.sha256(repr(pins).encode()).hexdigest()

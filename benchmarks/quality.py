@@ -8,7 +8,8 @@ text, in float32, against the model in its own dtype. The result is one table fo
 artifacts that take the same room, printed and written to ``--table``.
 
 ``--only`` chooses classes, ``--ours`` leaves the peers out (their environments are made by
-``environments.py``). Artifacts stay in ``--out`` and are used again unless it is emptied.
+``environments.py``); ``--llama-perplexity`` adds what llama.cpp itself measures of GGUF files.
+Artifacts stay in ``--out`` and are used again unless it is emptied.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 import environments
 import processes
+from llama_perplexity import Judge
 
 BENCHMARKS = Path(__file__).resolve().parent
 QUANTKIT = [sys.executable, "-m", "quantkit.cli"]
@@ -126,6 +128,7 @@ def main() -> None:
     parser.add_argument("--heldout", type=Path, required=True)
     parser.add_argument("--only", nargs="+", default=list(CLASSES), choices=CLASSES)
     parser.add_argument("--ours", action="store_true", help="without the peers")
+    parser.add_argument("--llama-perplexity", action="store_true", help="for GGUF, one more column")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--sequence-length", type=int, default=512)
@@ -147,7 +150,7 @@ def main() -> None:
             print(f"{title}: {contestant.name}: {said}", file=sys.stderr, flush=True)
             made.setdefault(title, []).append((contestant, out, measured))
     judged = judge(options, [out for rows in made.values() for _, out, m in rows if not m.error])
-    text = render(options, made, judged)
+    text = render(options, made, judged, confirm(options, feed, made))
     print(text)
     if options.table:
         options.table.write_text(text + "\n", encoding="utf-8")
@@ -264,10 +267,35 @@ def evaluate(
     return {str(path): row for path, row in zip(paths, variants, strict=True)}
 
 
+def confirm(
+    options: argparse.Namespace,
+    feed: Path,
+    made: dict[str, list[tuple[Contestant, Path, processes.Measured]]],
+) -> dict[str, tuple[float, float]]:
+    """llama.cpp's own mean KL divergence of the GGUF files, by path; with its standard error."""
+    files = {
+        str(out): next(out.glob("*.gguf"), None)
+        for rows in made.values()
+        for _, out, measured in rows
+        if not measured.error
+    }
+    if not options.llama_perplexity or not any(files.values()):
+        return {}
+    judge = Judge(
+        feed / "bf16.gguf",
+        options.heldout,
+        chunks=options.rows,
+        length=options.sequence_length,
+        directory=options.environments,
+    )
+    return {path: judge.mean_kl(file) for path, file in files.items() if file}
+
+
 def render(
     options: argparse.Namespace,
     made: dict[str, list[tuple[Contestant, Path, processes.Measured]]],
     judged: dict[str, Any],
+    confirmed: dict[str, tuple[float, float]],
 ) -> str:
     """The tables in Markdown."""
     lines = [
@@ -278,8 +306,10 @@ def render(
         "Seconds of the whole process.",
     ]
     for title, contestants in made.items():
-        lines += ["", f"### {title}", ""]
-        lines += ["| | bits | mean KL | p99 | top-1 | perplexity | seconds |", "|---" * 7 + "|"]
+        columns = ["", "bits", "mean KL", "p99", "top-1", "perplexity", "seconds"]
+        if any(str(out) in confirmed for _, out, _ in contestants):
+            columns.append("KL by llama-perplexity, ± its error")
+        lines += ["", f"### {title}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         for contestant, out, measured in contestants:
             row = judged.get(str(out))
             if row is None:
@@ -294,6 +324,9 @@ def render(
                 f"| {quality['top1_agreement']:.2%} | {quality['perplexity']['value']:.3f} "
                 f"| {measured.wall:.0f} |"
             )
+            if str(out) in confirmed:
+                mean, error = confirmed[str(out)]
+                lines[-1] += f" {mean:.6f} ± {error:.6f} |"
     return "\n".join(lines)
 
 

@@ -11,14 +11,19 @@ if (os.cpu_count() or 1) < 3:
 
 from arguments import Arguments, parse
 from gptqmodel import GPTQModel, QuantizeConfig
+from transformers import AutoConfig
 
 
 def quantize(given: Arguments) -> None:
+    # It doesn't find the output matrix that it has put on disk where a checkpoint calls it
+    # otherwise than lm_head.
+    offload = AutoConfig.from_pretrained(given.model).model_type != "gpt_neox"
+    chosen = {"group_size": 128, "offload_to_disk": offload}
     if given.job == "gptq":
-        config = QuantizeConfig(bits=given.bits, group_size=128, sym=given.symmetric)
+        config = QuantizeConfig(bits=given.bits, sym=given.symmetric, **chosen)
     else:
         config = QuantizeConfig(
-            bits=given.bits, group_size=128, sym=False, quant_method="awq", format="gemm"
+            bits=given.bits, sym=False, quant_method="awq", format="gemm", **chosen
         )
     model = GPTQModel.load(given.model, config, device=given.device)
     rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in given.rows]

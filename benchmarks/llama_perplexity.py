@@ -1,0 +1,46 @@
+"""What llama.cpp says of a GGUF file itself: ``llama-perplexity --kl-divergence``.
+
+It cuts the text into chunks of its own, judges the second half of each, and computes in the
+precision of its own kernels, which round activations: a floor lies under all of its figures.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import environments
+
+_MEAN = re.compile(r"Mean\s+KLD:\s+(-?[\d.]+)\s+±\s+([\d.]+)")
+
+
+class Judge:
+    """llama.cpp's own measure against ``baseline``, on the first ``chunks`` chunks of a text."""
+
+    def __init__(
+        self, baseline: Path, text: Path, *, chunks: int, length: int, directory: Path
+    ) -> None:
+        """directory: of the peers' environments. The baseline's logits are kept beside it."""
+        environments.make("llama.cpp", directory)
+        folder = environments.python_of("llama.cpp", directory).parent.parent
+        self._tool = folder / "llama.cpp" / "build" / "bin" / "llama-perplexity"
+        self._text = ["-f", str(text), "-c", str(length), "--chunks", str(chunks), "-ngl", "0"]
+        self._logits = baseline.with_name("llama-perplexity.logits")
+        if not self._logits.is_file():
+            self._run(baseline, "--kl-divergence-base", str(self._logits))
+
+    def mean_kl(self, file: Path) -> tuple[float, float]:
+        """Mean KL divergence of ``file`` in nats, and its standard error."""
+        said = self._run(file, "--kl-divergence-base", str(self._logits), "--kl-divergence")
+        found = _MEAN.search(said)
+        if found is None:
+            raise SystemExit(f"{self._tool.name} said no mean KL divergence of {file}")
+        return float(found[1]), float(found[2])
+
+    def _run(self, model: Path, *arguments: str) -> str:
+        command = [str(self._tool), "-m", str(model), *self._text, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{self._tool.name} failed: {done.stderr.strip()[-500:]}")
+        return done.stdout
