@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quantkit.calibration.statistics import Cross, Gram
+from quantkit.calibration.statistics import Drift, Gram
 from quantkit.quantizers import gptq, rtn
 from quantkit.quantizers.cholesky import cholesky_
 from quantkit.quantizers.gptq import Outcome, Problem, Settings, factorize
@@ -112,7 +112,7 @@ def test_without_a_factor_the_codes_are_the_nearest_and_it_is_said():
     assert torch.equal(outcome.tensor.codes, rtn.quantize(w, grid).codes)
 
 
-@pytest.mark.parametrize("width", [1, 96, 128, 300])
+@pytest.mark.parametrize("width", [1, 96, 128, 300, 1300])
 def test_cholesky_in_place_is_the_factor(width: int) -> None:
     rows = torch.randn(2 * width, width, generator=torch.Generator().manual_seed(width))
     gram = rows.T @ rows + torch.eye(width)
@@ -121,6 +121,8 @@ def test_cholesky_in_place_is_the_factor(width: int) -> None:
     expected = torch.linalg.cholesky(gram.double())
     assert torch.allclose(factor.double(), expected, rtol=1e-4, atol=1e-4)
     assert factor.triu(1).count_nonzero() == 0
+    again = gram.clone()
+    assert cholesky_(again, threads=3) and torch.equal(again, factor)
 
 
 @pytest.mark.parametrize("spoil", [-1.0, torch.nan, torch.inf])
@@ -155,7 +157,7 @@ def test_scales_chosen_late_lose_less_at_few_bits(rows: int, symmetric: bool) ->
     early = factorize(moment, Settings())
     assert late is not None and early is not None
     assert (late.group, early.group) == (32, None)
-    outcomes = [gptq._feedback(w, factor, grid, Settings()) for factor in (late, early)]
+    outcomes = [gptq._feedback(w, None, factor, grid, Settings()) for factor in (late, early)]
     for tensor, losses in outcomes:
         expected = gram_loss(tensor.dequantize() - w, moment.gram)
         assert torch.allclose(losses, expected, rtol=1e-2)
@@ -170,19 +172,20 @@ def test_what_drifted_inputs_lose_is_made_up_for(bits: int) -> None:
     x = torch.randn(1024, 128, generator=generator) @ mixing
     y = x + 0.1 * x.roll(1, 1) + 0.02 * torch.randn(1024, 128, generator=generator)
     w = torch.randn(96, 128, generator=generator) * 0.05
-    grid, moment, cross = Grid(bits, 32, False), Known(y.t() @ y), Cross(128, x.device)
-    cross.add(x, y)
-    assert torch.allclose(cross.sum, x.t() @ y, rtol=1e-3, atol=1e-2)
+    grid, moment, drift = Grid(bits, 32, False), Known(y.t() @ y), Drift(128, x.device)
+    drift.add(x, y)
+    assert torch.allclose(drift.sum, (x - y).t() @ y, rtol=1e-3, atol=1e-2)
 
     def lost(value) -> float:
         return (x @ w.t() - y @ value.t()).square().sum().item()
 
     [[plain]] = gptq.quantize([Problem(moment, [w], [grid])], Settings())
-    [[made_up]] = gptq.quantize([Problem(moment, [w], [grid], cross.sum)], Settings())
+    [[made_up]] = gptq.quantize([Problem(moment, [w], [grid], drift.sum)], Settings())
     assert lost(made_up.tensor.dequantize()) < 0.8 * lost(plain.tensor.dequantize())
-    # With bits enough, the codes are those of weights half of the way to the best ones.
+    # With bits enough, the codes are those of weights half of the way to the best ones, but where
+    # these lie outside of the range that was chosen for the weights as they were.
     hessian = y.t() @ y
     hessian.diagonal().add_(0.01 * hessian.diagonal().mean())
     change = torch.linalg.solve(hessian, w @ (x - y).t() @ y, left=False)
     apart = (made_up.tensor.dequantize() - (w + change / 2)).norm() / change.norm()
-    assert bits < 8 or apart < 0.1
+    assert bits < 8 or apart < 0.2

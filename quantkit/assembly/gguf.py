@@ -17,6 +17,7 @@ from quantkit.assembly.run import Run
 from quantkit.calibration.passing import CalibrationPass, Wanted
 from quantkit.calibration.statistics import InputStatistics
 from quantkit.checkpoint.journal import Step
+from quantkit.errors import InputError
 from quantkit.formats.gguf_file import GgufTensorPlan
 from quantkit.formats.gguf_writer import Made, WrittenTensor, intact, write_blocks, write_file
 from quantkit.model.skeleton import Skeleton
@@ -82,12 +83,12 @@ def _calibrate(
     feedback = method if isinstance(method, GptqGguf) else None
     label = "importance weights" if feedback is None else f"quantize (gptq, {method.mix})"
     wanted = Wanted("gram", propagate=feedback.propagate) if feedback else Wanted("diagonal")
-    total = count + (feedback is not None)  # the output matrix comes last
-    if len(steps) < total:
+    parts = count + (feedback is not None)  # the output matrix comes last
+    if len(steps) < parts:
         stream = Stream(skeleton, run.checkpoint, run.device)
         with (
             run.calibration(stream, wanted) as calibration,
-            run.progress.task(label, total) as task,
+            run.progress.task(label, parts) as task,
         ):
             assert calibration is not None
             if steps and not calibration.restore(steps[-1]["calibration"]):
@@ -167,11 +168,12 @@ def _feedback(
     Gram matrix can't be factorized.
     """
     groups = sorted(inputs, key=lambda group: -group.width)
+    damping, threads = method.damp_percent, torch.get_num_threads()
 
     def factorize(group: InputStatistics) -> ggml_feedback.Factor | None:
         if group.width % ggml_feedback.WIDTH:
             return None
-        return ggml_feedback.factorize(group.moment, method.damp_percent, group.cross)
+        return ggml_feedback.factorize(group.moment, damping, group.drift, threads)
 
     factors = spread(factorize, groups, torch.device("cpu"))
     todo = [
@@ -193,7 +195,8 @@ def _output(
         return []
     tied = tensor.name == "token_embd.weight"
     damping = max(method.damp_percent, _TIED_DAMPING) if tied else method.damp_percent
-    factor = ggml_feedback.factorize(inputs.moment, damping, inputs.cross)
+    threads = torch.get_num_threads()
+    factor = ggml_feedback.factorize(inputs.moment, damping, inputs.drift, threads)
     if factor is None:
         return []
     gram = inputs.moment.matrix().cpu()
@@ -221,7 +224,10 @@ def _quantize(
     ) -> ggml_feedback.Outcome:
         tensor, factor, start = piece
         rows = tensor.rows(run.checkpoint, start, start + _ROWS)
-        return ggml_feedback.quantize(rows, factor, tensor.type)
+        try:
+            return ggml_feedback.quantize(rows, factor, tensor.type)
+        except InputError as error:
+            raise InputError(error.what, where=tensor.key, mend=error.mend) from error
 
     done = iter(spread(quantize, pieces, torch.device("cpu")))
     made = []

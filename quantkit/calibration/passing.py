@@ -15,8 +15,8 @@ from quantkit.calibration.activations import HiddenStates, Snapshot
 from quantkit.calibration.cache import Keeper, Kept
 from quantkit.calibration.folds import Fold, find_folds
 from quantkit.calibration.statistics import (
-    Cross,
     Diagonal,
+    Drift,
     Gram,
     InputStatistics,
     Kind,
@@ -54,14 +54,13 @@ class _Reached(Exception):
 
 
 class _Remembered(Diagonal):
-    """A second moment's diagonal, and the rows themselves."""
+    """Stands in for a moment that will be summed when the rows can be seen beside others."""
 
-    def __init__(self, rows: HiddenStates, width: int, device: torch.device) -> None:
-        super().__init__(width, device)
+    def __init__(self, rows: HiddenStates, device: torch.device) -> None:
+        super().__init__(0, device)
         self.rows = rows
 
     def add(self, rows: Tensor) -> None:
-        super().add(rows)
         self.rows.start([rows])
 
 
@@ -148,18 +147,18 @@ class CalibrationPass:
         )
         found = InputStatistics([], width, new_moment(self.wanted.kind, width, device))
         corrected = self.wanted.propagate == "corrected"
-        cross = Cross(width, device) if corrected else None
+        drift = Drift(width, device) if corrected else None
         with self.stream.before_head() as read:
             for place in range(self._probe):
                 batch = self._batches[place]
                 rows = read(batch, self._hidden.read(place)).reshape(-1, width)
-                if cross is not None:
+                if drift is not None:
                     drifted = read(batch, self._drifted.read(place)).reshape(-1, width)
-                    cross.add(rows, drifted)
+                    drift.add(rows, drifted)
                     rows = drifted
                 found.moment.add(rows)
                 found.tokens += len(rows)
-        found.cross = None if cross is None else cross.sum
+        found.drift = None if drift is None else drift.sum
         return found
 
     def _measure(
@@ -203,7 +202,7 @@ class CalibrationPass:
         device = self.stream.device
 
         def remembered(width: int, device: torch.device) -> _Remembered:
-            return _Remembered(self._spare(f"inputs-{len(meter.inputs)}"), width, device)
+            return _Remembered(self._spare(f"inputs-{len(meter.inputs)}"), device)
 
         meter = Meter(self.stream.skeleton.linears(index), remembered)
         with meter.watching() as forget:
@@ -214,15 +213,15 @@ class CalibrationPass:
         for group in meter.inputs:
             remembering = group.moment
             assert isinstance(remembering, _Remembered)
-            moment, cross = Gram(group.width, device), Cross(group.width, device)
+            moment, drift = Gram(group.width, device), Drift(group.width, device)
             reads = self._reads(index, block, group.consumers[0])
             for place, rows in enumerate(reads):
                 moment.add(rows)
-                cross.add(remembering.rows.read(place), rows)
-            group.moment, group.cross = moment, cross.sum
+                drift.add(remembering.rows.read(place), rows)
+            group.moment, group.drift = moment, drift.sum
             del remembering
             yield group
-            group.moment, group.cross = Diagonal(0, device), None  # they are large
+            group.moment, group.drift = Diagonal(0, device), None  # they are large
             return_free_blocks()
         for place, batch in enumerate(self._batches):
             was = self._drifted.read(place)

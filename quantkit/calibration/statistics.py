@@ -108,21 +108,21 @@ class Gram(Diagonal):
         return [self._sums, *self._panels]
 
 
-class Cross:
-    """XᵀY (width, width) of two tensors of one shape, summed over tokens in float32."""
+class Drift:
+    """(X - Y)ᵀ Y (width, width) of two tensors of one shape, summed over tokens in float32."""
 
     def __init__(self, width: int, device: torch.device) -> None:
         self.sum = torch.zeros(width, width, device=device)
 
     def add(self, left: Tensor, right: Tensor) -> None:
-        """Take in rows (tokens, width) of X and of Y."""
+        """Take in rows (tokens, width) of X and of Y; their difference is of their dtype."""
         exact = left.dtype == torch.bfloat16
         with bfloat16_products(left.device) if exact else nullcontext():
             for x, y in zip(left.split(_TOKENS), right.split(_TOKENS), strict=True):
-                x, y = x.float(), y.float()
+                apart, y = (x - y).float(), y.float()
                 for first in range(0, len(self.sum), _PANEL):
                     rows = slice(first, first + _PANEL)
-                    self.sum[rows].addmm_(x[:, rows].t(), y)
+                    self.sum[rows].addmm_(apart[:, rows].t(), y)
 
 
 def new_moment(kind: Kind, width: int, device: torch.device) -> Moment:
@@ -137,8 +137,8 @@ class InputStatistics:
     consumers: names of the linears within the block, in order of execution; width: features;
     moment: summed over ``tokens`` tokens; energy: each consumer's squared output without its
     bias, summed over features and tokens (by a sample of them), a float64 number on the device;
-    cross: XᵀY with X what the unquantized model reads, where ``moment`` is of what the quantized
-    one does, Y (``propagate: corrected``).
+    drift: (X - Y)ᵀ Y with X what the unquantized model reads, where ``moment`` is of what the
+    quantized one does, Y (``propagate: corrected``).
     """
 
     consumers: list[str]
@@ -146,7 +146,7 @@ class InputStatistics:
     moment: Moment
     tokens: int = 0
     energy: dict[str, Tensor] = field(default_factory=dict)
-    cross: Tensor | None = None
+    drift: Tensor | None = None
 
     def importance(self) -> Tensor:
         """Mean square of each input feature, (width,)."""

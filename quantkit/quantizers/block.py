@@ -141,7 +141,7 @@ def _gptq(
             group.moment,
             [weights[name] for name in names],
             [_grid(schemes[name]) for name in names],
-            group.cross,
+            group.drift,
         )
         for group, names in groups
     ]

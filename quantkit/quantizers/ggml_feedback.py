@@ -12,6 +12,8 @@ the integers are fitted to the codes once more. The order of visits needs no roo
 groups by falling energy, and so the columns of a group. Where few inputs carry most of the energy
 (as before down projections) a second round follows, with the scales of the first, through the
 columns of all groups by falling energy.
+
+Where inputs have drifted, each column's target is moved besides (``drift``).
 """
 
 from __future__ import annotations
@@ -25,10 +27,10 @@ from torch import Tensor
 
 from quantkit.errors import InputError
 from quantkit.quantizers.cholesky import cholesky_
+from quantkit.quantizers.drift import compact, pull
 from quantkit.quantizers.ggml import GgmlTensor, row_bytes
 from quantkit.quantizers.ggml_blocks import LAYOUTS
 from quantkit.quantizers.ggml_scales import Rounding, Scales
-from quantkit.quantizers.gptq import CORRECTED
 from quantkit.quantizers.grid import total
 
 if TYPE_CHECKING:
@@ -74,11 +76,13 @@ class Outcome:
     loss: float
 
 
-def factorize(moment: Moment, damping: float = 0.01, cross: Tensor | None = None) -> Factor | None:
+def factorize(
+    moment: Moment, damping: float = 0.01, drift: Tensor | None = None, threads: int = 1
+) -> Factor | None:
     """Factorize XᵀX (in, in), ``in`` a multiple of 32, on the CPU.
 
-    cross: XᵀY (in, in), where the moment is of Y and was to be of X; losses are then those of the
-    corrected weights.
+    drift: (X - Y)ᵀ Y (in, in), where the moment is of Y and was to be of X; losses are then those
+    of the corrected weights, and count λ too.
     None when no damping, up to a thousand times ``damping``, makes it positive definite: where
     it holds NaN or infinity, or where calibration never excited the input.
     Raises InputError for another width.
@@ -91,13 +95,13 @@ def factorize(moment: Moment, damping: float = 0.01, cross: Tensor | None = None
         return None
     for attempt in range(_RETRIES):
         share = damping * 10**attempt
-        grouped = _factorize(moment, _by_groups(energy), mean, share)
+        grouped = _factorize(moment, _by_groups(energy), mean, share, threads)
         if grouped is None:
             continue
         heavy = bool(energy.median() < _HEAVY_TAIL * mean)
-        free = _factorize(moment, _falling(energy), mean, share) if heavy else None
-        drift = None if cross is None else (cross - moment.matrix()).cpu().div_(mean)
-        return Factor(grouped, free, mean, share, drift)
+        free = _factorize(moment, _falling(energy), mean, share, threads) if heavy else None
+        pulling = None if drift is None else compact(drift / mean, torch.device("cpu"))
+        return Factor(grouped, free, mean, share, pulling)
     return None
 
 
@@ -119,24 +123,10 @@ def quantize(weight: Tensor, factor: Factor, type: str) -> Outcome:
     if not bool(weight.isfinite().all()):
         raise InputError("holds NaN or infinite values")
     rounding = Rounding(type, weight.device)
-    parts = [
-        _quantize_rows(_corrected(rows.float(), factor), factor, type, rounding)
-        for rows in weight.split(_ROWS)
-    ]
+    parts = [_quantize_rows(rows.float(), factor, type, rounding) for rows in weight.split(_ROWS)]
     blocks = torch.cat([part.tensor.blocks for part in parts])
     loss = math.fsum(part.loss for part in parts)
     return Outcome(GgmlTensor(type, blocks, tuple(weight.shape)), loss)
-
-
-def _corrected(rows: Tensor, factor: Factor) -> Tensor:
-    """``rows`` (out, in) and a share of their W (X - Y)ᵀ Y H⁻¹, with H = V Vᵀ."""
-    if factor.drift is None:
-        return rows
-    columns, upper = factor.grouped.columns, factor.grouped.upper
-    found = (rows @ factor.drift).index_select(1, columns)
-    found = torch.linalg.solve_triangular(upper.t(), found, left=False, upper=False)
-    found = torch.linalg.solve_triangular(upper, found, left=False, upper=True)
-    return rows.index_add(1, columns, found, alpha=CORRECTED)
 
 
 def _quantize_rows(rows: Tensor, factor: Factor, type: str, rounding: Rounding) -> Outcome:
@@ -160,12 +150,14 @@ def _by_groups(energy: Tensor) -> Tensor:
     return columns[_falling(energy[columns].sum((1, 2)))].flatten()
 
 
-def _factorize(moment: Moment, columns: Tensor, mean: float, damping: float) -> Order | None:
+def _factorize(
+    moment: Moment, columns: Tensor, mean: float, damping: float, threads: int
+) -> Order | None:
     # The Cholesky factor of the matrix turned end for end, turned back, is upper triangular.
     turned = columns.flip(0).to(moment.diagonal().device)
     damped = moment.matrix(turned).cpu().div_(mean)
     damped.diagonal().add_(damping)
-    return Order(columns, damped.flip(0, 1)) if cholesky_(damped) else None
+    return Order(columns, damped.flip(0, 1)) if cholesky_(damped, threads) else None
 
 
 def _visit(
@@ -188,10 +180,11 @@ def _visit(
     work = weight.t()[order.columns].contiguous()
     codes = torch.empty_like(work, dtype=torch.int8)
     loss = torch.zeros_like(work[0])
+    moved = None if factor.drift is None else _moved(weight, order, factor.drift)
     for first in range(0, len(work), _BLOCK):
         last = min(first + _BLOCK, len(work))
         # What the columns before have put into these of D V, by products of one fixed shape.
-        carried = torch.zeros_like(work[first:last])
+        carried = torch.zeros_like(work[first:last]) if moved is None else moved[first:last]
         for start in range(0, first, _BLOCK):
             done = slice(start, start + _BLOCK)
             carried.addmm_(upper[done, first:last].t(), work[done])
@@ -215,11 +208,17 @@ def _visit(
             loss += (part.t() @ targets.sub_(value)).square_().sum(0)
             codes[here] = q
             work[here] -= value
-    for start in range(0, len(work), _BLOCK):
+    for start in range(0, len(work) if moved is None else 0, _BLOCK):
         loss -= factor.damping * work[start : start + _BLOCK].square().sum(0)
     stored = torch.empty_like(codes)
     stored[order.columns] = codes
     return stored, total(loss) * factor.mean
+
+
+def _moved(weight: Tensor, order: Order, drift: Tensor) -> Tensor:
+    """What drift puts into the columns of D V, in their order, (in, out)."""
+    pulled = pull(weight, drift, order.columns).t()
+    return torch.linalg.solve_triangular(order.upper, pulled, upper=True)
 
 
 def _eye(like: Tensor) -> Tensor:

@@ -16,9 +16,7 @@ false``, g_idx = k // group_size). Scales are chosen before. With three bits and
 to choose a group's scale when the group is reached, for the weights that will really be rounded;
 then whole groups are visited by falling energy, and the columns within them.
 
-Where the quantized model reads Y in place of X, what is rounded is not W but what comes closest to
-W X from Y, W + W (X - Y)ᵀ Y (YᵀY + λI)⁻¹: half of the way there (GPTAQ, Li et al., arXiv
-2504.02692, whose correction is made column by column).
+Where inputs have drifted, each column's target is moved besides (``drift``).
 """
 
 from __future__ import annotations
@@ -36,6 +34,7 @@ from torch import Tensor
 from quantkit.parallel import Shared, spread
 from quantkit.quantizers import rtn
 from quantkit.quantizers.cholesky import cholesky_
+from quantkit.quantizers.drift import compact, pull
 from quantkit.quantizers.grid import (
     Grid,
     QuantizedTensor,
@@ -55,7 +54,6 @@ _SMALLEST_CLIP = 0.6  # share of a group's range
 _INNER = 8  # columns between two products inside a block
 _LATE_BITS = 3  # up to so many a group's scale is chosen when the group is reached ...
 _HEAVY_TAIL = 0.6  # ... unless the median energy is below this share of the mean
-CORRECTED = 0.5  # how much of the drift of inputs is made up for
 _SLAB = 2048  # at most so many rows are visited together; the same for any number of threads
 
 
@@ -89,8 +87,8 @@ class Factor:
     unit: L with each column divided by its diagonal element, so that the diagonal is 1; pivots:
     that diagonal; importance: what a column's error counts in the choice of scales; group: columns
     of a group, where groups are visited one after the other and scales chosen when they are
-    reached, else None; damping: share of the mean diagonal; ridge: λ; drift: (X - Y)ᵀ Y, its
-    columns in ``order``, None where inputs haven't drifted. Shared by all readers of an input.
+    reached, else None; damping: share of the mean diagonal; ridge: λ; drift: (X - Y)ᵀ Y, None
+    where inputs haven't drifted. Shared by all readers of an input.
     """
 
     unit: Tensor
@@ -104,11 +102,15 @@ class Factor:
 
 
 def factorize(
-    moment: Moment, settings: Settings, group: int | None = None, cross: Tensor | None = None
+    moment: Moment,
+    settings: Settings,
+    group: int | None = None,
+    drift: Tensor | None = None,
+    threads: int = 1,
 ) -> Factor | None:
     """Factorize a Gram matrix (in, in); None when no damping makes it positive definite.
 
-    group: columns of the readers' groups, where choosing their scales late may pay; cross: see
+    group: columns of the readers' groups, where choosing their scales late may pay; drift: see
     ``Problem``.
     """
     diagonal = moment.diagonal()
@@ -125,15 +127,15 @@ def factorize(
         hessian = moment.matrix(order)
         damping = settings.damping * 10**attempt
         hessian.diagonal().add_(damping * mean)
-        if cholesky_(hessian):
+        if cholesky_(hessian, threads):
             pivots = hessian.diagonal().clone()
             ridge = float(damping * mean)
             # With its pivot, the part of a column's error that later columns can't mend, scales fit
             # the calibration tokens more closely: with four bits and more, too closely.
             importance = pivots if group else diagonal[order].sqrt()
             unit = hessian.div_(pivots)
-            drift = None if cross is None else (cross - moment.matrix())[:, order]
-            return Factor(unit, pivots, order, importance, group, damping, ridge, drift)
+            pulling = None if drift is None else compact(drift, drift.device)
+            return Factor(unit, pivots, order, importance, group, damping, ridge, pulling)
     return None
 
 
@@ -147,13 +149,13 @@ def _by_groups(energy: Tensor, group: int) -> Tensor:
 @dataclass(frozen=True)
 class Problem:
     """The readers of one input, whose moment is known: weights (out, in) of any float dtype and
-    their grids. cross: XᵀY (in, in), where the moment is of Y and was to be of X; losses are then
-    those of the corrected weights."""
+    their grids. drift: (X - Y)ᵀ Y (in, in), where the moment is of Y and was to be of X; losses are
+    then those of the corrected weights, and count λ too."""
 
     moment: Moment
     weights: Sequence[Tensor]
     grids: Sequence[Grid]
-    cross: Tensor | None = None
+    drift: Tensor | None = None
 
     @property
     def late_group(self) -> int | None:
@@ -179,9 +181,10 @@ class _Piece:
 
 def quantize(problems: Sequence[Problem], settings: Settings) -> list[list[Outcome]]:
     """Quantize the readers of several inputs; outcomes in the order of problems and readers."""
+    threads = torch.get_num_threads()
     factors = [
-        Shared(partial(factorize, problem.moment, settings, problem.late_group, problem.cross))
-        for problem in problems
+        Shared(partial(factorize, p.moment, settings, p.late_group, p.drift, threads))
+        for p in problems
     ]
     cut = [_cut(problem, factor) for problem, factor in zip(problems, factors, strict=True)]
     # The widest input takes longest to factorize, on one thread: pieces of the others fill the
@@ -275,18 +278,16 @@ def _quantize(piece: _Piece, settings: Settings) -> tuple[QuantizedTensor, Tenso
     factor = piece.factor()
     if factor is None:
         return None
-    weight = torch.cat(list(piece.parts)).float()
-    if factor.drift is not None:
-        weight = weight + CORRECTED * _correction(weight, factor, factor.drift)
-    return _feedback(weight, factor, piece.grid, settings)
+    weight = torch.cat(list(piece.parts))
+    moved = None if factor.drift is None else _moved(weight, factor, factor.drift)
+    return _feedback(weight.float(), moved, factor, piece.grid, settings)
 
 
-def _correction(weight: Tensor, factor: Factor, drift: Tensor) -> Tensor:
-    """W (X - Y)ᵀ Y H⁻¹, (out, in)."""
-    solve = partial(torch.linalg.solve_triangular, left=False, unitriangular=True)
-    found = solve(factor.unit.t(), weight @ drift, upper=True)
-    found = solve(factor.unit, found.div_(factor.pivots.square()), upper=False)
-    return torch.empty_like(found).index_copy_(1, factor.order, found)
+def _moved(weight: Tensor, factor: Factor, drift: Tensor) -> Tensor:
+    """How far each column's target is moved, in the order of the factor, (in, out)."""
+    pulled = pull(weight, drift, factor.order).t()
+    found = torch.linalg.solve_triangular(factor.unit, pulled, upper=False, unitriangular=True)
+    return found.div_(factor.pivots.square()[:, None])
 
 
 def _fit(
@@ -307,13 +308,14 @@ def _fit(
 
 
 def _feedback(
-    weight: Tensor, factor: Factor, grid: Grid, settings: Settings
+    weight: Tensor, moved: Tensor | None, factor: Factor, grid: Grid, settings: Settings
 ) -> tuple[QuantizedTensor, Tensor]:
-    """The tensor, and the Gram loss of each row (out,)."""
+    """The tensor, and the Gram loss of each row (out,); ``moved``: as ``_moved`` gives it."""
     order, unit = factor.order, factor.unit
     # Transposed, so that a column is contiguous: (in, out), rows in visiting order.
     original = weight.index_select(1, order).t().contiguous()
-    work = original.clone()  # with the errors of the columns visited added
+    # With the errors of the columns visited added.
+    work = original.clone() if moved is None else moved.add_(original)
     group_of = (order // grid.columns(weight.shape[1])).tolist()
     if factor.group is None:
         block = settings.block_size
@@ -356,7 +358,9 @@ def _feedback(
     stored[order] = codes
     scales, zeros = ranges.scales.t().contiguous(), ranges.zeros.t().to(torch.uint8).contiguous()
     tensor = QuantizedTensor(grid, stored.t().contiguous(), scales, zeros)
-    return tensor, loss.sub_(distance, alpha=factor.ridge).clamp_(min=0)
+    if moved is None:
+        loss.sub_(distance, alpha=factor.ridge).clamp_(min=0)
+    return tensor, loss
 
 
 @dataclass(frozen=True)
