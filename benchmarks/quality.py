@@ -227,17 +227,13 @@ def judge(options: argparse.Namespace, artifacts: Sequence[Path]) -> dict[str, A
     }
     document = {"schema": 1, "name": "benchmark", "version": "1.0.0", "likelihood": likelihood}
     suite.write_text(json.dumps(document))  # JSON is YAML
-    paths = {artifact: readable(artifact) for artifact in artifacts}
-    together = evaluate(options, suite, list(paths.values()))
-    if together is None:  # one of them can't be judged: find out which
-        together = {}
-        for path in paths.values():
-            together |= evaluate(options, suite, [path]) or {}
-    return {
-        str(artifact): together[str(path)]
-        for artifact, path in paths.items()
-        if str(path) in together
-    }
+    paths = {str(artifact): str(readable(artifact)) for artifact in artifacts}
+    left = list(paths.values())
+    judged: dict[str, Any] = {}
+    while left and not judged:
+        judged, refused = evaluate(options, suite, left)
+        left = [path for path in left if path not in refused]
+    return {artifact: judged[path] for artifact, path in paths.items() if path in judged}
 
 
 def readable(artifact: Path) -> Path:
@@ -250,10 +246,10 @@ def readable(artifact: Path) -> Path:
 
 
 def evaluate(
-    options: argparse.Namespace, suite: Path, paths: Sequence[Path]
-) -> dict[str, Any] | None:
-    """Rows of the comparison by path; None, with the reason on stderr, where there are none."""
-    command = [*QUANTKIT, "eval", *map(str, paths), "--baseline", str(options.model)]
+    options: argparse.Namespace, suite: Path, paths: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Rows of the comparison by path; or else which can't be judged, the reason on stderr."""
+    command = [*QUANTKIT, "eval", *paths, "--baseline", str(options.model)]
     done = subprocess.run(
         [*command, "--suite", str(suite), "--json", "--allow-overlap"],
         capture_output=True,
@@ -262,9 +258,12 @@ def evaluate(
     try:
         variants = json.loads(done.stdout)["variants"]
     except (ValueError, KeyError):
-        print(f"{paths[0]}: {done.stderr.strip()}", file=sys.stderr)
-        return None
-    return {str(path): row for path, row in zip(paths, variants, strict=True)}
+        print(done.stderr.strip(), file=sys.stderr)
+        refused = [path for path in paths if f"{path}: " in done.stderr]
+        if not refused:
+            raise SystemExit("nothing can be judged") from None
+        return {}, refused
+    return dict(zip(paths, variants, strict=True)), []
 
 
 def confirm(
