@@ -8,7 +8,8 @@ import torch
 from quantkit.calibration.statistics import Drift, Gram
 from quantkit.quantizers import gptq, rtn
 from quantkit.quantizers.cholesky import cholesky_
-from quantkit.quantizers.gptq import Outcome, Problem, Settings, factorize
+from quantkit.quantizers.gptq import Outcome, Problem
+from quantkit.quantizers.gptq_feedback import Settings, factorize, feedback
 from quantkit.quantizers.grid import Grid, gram_loss
 from tests.moments import Known
 
@@ -157,7 +158,7 @@ def test_scales_chosen_late_lose_less_at_few_bits(rows: int, symmetric: bool) ->
     early = factorize(moment, Settings())
     assert late is not None and early is not None
     assert (late.group, early.group) == (32, None)
-    outcomes = [gptq._feedback(w, None, factor, grid, Settings()) for factor in (late, early)]
+    outcomes = [feedback(w, factor, grid, Settings()) for factor in (late, early)]
     for tensor, losses in outcomes:
         expected = gram_loss(tensor.dequantize() - w, moment.gram)
         assert torch.allclose(losses, expected, rtol=1e-2)

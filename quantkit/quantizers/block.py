@@ -14,7 +14,7 @@ from quantkit.calibration.folds import Fold
 from quantkit.calibration.statistics import InputStatistics
 from quantkit.errors import InputError, not_finite
 from quantkit.parallel import spread
-from quantkit.quantizers import awq, fp8, gptq, nf4, rtn, smoothquant
+from quantkit.quantizers import awq, fp8, gptq, gptq_feedback, nf4, rtn, smoothquant
 from quantkit.quantizers.fp8 import Fp8Scheme
 from quantkit.quantizers.grid import Grid, Quantized, QuantizedTensor, total
 from quantkit.quantizers.nf4 import Nf4Scheme, Nf4Tensor
@@ -131,7 +131,7 @@ def _gptq(
     schemes: dict[str, Scheme],
     inputs: Sequence[InputStatistics],
 ) -> BlockResult:
-    settings = gptq.Settings(
+    settings = gptq_feedback.Settings(
         method.damp_percent, method.activation_order, method.clip_search, method.block_size
     )
     groups = [(g, [name for name in g.consumers if name in weights]) for g in inputs]
