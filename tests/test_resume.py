@@ -107,7 +107,7 @@ def test_killed_runs_end_in_the_same_bytes(whole, tmp_path, recipe):
         *PROPAGATING,
     ],
 )
-@pytest.mark.parametrize("steps", [3, 20])
+@pytest.mark.parametrize("steps", [6, 20])
 def test_no_block_is_done_twice(whole, tmp_path, name, steps):
     recipe, settings = PROPAGATING.get(name, (name, FEW))
     out = tmp_path / "out"

@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import base64
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from quantkit.assembly.gguf_feedback import (
+    EMBEDDING,
+    embedding_rows,
+    output_matrix,
+    quantize_output,
+    quantize_readers,
+)
 from quantkit.assembly.grids import write_grids
 from quantkit.assembly.linears import put
 from quantkit.assembly.run import Run
+from quantkit.calibration.activations import HiddenStates
 from quantkit.calibration.passing import CalibrationPass, Wanted
 from quantkit.calibration.statistics import InputStatistics
 from quantkit.checkpoint.journal import Step
-from quantkit.errors import InputError
-from quantkit.formats.gguf_file import GgufTensorPlan
 from quantkit.formats.gguf_writer import Made, WrittenTensor, intact, write_blocks, write_file
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
-from quantkit.parallel import spread
 from quantkit.plan import GgufFilePlan
-from quantkit.quantizers import ggml, ggml_feedback
+from quantkit.quantizers import ggml
 from quantkit.quantizers.block import LayerReport
-from quantkit.quantizers.ggml import GgmlTensor
-from quantkit.quantizers.grid import gram_loss, total
 from quantkit.recipe import Awq, Ggml, Gptq, GptqGguf, Rtn
-
-# Rows of a matrix that is the embedding too are also read one by one: damping is what keeps
-# them close to what they were (docs/quality.md).
-_TIED_DAMPING = 0.1
-_ROWS = 2048  # that one thread quantizes at a time
-_SAMPLED = 8  # one in so many of them is looked at for the size of the outputs
 
 
 def write_gguf(
@@ -83,37 +81,64 @@ def _calibrate(
     feedback = method if isinstance(method, GptqGguf) else None
     label = "importance weights" if feedback is None else f"quantize (gptq, {method.mix})"
     wanted = Wanted("gram", propagate=feedback.propagate) if feedback else Wanted("diagonal")
-    parts = count + (feedback is not None)  # the output matrix comes last
-    if len(steps) < parts:
-        stream = Stream(skeleton, run.checkpoint, run.device)
-        with (
-            run.calibration(stream, wanted) as calibration,
-            run.progress.task(label, parts) as task,
-        ):
+    corrected = wanted.propagate == "corrected"
+    stream = Stream(skeleton, run.checkpoint, run.device)
+    # What becomes of the embedding is made up for: it must be known before the first block.
+    early = corrected and output_matrix(plan, stream).name == EMBEDDING
+    parts = count + (feedback is not None)  # with the output matrix
+
+    def record(step: Step, made: Iterable[Made], state: dict[str, Any] | None) -> None:
+        if feedback is not None:
+            written = write_blocks(path, plan.file, made, next(iter(_finished(run)), None))
+            step["tensors"] = [asdict(tensor) for tensor in written]
+        step["calibration"] = state
+        run.journal.record(step)
+        steps.append(step)
+
+    if len(steps) == parts:
+        return _importances(steps)
+    with run.progress.task(label, parts) as task:
+        task.advance(len(steps))
+        if early and not steps:
+            assert feedback is not None
+            inputs = _as_it_was(run, stream, partial(task.advance, 0))
+            record({"importance": {}}, quantize_output(run, plan, stream, inputs, feedback), None)
+            task.advance(doing="output matrix")
+        embedding = embedding_rows(run, plan, path, _finished(run)) if corrected else None
+        with run.calibration(stream, wanted, embedding) as calibration:
             assert calibration is not None
-            if steps and not calibration.restore(steps[-1]["calibration"]):
+            if len(steps) > early and not calibration.restore(steps[-1]["calibration"]):
                 run.journal.forget()
-                steps = []
-            task.advance(len(steps))
-            for index in range(len(steps), count):
+                del steps[int(early) :]
+                for step in steps:
+                    run.journal.record(step)
+            for index in range(len(steps) - early, count):
                 with stream.block(index) as block:
                     step, made = _layer(run, plan, index, block, calibration, feedback)
-                if feedback is not None:
-                    known = next(iter(_finished(run)), None)
-                    written = write_blocks(path, plan.file, made, known)
-                    step["tensors"] = [asdict(tensor) for tensor in written]
-                step["calibration"] = calibration.state()
-                run.journal.record(step)
-                steps.append(step)
+                record(step, made, calibration.state())
                 task.advance(doing=f"layer {index + 1} of {count}")
-            if feedback is not None and len(steps) == count:
-                known = next(iter(_finished(run)), None)
-                made = _output(run, plan, stream, calibration.output(), feedback)
-                written = write_blocks(path, plan.file, made, known)
-                steps.append({"importance": {}, "tensors": [asdict(t) for t in written]})
-                run.journal.record({**steps[-1], "calibration": calibration.state()})
+            if feedback is not None and not early:
+                made = quantize_output(run, plan, stream, calibration.output(), feedback)
+                record({"importance": {}}, made, calibration.state())
                 task.advance(doing="output matrix")
+    return _importances(steps)
+
+
+def _importances(steps: Iterable[Step]) -> dict[str, Tensor]:
     return {key: _decode(text) for step in steps for key, text in step["importance"].items()}
+
+
+def _as_it_was(run: Run, stream: Stream, step: Callable[..., None]) -> InputStatistics:
+    """What the output matrix reads of the unquantized model."""
+    assert run.rows is not None
+    hidden = HiddenStates(run.journal.scratch, run.budget, "before")
+    calibration = CalibrationPass(stream, run.rows, Wanted("gram"), hidden=hidden)
+    count = len(stream.skeleton.layers)
+    for index in range(count):
+        with stream.block(index) as block:
+            calibration.carry(index, block, lambda: None)
+        step(doing=f"layer {index + 1} of {count}, as it was")
+    return calibration.output()
 
 
 def _layer(
@@ -145,7 +170,7 @@ def _layer(
             weights = _encode(group.importance())
             importance |= {str(readers[consumer].key): weights for consumer in group.consumers}
         if feedback is not None:
-            made += _feedback(run, groups, readers, feedback)
+            made += quantize_readers(run, groups, readers, feedback)
         if corrected:
             values = {tensor.plan.name: tensor.value for tensor in made}
             for consumer, tensor in readers.items():
@@ -154,89 +179,6 @@ def _layer(
                 )
                 put(block, f"{consumer}.weight", tensor.transform.undo(value.dequantize()))
     return {"importance": importance}, made
-
-
-def _feedback(
-    run: Run,
-    inputs: Sequence[InputStatistics],
-    readers: dict[str, GgufTensorPlan],
-    method: GptqGguf,
-) -> list[Made]:
-    """The readers of ``inputs`` by error feedback, each with its relative output error.
-
-    What gets none is left out: types whose codes are not chosen one at a time, inputs whose
-    Gram matrix can't be factorized.
-    """
-    groups = sorted(inputs, key=lambda group: -group.width)
-    damping, threads = method.damp_percent, torch.get_num_threads()
-
-    def factorize(group: InputStatistics) -> ggml_feedback.Factor | None:
-        if group.width % ggml_feedback.WIDTH:
-            return None
-        return ggml_feedback.factorize(group.moment, damping, group.drift, threads)
-
-    factors = spread(factorize, groups, torch.device("cpu"))
-    todo = [
-        (readers[consumer], factor, float(group.energy[consumer]))
-        for group, factor in zip(groups, factors, strict=True)
-        for consumer in group.consumers
-        if factor is not None and readers[consumer].type in ggml_feedback.TYPES
-    ]
-    return _quantize(run, todo)
-
-
-def _output(
-    run: Run, plan: GgufFilePlan, stream: Stream, inputs: InputStatistics, method: GptqGguf
-) -> list[Made]:
-    """The matrix of the output by error feedback, where that can be; the embedding's, if tied."""
-    # Where it is the embedding too and llama.cpp wants both, the embedding's comes first.
-    *_, tensor = [tensor for tensor in plan.file.tensors if tensor.key == stream.output_key]
-    if tensor.type not in ggml_feedback.TYPES or inputs.width % ggml_feedback.WIDTH:
-        return []
-    tied = tensor.name == "token_embd.weight"
-    damping = max(method.damp_percent, _TIED_DAMPING) if tied else method.damp_percent
-    threads = torch.get_num_threads()
-    factor = ggml_feedback.factorize(inputs.moment, damping, inputs.drift, threads)
-    if factor is None:
-        return []
-    gram = inputs.moment.matrix().cpu()
-
-    def energy(start: int) -> float:
-        rows = tensor.rows(run.checkpoint, start, start + _ROWS)
-        return total(gram_loss(rows[::_SAMPLED].float(), gram)) * _SAMPLED
-
-    found = spread(energy, range(0, tensor.shape[0], _ROWS), torch.device("cpu"))
-    return _quantize(run, [(tensor, factor, math.fsum(found))])
-
-
-def _quantize(
-    run: Run, todo: Sequence[tuple[GgufTensorPlan, ggml_feedback.Factor, float]]
-) -> list[Made]:
-    """Tensors by error feedback; each with its factor, and the energy of its outputs."""
-    pieces = [
-        (tensor, factor, start)
-        for tensor, factor, _ in todo
-        for start in range(0, tensor.shape[0], _ROWS)
-    ]
-
-    def quantize(
-        piece: tuple[GgufTensorPlan, ggml_feedback.Factor, int],
-    ) -> ggml_feedback.Outcome:
-        tensor, factor, start = piece
-        rows = tensor.rows(run.checkpoint, start, start + _ROWS)
-        try:
-            return ggml_feedback.quantize(rows, factor, tensor.type)
-        except InputError as error:
-            raise InputError(error.what, where=tensor.key, mend=error.mend) from error
-
-    done = iter(spread(quantize, pieces, torch.device("cpu")))
-    made = []
-    for tensor, _, energy in todo:
-        parts = [next(done) for _ in range(0, tensor.shape[0], _ROWS)]
-        blocks = torch.cat([part.tensor.blocks for part in parts])
-        error = math.fsum(part.loss for part in parts) / max(energy, 1e-30)
-        made.append(Made(tensor, GgmlTensor(tensor.type, blocks, tensor.shape), error, "outputs"))
-    return made
 
 
 def _encode(values: Tensor) -> str:

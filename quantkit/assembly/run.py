@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from quantkit import __version__
 from quantkit.calibration.activations import HiddenStates
@@ -45,15 +46,23 @@ class Run:
     cache: bool
 
     @contextmanager
-    def calibration(self, stream: Stream, wanted: Wanted) -> Iterator[CalibrationPass | None]:
-        """The rows on their way through ``stream``, where there are any."""
+    def calibration(
+        self,
+        stream: Stream,
+        wanted: Wanted,
+        embedding: Callable[[int, int], Tensor] | None = None,
+    ) -> Iterator[CalibrationPass | None]:
+        """The rows on their way through ``stream``, where there are any.
+
+        embedding: what quantizing makes of its rows, where that is known (``CalibrationPass``).
+        """
         if self.rows is None:
             yield None
             return
         about = {name: value for name, value in self.inputs.items() if name != "recipe"}
         about["dtype"] = str(stream.skeleton.model.dtype)
         if wanted.propagate == "corrected":
-            yield self._corrected(stream, wanted, self.rows)
+            yield self._corrected(stream, wanted, self.rows, embedding)
             return
         hidden = HiddenStates(self.journal.scratch, self.budget)
         cached = self.cache and wanted.onward
@@ -66,14 +75,22 @@ class Run:
         with Keeper(about, wanted.kind, len(stream.skeleton.layers) + 1) as keeper:
             yield CalibrationPass(stream, self.rows, wanted, hidden=hidden, keeper=keeper)
 
-    def _corrected(self, stream: Stream, wanted: Wanted, rows: Rows) -> CalibrationPass:
+    def _corrected(
+        self,
+        stream: Stream,
+        wanted: Wanted,
+        rows: Rows,
+        embedding: Callable[[int, int], Tensor] | None,
+    ) -> CalibrationPass:
         def states(name: str, share: int) -> HiddenStates:
             return HiddenStates(self.journal.scratch, self.budget // share, name)
 
         hidden, drifted = states("hidden", 4), states("drifted", 4)
         # A block has few inputs, most of them as wide as the hidden states.
         spare = partial(states, share=16)
-        return CalibrationPass(stream, rows, wanted, hidden=hidden, drifted=drifted, spare=spare)
+        return CalibrationPass(
+            stream, rows, wanted, hidden=hidden, drifted=drifted, embedding=embedding, spare=spare
+        )
 
 
 def describe_inputs(

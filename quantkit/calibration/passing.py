@@ -70,7 +70,9 @@ class CalibrationPass:
     hidden: where the rows wait between blocks; kept: statistics of an earlier pass, with which
     nothing needs to be carried but a short probe for finding folds; keeper: takes those of this
     one. steps: how often ``step`` will be called for each block. drifted: where the rows that
-    pass through quantized blocks wait, where both are wanted; spare: where a block's inputs do.
+    pass through quantized blocks wait, where both are wanted; embedding: its rows
+    from the first to before the last of two numbers, as these read them, None where they stay as
+    they are; spare: where a block's inputs wait.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class CalibrationPass:
         kept: Kept | None = None,
         keeper: Keeper | None = None,
         drifted: HiddenStates | None = None,
+        embedding: Callable[[int, int], Tensor] | None = None,
         spare: Callable[[str], HiddenStates] = lambda name: HiddenStates(name=name),
     ) -> None:
         self.stream = stream
@@ -95,7 +98,12 @@ class CalibrationPass:
         self._drifted = HiddenStates(name="drifted") if drifted is None else drifted
         self._spare = spare
         if wanted.propagate == "corrected":
-            self._drifted.start(self._hidden.read(place) for place in range(len(self._batches)))
+            if embedding is None:
+                self._drifted.start(map(self._hidden.read, range(len(self._batches))))
+            else:
+                size = self._batches[0].ids.shape[0]
+                beginning = stream.beginning(rows.ids, size, embedding)
+                self._drifted.start(batch.hidden for batch in beginning)
         self._probe = len(self._batches) - 1 if wanted.folds else len(self._batches)
         self._snapshot: Snapshot | None = None
         self._drift: Snapshot | None = None

@@ -78,12 +78,14 @@ class Stream:
         """Embed ``rows`` (rows, tokens) and record every layer's arguments."""
         return list(self.beginning(rows, batch_size))
 
-    def beginning(self, rows: Tensor, batch_size: int) -> Iterator[Batch]:
-        """The same, one batch after the other."""
+    def beginning(
+        self, rows: Tensor, batch_size: int, embedding: Callable[[int, int], Tensor] | None = None
+    ) -> Iterator[Batch]:
+        """The same, one batch after the other; ``embedding``: its rows first to last + 1."""
         first: list[Call] = []
         with self._loaded(self._outside()):
             for ids in rows.to(self.device).split(batch_size):
-                with torch.inference_mode(), self._embedding(ids):
+                with torch.inference_mode(), self._embedding(ids, embedding):
                     hidden, calls = self._record(ids)
                 if first and _same(calls, first):
                     calls = first  # usually so: keep one copy of masks and rotations
@@ -295,7 +297,7 @@ class Stream:
         return f"{next(names)}.weight"
 
     @contextmanager
-    def _embedding(self, ids: Tensor) -> Iterator[None]:
+    def _embedding(self, ids: Tensor, rows: Callable[[int, int], Tensor] | None) -> Iterator[None]:
         """Let the input embedding look up ``ids`` in a table of the rows that they need."""
         embedding = self.skeleton.model.get_input_embeddings()
         if not isinstance(embedding, nn.Embedding):
@@ -303,7 +305,8 @@ class Stream:
             return
         wanted, places = ids.unique(return_inverse=True)
         key = self.skeleton.key(self._name_of(embedding))
-        table = torch.cat([self.source.read_rows(key, *run) for run in _runs(wanted.tolist())])
+        read = rows or partial(self.source.read_rows, key)
+        table = torch.cat([read(*run) for run in _runs(wanted.tolist())])
         look_up, weight, padding = embedding.forward, embedding.weight, embedding.padding_idx
         value = table.to(self.device, weight.dtype)
         embedding.weight = nn.Parameter(value, requires_grad=False)
