@@ -424,7 +424,9 @@ def render(setting: Mapping[str, Any], runs: Sequence[Run]) -> str:
         "Made by `make bench-peers`. Each run is a whole process: load, quantize, save. Medians of "
         "the runs (the range of the wall times in brackets); peak: resident memory of the largest "
         "process, in the worst run. Bits: of the weights' files, over all parameters. "
-        "Ratios: quantkit ÷ the tool; below 1 quantkit needs less.",
+        "Ratios: quantkit ÷ the tool; below 1 quantkit needs less. Quality on trained models, by "
+        "`quality.py`: [QUALITY.md](QUALITY.md), a Llama, and "
+        "[QUALITY-gpt-neox.md](QUALITY-gpt-neox.md).",
         "",
         f"{setting['date']} · {host['processor']}, {host['cores']} cores, "
         f"{host['memory_bytes'] / 2**30:.0f} GiB · {host['system']} · Python "

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from quantkit.assembly import gguf
@@ -65,11 +66,11 @@ def test_both_models_inputs_are_those_of_the_whole_models(tiny, model_type) -> N
     assert done == sum(len(skeleton.linears(index)) for index in range(len(skeleton.layers)))
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "olmo2"])
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "olmo2", "qwen3"])
 def test_rows_go_on_through_what_the_gguf_holds(tmp_path, monkeypatch, model_type) -> None:
     """Its weights, in the checkpoint's order of rows, whether error feedback made them or not."""
-    tied = {"tie_word_embeddings": model_type == "olmo2"}
-    model = checkpoint(tmp_path / "model", model_type=model_type, **MODELS[model_type], **tied)
+    changes = {**MODELS[model_type], "tie_word_embeddings": model_type in ("olmo2", "qwen3")}
+    model = checkpoint(tmp_path / "model", model_type=model_type, **changes)
     text = tmp_path / "text.txt"
     text.write_text("\n".join(TEXT * 30), encoding="utf-8")
     settings = [
@@ -84,10 +85,21 @@ def test_rows_go_on_through_what_the_gguf_holds(tmp_path, monkeypatch, model_typ
         given.append((name, value))
         original(block, name, value)
 
+    def beginning(stream, rows, size, embedding=None):
+        if embedding is not None:
+            begun.append(embedding(3, 40))
+        return begin(stream, rows, size, embedding)
+
     monkeypatch.setattr(gguf, "put", noting)
+    begun: list[torch.Tensor] = []
+    begin = Stream.beginning
+    monkeypatch.setattr(Stream, "beginning", beginning)
     job = prepare(load_recipe("gguf-q4-k-m-gptq", settings), str(model))
     quantize(job, tmp_path / "out", device="cpu", force=False, progress=Silent(), cache=False)
     artifact, skeleton = open_artifact(tmp_path / "out"), Skeleton(Checkpoint(model))
+    [embedded] = begun
+    name = next(name for name, m in skeleton.model.named_modules() if isinstance(m, nn.Embedding))
+    assert torch.equal(artifact.read(skeleton.key(f"{name}.weight"))[3:40], embedded)
     linears = [list(skeleton.linears(index)) for index in range(2)]
     assert len(given) == sum(map(len, linears)) >= 8
     for place, (name, value) in enumerate(given):
