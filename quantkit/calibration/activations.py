@@ -83,6 +83,13 @@ class HiddenStates:
                 self._hash = hashlib.sha256()
             self._hash.update(self._put(self._next(), index, tensor))
 
+    def replace(self, index: int, tensor: Tensor) -> None:
+        """Put another of the same shape in the place of a current one, which is lost."""
+        if self.spilled:
+            self._put(self._current, index, tensor)
+        else:
+            self._tensors[index] = tensor
+
     def turn(self) -> Snapshot | None:
         """Make what was written current. Returns where it lies on disk, if it does."""
         if self._directory is None or not self._tensors:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from quantkit.calibration.activations import HiddenStates, Snapshot
 from quantkit.calibration.cache import Keeper, Kept
 from quantkit.calibration.folds import Fold, find_folds
+from quantkit.calibration.replay import Replay
 from quantkit.calibration.statistics import (
     Diagonal,
     Drift,
@@ -212,45 +213,54 @@ class CalibrationPass:
         def remembered(width: int, device: torch.device) -> _Remembered:
             return _Remembered(self._spare(f"inputs-{len(meter.inputs)}"), device)
 
-        meter = Meter(self.stream.skeleton.linears(index), remembered)
+        linears = self.stream.skeleton.linears(index)
+        meter, replay = Meter(linears, remembered), Replay(block, linears)
         with meter.watching() as forget:
-            for place in range(len(self._batches)):
-                self._run(index, block, place, keep=True)
+            for place, batch in enumerate(self._batches):
+                with nullcontext() if place else replay.watching(batch):
+                    self._run(index, block, place, keep=True)
                 forget()
                 step()
         for group in meter.inputs:
             remembering = group.moment
             assert isinstance(remembering, _Remembered)
-            moment, drift = Gram(group.width, device), Drift(group.width, device)
-            reads = self._reads(index, block, group.consumers[0])
-            for place, rows in enumerate(reads):
-                moment.add(rows)
-                drift.add(remembering.rows.read(place), rows)
-            group.moment, group.drift = moment, drift.sum
+            read, wanted = remembering.rows, replay.wants(group.consumers)
+            group.moment = moment = Gram(group.width, device)
+            drift = Drift(group.width, device)
             del remembering
+            for place, batch in enumerate(self._batches):
+                reads = partial(self._reads, index, block, place, group.consumers[0])
+                rows = replay.compute(place, batch, reads)
+                moment.add(rows)
+                drift.add(read.read(place), rows)
+                if wanted:
+                    read.replace(place, rows)
+            group.drift = drift.sum
             yield group
+            replay.finish(group.consumers, read)
             group.moment, group.drift = Diagonal(0, device), None  # they are large
+            del read, moment, drift
             return_free_blocks()
         for place, batch in enumerate(self._batches):
             was = self._drifted.read(place)
-            self._drifted.write(place, self.stream.run(index, block, batch, was))
+            becomes = partial(self.stream.run, index, block, batch, was)
+            self._drifted.write(place, replay.compute(place, batch, becomes))
             step()
         self._snapshot, self._drift = self._hidden.turn(), self._drifted.turn()
 
-    def _reads(self, index: int, block: nn.Module, name: str) -> Iterator[Tensor]:
-        """What the linear ``name`` reads as the block is now, (tokens, width), by batch."""
+    def _reads(self, index: int, block: nn.Module, place: int, name: str) -> Tensor:
+        """What the linear ``name`` reads as the block is now, (tokens, width)."""
         seen: list[Tensor] = []
 
         def reached(module: nn.Module, args: tuple[Any, ...]) -> None:
             seen.append(args[0])
             raise _Reached
 
-        for place, batch in enumerate(self._batches):
-            handle = block.get_submodule(name).register_forward_pre_hook(reached)
-            with suppress(_Reached):
-                self.stream.run(index, block, batch, self._drifted.read(place))
-            handle.remove()
-            yield seen.pop().flatten(0, -2)
+        handle = block.get_submodule(name).register_forward_pre_hook(reached)
+        with suppress(_Reached):
+            self.stream.run(index, block, self._batches[place], self._drifted.read(place))
+        handle.remove()
+        return seen.pop().flatten(0, -2)
 
     def state(self) -> dict[str, Any]:
         """What ``restore`` needs to go on after the block that was carried through last."""

@@ -196,8 +196,8 @@ class Stream:
 
         with (
             self._stubs(stub),
-            _forward(model.get_output_embeddings(), project),
-            _forward(embedding, nothing),
+            forward_as(model.get_output_embeddings(), project),
+            forward_as(embedding, nothing),
         ):
             result: Tensor = model(input_ids=ids, use_cache=False).logits
             return result
@@ -312,7 +312,7 @@ class Stream:
         embedding.weight = nn.Parameter(value, requires_grad=False)
         embedding.padding_idx = None  # of no use without gradients, and maybe not in the table
         try:
-            with _forward(embedding, lambda _: look_up(places)):
+            with forward_as(embedding, lambda _: look_up(places)):
                 yield
         finally:
             embedding.weight, embedding.padding_idx = weight, padding
@@ -384,7 +384,8 @@ def _value(model: nn.Module, name: str) -> Tensor:
 
 
 @contextmanager
-def _forward(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
+def forward_as(module: nn.Module, function: Callable[..., Any]) -> Iterator[None]:
+    """Let ``function`` stand in for what ``module`` does."""
     module.forward = function
     try:
         yield
