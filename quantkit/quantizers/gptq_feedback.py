@@ -148,13 +148,14 @@ def feedback(
 ) -> tuple[QuantizedTensor, Tensor]:
     """Quantize ``weight`` (out, in; any float dtype). Its tensor, and each row's Gram loss (out,);
     where inputs have drifted, the loss of the corrected weights, which counts λ too."""
+    order, unit = factor.order, factor.unit
     moved = None if factor.drift is None else _moved(weight, factor, factor.drift)
     weight = weight.float()
-    order, unit = factor.order, factor.unit
     # Transposed, so that a column is contiguous: (in, out), rows in visiting order.
     original = weight.index_select(1, order).t().contiguous()
-    # With the errors of the columns visited added.
-    work = original.clone() if moved is None else moved.add_(original)
+    work = original.clone()  # with the errors of the columns visited added
+    if moved is not None:
+        work += moved
     group_of = (order // grid.columns(weight.shape[1])).tolist()
     if factor.group is None:
         block = settings.block_size
@@ -197,7 +198,7 @@ def feedback(
     stored[order] = codes
     scales, zeros = ranges.scales.t().contiguous(), ranges.zeros.t().to(torch.uint8).contiguous()
     tensor = QuantizedTensor(grid, stored.t().contiguous(), scales, zeros)
-    if moved is None:
+    if factor.drift is None:
         loss.sub_(distance, alpha=factor.ridge).clamp_(min=0)
     return tensor, loss
 
