@@ -1,0 +1,106 @@
+"""What a block needn't compute again: parts that are found, and those that only seem so."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from quantkit.calibration.activations import HiddenStates
+from quantkit.calibration.replay import Replay
+from quantkit.model.stream import Batch
+
+
+class Mlp(nn.Module):
+    """Ends in ``down``; counts how often it is computed, and adds ``extra`` from outside."""
+
+    def __init__(self, *, as_tuple: bool, doubled: bool) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.as_tuple, self.doubled, self.computed = as_tuple, doubled, 0
+
+    def forward(self, hidden: Tensor) -> Tensor | tuple[Tensor, None]:
+        self.computed += 1
+        made = self.down(self.up(hidden).relu())
+        made = made * 2 if self.doubled else made
+        return (made, None) if self.as_tuple else made
+
+
+class Block(nn.Module):
+    def __init__(self, *, as_tuple: bool = False, doubled: bool = False) -> None:
+        super().__init__()
+        self.first = Mlp(as_tuple=as_tuple, doubled=doubled)
+        self.last = nn.Linear(8, 8)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        made = self.first(hidden)
+        return hidden + self.last(made[0] if self.first.as_tuple else made)
+
+
+def observed(block: Block, hidden: list[Tensor]) -> tuple[Replay, HiddenStates]:
+    """A replay that has seen the first forward, and what ``down`` reads."""
+    linears = {"first.up": block.first.up, "first.down": block.first.down, "last": block.last}
+    replay, read = Replay(block, linears), HiddenStates()
+    handle = block.first.down.register_forward_pre_hook(lambda _, args: read.start([args[0]]))
+    with torch.inference_mode():
+        with replay.watching(batch(hidden[0])):
+            block(hidden[0])
+        for rows in hidden[1:]:
+            block(rows)
+    handle.remove()
+    return replay, read
+
+
+def batch(hidden: Tensor) -> Batch:
+    return Batch(torch.zeros(hidden.shape[:-1], dtype=torch.int64), hidden, [])
+
+
+@pytest.fixture
+def hidden() -> list[Tensor]:
+    return list(torch.randn(3, 2, 5, 8, generator=torch.Generator().manual_seed(3)))
+
+
+@pytest.mark.parametrize("as_tuple", [False, True])
+@torch.inference_mode()
+def test_a_finished_part_is_its_last_linear_alone(hidden, as_tuple) -> None:
+    block = Block(as_tuple=as_tuple)
+    replay, read = observed(block, hidden)
+    assert replay.wants(["first.down"]) and not replay.wants(["first.up", "last"])
+    whole = [block(rows) for rows in hidden]
+    replay.finish(["first.up"], HiddenStates())
+    block.first.computed = 0
+    given = [replay.compute(n, batch(h), lambda h=h: block(h)) for n, h in enumerate(hidden)]
+    assert block.first.computed == len(hidden)  # nothing is known yet
+    replay.finish(["first.down"], read)
+    block.first.computed = 0
+    given = [replay.compute(n, batch(h), lambda h=h: block(h)) for n, h in enumerate(hidden)]
+    assert block.first.computed == 1  # in the first place, to compare
+    assert all(map(torch.equal, given, whole))
+
+
+@torch.inference_mode()
+def test_a_part_in_which_a_linear_is_left_is_computed(hidden) -> None:
+    block = Block()
+    replay, read = observed(block, hidden)
+    replay.finish(["first.down"], read)
+    block.first.computed = 0
+    replay.compute(1, batch(hidden[1]), lambda: block(hidden[1]))
+    assert block.first.computed == 1
+
+
+@torch.inference_mode()
+def test_what_goes_on_after_the_last_linear_is_no_part(hidden) -> None:
+    replay, _ = observed(Block(doubled=True), hidden)
+    assert not replay.wants(["first.up", "first.down", "last"])
+
+
+@torch.inference_mode()
+def test_where_a_part_gives_something_else_all_is_computed(hidden) -> None:
+    block = Block()
+    replay, read = observed(block, hidden)
+    replay.finish(["first.up", "first.down"], read)
+    block.first.doubled = True  # it wasn't when it was watched
+    whole = [block(rows) for rows in hidden]
+    given = [replay.compute(n, batch(h), lambda h=h: block(h)) for n, h in enumerate(hidden)]
+    assert all(map(torch.equal, given, whole))
+    assert not replay.wants(["first.down"])
