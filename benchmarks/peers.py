@@ -94,17 +94,14 @@ GPTQMODEL_NOTE = (
 )
 JOBS: dict[str, tuple[Tool, ...]] = {
     "gptq": (
-        ours(
-            "gptq-w4-g128",
-            SAMPLES,
-            "quantize.propagate=original",
-            name=f"{OURS}, propagate: original",
-        ),
-        ours(
-            "gptq-w4-g128",
-            SAMPLES,
-            "quantize.propagate=quantized",
-            name=f"{OURS}, propagate: quantized",
+        *(
+            ours(
+                "gptq-w4-g128",
+                SAMPLES,
+                f"quantize.propagate={propagate}",
+                name=f"{OURS}, propagate: {propagate}",
+            )
+            for propagate in ("original", "quantized", "corrected")
         ),
         peer("llm-compressor", "gptq", "llm_compressor.py", "llm-compressor"),
         peer("GPTQModel", "gptq", "gptq_model.py", "gptqmodel", note=GPTQMODEL_NOTE),
@@ -142,6 +139,13 @@ JOBS: dict[str, tuple[Tool, ...]] = {
     ),
     "q4_k_m-imatrix": (
         ours("gguf-q4-k-m", SAMPLES),
+        ours("gguf-q4-k-m-gptq", SAMPLES, name=f"{OURS}, error feedback"),
+        ours(
+            "gguf-q4-k-m-gptq",
+            SAMPLES,
+            "quantize.propagate=corrected",
+            name=f"{OURS}, error feedback, corrected",
+        ),
         peer(
             "llama.cpp",
             "q4_k_m-imatrix",

@@ -55,7 +55,8 @@ def test_both_models_inputs_are_those_of_the_whole_models(tiny, model_type) -> N
                 x, y = read(original, names[0], ids), read(changed, names[0], ids)
                 near = {"rtol": 1e-3, "atol": 1e-3 * float(y.square().sum())}
                 torch.testing.assert_close(group.moment.matrix(), y.t() @ y, **near)
-                torch.testing.assert_close(group.drift, (x - y).t() @ y, **near)
+                near["rtol"] = 5e-3  # for it may be in bfloat16
+                torch.testing.assert_close(group.drift.float(), (x - y).t() @ y, **near)
                 if index:
                     assert (x - y).norm() > 1e-3 * y.norm()
                 for name, consumer in zip(names, group.consumers, strict=True):

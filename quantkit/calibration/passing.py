@@ -167,7 +167,7 @@ class CalibrationPass:
                     rows = drifted
                 found.moment.add(rows)
                 found.tokens += len(rows)
-        found.drift = None if drift is None else drift.sum
+        found.drift = None if drift is None else drift.matrix()
         return found
 
     def _measure(
@@ -235,11 +235,12 @@ class CalibrationPass:
                 drift.add(read.read(place), rows)
                 if wanted:
                     read.replace(place, rows)
-            group.drift = drift.sum
+            group.drift = drift.matrix()
+            del moment, drift  # they are large
             yield group
             replay.finish(group.consumers, read)
-            group.moment, group.drift = Diagonal(0, device), None  # they are large
-            del read, moment, drift
+            group.moment, group.drift = Diagonal(0, device), None
+            del read
             return_free_blocks()
         for place, batch in enumerate(self._batches):
             was = self._drifted.read(place)

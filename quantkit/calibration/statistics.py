@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from quantkit.parallel import bfloat16_products
+from quantkit.parallel import bfloat16_products, multiplies_bfloat16
 
 Kind = Literal["gram", "diagonal"]
 _PANEL = 256  # rows of a Gram matrix that are summed together
@@ -112,7 +112,7 @@ class Drift:
     """(X - Y)ᵀ Y (width, width) of two tensors of one shape, summed over tokens in float32."""
 
     def __init__(self, width: int, device: torch.device) -> None:
-        self.sum = torch.zeros(width, width, device=device)
+        self._sum = torch.zeros(width, width, device=device)
 
     def add(self, left: Tensor, right: Tensor) -> None:
         """Take in rows (tokens, width) of X and of Y; their difference is of their dtype."""
@@ -120,9 +120,15 @@ class Drift:
         with bfloat16_products(left.device) if exact else nullcontext():
             for x, y in zip(left.split(_TOKENS), right.split(_TOKENS), strict=True):
                 apart, y = (x - y).float(), y.float()
-                for first in range(0, len(self.sum), _PANEL):
+                for first in range(0, len(self._sum), _PANEL):
                     rows = slice(first, first + _PANEL)
-                    self.sum[rows].addmm_(apart[:, rows].t(), y)
+                    self._sum[rows].addmm_(apart[:, rows].t(), y)
+
+    def matrix(self) -> Tensor:
+        """The sum, in bfloat16 where products of that are fast: eight bits of so small a
+        correction are plenty."""
+        fast = multiplies_bfloat16(self._sum.device)
+        return self._sum.to(torch.bfloat16) if fast else self._sum
 
 
 def new_moment(kind: Kind, width: int, device: torch.device) -> Moment:
@@ -137,8 +143,8 @@ class InputStatistics:
     consumers: names of the linears within the block, in order of execution; width: features;
     moment: summed over ``tokens`` tokens; energy: each consumer's squared output without its
     bias, summed over features and tokens (by a sample of them), a float64 number on the device;
-    drift: (X - Y)ᵀ Y with X what the unquantized model reads, where ``moment`` is of what the
-    quantized one does, Y (``propagate: corrected``).
+    drift: (X - Y)ᵀ Y, in float32 or bfloat16, with X what the unquantized model reads, where
+    ``moment`` is of what the quantized one does, Y (``propagate: corrected``).
     """
 
     consumers: list[str]

@@ -8,10 +8,7 @@ looks at (W + C - Ŵ) T, where H = T Tᵀ and T is triangular; and C T is W (X -
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-
-from quantkit.parallel import multiplies_bfloat16
 
 _SHARE = 0.5  # of the drift, that is made up for
 
@@ -19,14 +16,7 @@ _SHARE = 0.5  # of the drift, that is made up for
 def pull(weight: Tensor, drift: Tensor, order: Tensor) -> Tensor:
     """A share of W (X - Y)ᵀ Y, (out, in) float32, its columns in ``order`` (in).
 
-    weight: rows of W (out, in), of any float dtype; drift: see ``compact``.
+    weight: rows of W (out, in), of any float dtype; drift: (X - Y)ᵀ Y (in, in), in whose dtype
+    the product is taken.
     """
     return (weight.to(drift.dtype) @ drift).float().index_select(1, order).mul_(_SHARE)
-
-
-def compact(drift: Tensor, device: torch.device) -> Tensor:
-    """(X - Y)ᵀ Y (in, in) as ``pull`` takes it, on ``device``.
-
-    Eight bits of so small a correction are plenty, and their products several times as fast.
-    """
-    return drift.to(device, torch.bfloat16 if multiplies_bfloat16(device) else torch.float32)

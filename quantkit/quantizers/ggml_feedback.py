@@ -27,7 +27,7 @@ from torch import Tensor
 
 from quantkit.errors import InputError
 from quantkit.quantizers.cholesky import cholesky_
-from quantkit.quantizers.drift import compact, pull
+from quantkit.quantizers.drift import pull
 from quantkit.quantizers.ggml import GgmlTensor, row_bytes
 from quantkit.quantizers.ggml_blocks import LAYOUTS
 from quantkit.quantizers.ggml_scales import Rounding, Scales
@@ -58,7 +58,7 @@ class Factor:
 
     grouped: columns of a group stay together; free: by falling energy alone, None where that
     wouldn't pay. H was divided by ``mean``, the mean diagonal; λ is ``damping`` times it. drift:
-    (X - Y)ᵀ Y, divided likewise, None where inputs haven't drifted.
+    (X - Y)ᵀ Y as it was summed, None where inputs haven't drifted.
     """
 
     grouped: Order
@@ -100,8 +100,7 @@ def factorize(
             continue
         heavy = bool(energy.median() < _HEAVY_TAIL * mean)
         free = _factorize(moment, _falling(energy), mean, share, threads) if heavy else None
-        pulling = None if drift is None else compact(drift / mean, torch.device("cpu"))
-        return Factor(grouped, free, mean, share, pulling)
+        return Factor(grouped, free, mean, share, None if drift is None else drift.cpu())
     return None
 
 
@@ -180,7 +179,7 @@ def _visit(
     work = weight.t()[order.columns].contiguous()
     codes = torch.empty_like(work, dtype=torch.int8)
     loss = torch.zeros_like(work[0])
-    moved = None if factor.drift is None else _moved(weight, order, factor.drift)
+    moved = None if factor.drift is None else _moved(weight, order, factor.drift, factor.mean)
     for first in range(0, len(work), _BLOCK):
         last = min(first + _BLOCK, len(work))
         # What the columns before have put into these of D V, by products of one fixed shape.
@@ -215,9 +214,9 @@ def _visit(
     return stored, total(loss) * factor.mean
 
 
-def _moved(weight: Tensor, order: Order, drift: Tensor) -> Tensor:
+def _moved(weight: Tensor, order: Order, drift: Tensor, mean: float) -> Tensor:
     """What drift puts into the columns of D V, in their order, (in, out)."""
-    pulled = pull(weight, drift, order.columns).t()
+    pulled = pull(weight, drift, order.columns).div_(mean).t()
     return torch.linalg.solve_triangular(order.upper, pulled, upper=True)
 
 

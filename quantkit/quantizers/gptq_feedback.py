@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from quantkit.quantizers.cholesky import cholesky_
-from quantkit.quantizers.drift import compact, pull
+from quantkit.quantizers.drift import pull
 from quantkit.quantizers.grid import Grid, QuantizedTensor, fit, grouped, search_range
 
 if TYPE_CHECKING:
@@ -107,8 +107,7 @@ def factorize(
             # the calibration tokens more closely: with four bits and more, too closely.
             importance = pivots if group else diagonal[order].sqrt()
             unit = hessian.div_(pivots)
-            pulling = None if drift is None else compact(drift, drift.device)
-            return Factor(unit, pivots, order, importance, group, damping, ridge, pulling)
+            return Factor(unit, pivots, order, importance, group, damping, ridge, drift)
     return None
 
 
