@@ -65,13 +65,13 @@ def hidden() -> list[Tensor]:
 def test_a_finished_part_is_its_last_linear_alone(hidden, as_tuple) -> None:
     block = Block(as_tuple=as_tuple)
     replay, read = observed(block, hidden)
-    assert replay.wants(["first.down"]) and not replay.wants(["first.up", "last"])
+    assert replay.keep(["first.down"], read) and not replay.keep(["first.up", "last"], read)
     whole = [block(rows) for rows in hidden]
-    replay.finish(["first.up"], HiddenStates())
+    replay.finish(["first.up"])
     block.first.computed = 0
     given = [replay.compute(n, batch(h), lambda h=h: block(h)) for n, h in enumerate(hidden)]
     assert block.first.computed == len(hidden)  # nothing is known yet
-    replay.finish(["first.down"], read)
+    replay.finish(["first.down"])
     block.first.computed = 0
     given = [replay.compute(n, batch(h), lambda h=h: block(h)) for n, h in enumerate(hidden)]
     assert block.first.computed == 1  # in the first place, to compare
@@ -82,7 +82,8 @@ def test_a_finished_part_is_its_last_linear_alone(hidden, as_tuple) -> None:
 def test_a_part_in_which_a_linear_is_left_is_computed(hidden) -> None:
     block = Block()
     replay, read = observed(block, hidden)
-    replay.finish(["first.down"], read)
+    replay.keep(["first.down"], read)
+    replay.finish(["first.down"])
     block.first.computed = 0
     replay.compute(1, batch(hidden[1]), lambda: block(hidden[1]))
     assert block.first.computed == 1
@@ -90,17 +91,18 @@ def test_a_part_in_which_a_linear_is_left_is_computed(hidden) -> None:
 
 @torch.inference_mode()
 def test_what_goes_on_after_the_last_linear_is_no_part(hidden) -> None:
-    replay, _ = observed(Block(doubled=True), hidden)
-    assert not replay.wants(["first.up", "first.down", "last"])
+    replay, read = observed(Block(doubled=True), hidden)
+    assert not replay.keep(["first.up", "first.down", "last"], read)
 
 
 @torch.inference_mode()
 def test_where_a_part_gives_something_else_all_is_computed(hidden) -> None:
     block = Block()
     replay, read = observed(block, hidden)
-    replay.finish(["first.up", "first.down"], read)
+    replay.keep(["first.down"], read)
+    replay.finish(["first.up", "first.down"])
     block.first.doubled = True  # it wasn't when it was watched
     whole = [block(rows) for rows in hidden]
     given = [replay.compute(n, batch(h), lambda h=h: block(h)) for n, h in enumerate(hidden)]
     assert all(map(torch.equal, given, whole))
-    assert not replay.wants(["first.down"])
+    assert not replay.keep(["first.down"], read)

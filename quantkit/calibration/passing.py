@@ -208,7 +208,6 @@ class CalibrationPass:
 
         Its readers must have got their new weights before the next one is asked for.
         """
-        device = self.stream.device
 
         def remembered(width: int, device: torch.device) -> _Remembered:
             return _Remembered(self._spare(f"inputs-{len(meter.inputs)}"), device)
@@ -222,25 +221,10 @@ class CalibrationPass:
                 forget()
                 step()
         for group in meter.inputs:
-            remembering = group.moment
-            assert isinstance(remembering, _Remembered)
-            read, wanted = remembering.rows, replay.wants(group.consumers)
-            group.moment = moment = Gram(group.width, device)
-            drift = Drift(group.width, device)
-            del remembering
-            for place, batch in enumerate(self._batches):
-                reads = partial(self._reads, index, block, place, group.consumers[0])
-                rows = replay.compute(place, batch, reads)
-                moment.add(rows)
-                drift.add(read.read(place), rows)
-                if wanted:
-                    read.replace(place, rows)
-            group.drift = drift.matrix()
-            del moment, drift  # they are large
+            self._measure_beside(index, block, group, replay)
             yield group
-            replay.finish(group.consumers, read)
-            group.moment, group.drift = Diagonal(0, device), None
-            del read
+            replay.finish(group.consumers)
+            group.moment, group.drift = Diagonal(0, self.stream.device), None  # they are large
             return_free_blocks()
         for place, batch in enumerate(self._batches):
             was = self._drifted.read(place)
@@ -248,6 +232,23 @@ class CalibrationPass:
             self._drifted.write(place, replay.compute(place, batch, becomes))
             step()
         self._snapshot, self._drift = self._hidden.turn(), self._drifted.turn()
+
+    def _measure_beside(
+        self, index: int, block: nn.Module, group: InputStatistics, replay: Replay
+    ) -> None:
+        """Measure an input as the block is now, beside the same input as it is remembered."""
+        remembered, device = group.moment, self.stream.device
+        assert isinstance(remembered, _Remembered)
+        moment, drift = Gram(group.width, device), Drift(group.width, device)
+        kept = replay.keep(group.consumers, remembered.rows)
+        for place, batch in enumerate(self._batches):
+            reads = partial(self._reads, index, block, place, group.consumers[0])
+            rows = replay.compute(place, batch, reads)
+            moment.add(rows)
+            drift.add(remembered.rows.read(place), rows)
+            if kept:
+                remembered.rows.replace(place, rows)
+        group.moment, group.drift = moment, drift.matrix()
 
     def _reads(self, index: int, block: nn.Module, place: int, name: str) -> Tensor:
         """What the linear ``name`` reads as the block is now, (tokens, width)."""

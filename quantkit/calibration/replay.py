@@ -41,7 +41,7 @@ class Replay:
         self._linears = linears
         self._parts: dict[str, _Part] = {}  # by the linear that is last
         self._finished: set[str] = set()
-        self._kept: dict[str, HiddenStates] = {}  # the input of such a linear
+        self._inputs: dict[str, HiddenStates] = {}  # of such a linear
 
     @contextmanager
     def watching(self, batch: Batch) -> Iterator[None]:
@@ -65,43 +65,42 @@ class Replay:
                 if value.shape[:-1] == batch.ids.shape:
                     self._parts[last] = _Part(self._block.get_submodule(name), inside, len(beside))
 
-    def wants(self, linears: Iterable[str]) -> bool:
-        """Whether what ``linears`` read should be kept."""
-        return any(name in self._parts for name in linears)
+    def keep(self, linears: Iterable[str], read: HiddenStates) -> bool:
+        """Whether it pays to put what ``linears`` read into ``read``, before they are finished."""
+        lasts = [name for name in linears if name in self._parts]
+        self._inputs.update(dict.fromkeys(lasts, read))
+        return bool(lasts)
 
-    def finish(self, linears: Iterable[str], read: HiddenStates) -> None:
-        """Take in that ``linears`` have their new weights; read: what they do, where it is kept."""
-        linears = list(linears)
+    def finish(self, linears: Iterable[str]) -> None:
+        """Take in that ``linears`` have their new weights."""
         self._finished.update(linears)
-        for name in linears:
-            if name in self._parts and self._parts[name].linears <= self._finished:
-                self._kept[name] = read
 
     def compute(self, place: int, batch: Batch, forward: Callable[[], Tensor]) -> Tensor:
         """What ``forward`` of ``batch`` gives, without computing again what is known.
 
         In the first place it is computed in both ways: where they differ, nothing is known.
         """
-        if not self._kept:
+        known = [last for last in self._inputs if self._parts[last].linears <= self._finished]
+        if not known:
             return forward()
         with ExitStack() as stack:
-            for last, rows in self._kept.items():
-                stack.enter_context(self._replaying(last, rows.read(place), batch))
+            for last in known:
+                stack.enter_context(self._replaying(last, place, batch))
             found = forward()
         if place == 0:
             whole = forward()
             if not torch.equal(found, whole):
                 self._parts.clear()
-                self._kept.clear()
+                self._inputs.clear()
                 return whole
         return found
 
     @contextmanager
-    def _replaying(self, last: str, read: Tensor, batch: Batch) -> Iterator[None]:
-        part, linear = self._parts[last], self._linears[last]
+    def _replaying(self, last: str, place: int, batch: Batch) -> Iterator[None]:
+        part, linear, rows = self._parts[last], self._linears[last], self._inputs[last]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            return part.returns(linear(read.view(*batch.ids.shape, -1)))
+            return part.returns(linear(rows.read(place).view(*batch.ids.shape, -1)))
 
         with forward_as(part.module, forward):
             yield

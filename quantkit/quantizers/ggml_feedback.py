@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from quantkit.errors import InputError
+from quantkit.parallel import multiplies_bfloat16
 from quantkit.quantizers.cholesky import cholesky_
 from quantkit.quantizers.drift import pull
 from quantkit.quantizers.ggml import GgmlTensor, row_bytes
@@ -100,7 +101,7 @@ def factorize(
             continue
         heavy = bool(energy.median() < _HEAVY_TAIL * mean)
         free = _factorize(moment, _falling(energy), mean, share, threads) if heavy else None
-        return Factor(grouped, free, mean, share, None if drift is None else drift.cpu())
+        return Factor(grouped, free, mean, share, None if drift is None else _compact(drift))
     return None
 
 
@@ -212,6 +213,12 @@ def _visit(
     stored = torch.empty_like(codes)
     stored[order.columns] = codes
     return stored, total(loss) * factor.mean
+
+
+def _compact(drift: Tensor) -> Tensor:
+    """On the CPU, in a dtype whose products are fast there."""
+    drift = drift.cpu()
+    return drift if multiplies_bfloat16(drift.device) else drift.float()
 
 
 def _moved(weight: Tensor, order: Order, drift: Tensor, mean: float) -> Tensor:

@@ -148,22 +148,20 @@ def feedback(
     """Quantize ``weight`` (out, in; any float dtype). Its tensor, and each row's Gram loss (out,);
     where inputs have drifted, the loss of the corrected weights, which counts λ too."""
     order, unit = factor.order, factor.unit
-    moved = None if factor.drift is None else _moved(weight, factor, factor.drift)
-    weight = weight.float()
     # Transposed, so that a column is contiguous: (in, out), rows in visiting order.
-    original = weight.index_select(1, order).t().contiguous()
+    original = weight.float().index_select(1, order).t().contiguous()
     work = original.clone()  # with the errors of the columns visited added
-    if moved is not None:
-        work += moved
+    if factor.drift is not None:
+        work += _moved(weight, factor, factor.drift)
     group_of = (order // grid.columns(weight.shape[1])).tolist()
     if factor.group is None:
         block = settings.block_size
         importance = torch.empty_like(factor.importance)
         importance[order] = factor.importance
-        ranges = _Ranges.of(grid, *_fit(weight, grid, importance, settings))
+        ranges = _Ranges.of(grid, *_fit(weight.float(), grid, importance, settings))
     else:
         block = factor.group
-        empty = weight.new_empty(len(weight), len(order) // block)
+        empty = work.new_empty(len(weight), len(order) // block)
         ranges = _Ranges.of(grid, empty, empty.clone())
     codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
     loss, distance = torch.zeros(2, work.shape[1], device=work.device)
