@@ -32,11 +32,11 @@ class Judge:
 
     def mean_kl(self, file: Path) -> tuple[float, float]:
         """Mean KL divergence of ``file`` in nats, and its standard error."""
-        said = self._run(file, "--kl-divergence-base", str(self._logits), "--kl-divergence")
-        found = _MEAN.search(said)
-        if found is None:
-            raise SystemExit(f"{self._tool.name} said no mean KL divergence of {file}")
-        return float(found[1]), float(found[2])
+        for _ in range(2):  # once in some hundred runs it ends well and leaves its summary out
+            said = self._run(file, "--kl-divergence-base", str(self._logits), "--kl-divergence")
+            if found := _MEAN.search(said):
+                return float(found[1]), float(found[2])
+        raise SystemExit(f"{self._tool.name} said no mean KL divergence of {file}")
 
     def _run(self, model: Path, *arguments: str) -> str:
         command = [str(self._tool), "-m", str(model), *self._text, *arguments]
