@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from quantkit.assembly import gguf
+from quantkit.calibration import passing
 from quantkit.calibration.passing import CalibrationPass, Wanted
+from quantkit.calibration.replay import Replay
 from quantkit.calibration.text import Rows
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.packed import open_artifact
@@ -65,6 +68,33 @@ def test_both_models_inputs_are_those_of_the_whole_models(tiny, model_type) -> N
                     block.get_submodule(consumer).weight.data = value.clone()
                     done += 1
     assert done == sum(len(skeleton.linears(index)) for index in range(len(skeleton.layers)))
+
+
+def measured(directory: Path) -> list[torch.Tensor]:
+    """All moments and drifts of a model whose weights become eighths."""
+    ids = torch.randint(0, 96, (3, 16), generator=torch.Generator().manual_seed(5))
+    checkpoint = Checkpoint(directory)
+    stream = Stream(Skeleton(checkpoint), checkpoint, torch.device("cpu"))
+    calibration = CalibrationPass(stream, Rows(ids, "", 3), Wanted("gram", propagate="corrected"))
+    found = []
+    for index in range(len(stream.skeleton.layers)):
+        with stream.block(index) as block:
+            for group in calibration.corrected(index, block, lambda: None):
+                found += [group.moment.matrix(), group.drift]
+                for consumer in group.consumers:
+                    weight = block.get_submodule(consumer).weight
+                    weight.data = (weight.data * 8).round() / 8
+    return found
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_what_is_not_computed_again_changes_nothing(tiny, model_type, monkeypatch) -> None:
+    monkeypatch.setattr(passing, "_TOKENS_PER_BATCH", 16)  # so that there are several
+    found = measured(tiny(model_type))
+    monkeypatch.setattr(Replay, "keep", lambda self, linears, read: False)
+    whole = measured(tiny(model_type))
+    assert len(found) == len(whole) >= 12
+    assert all(map(torch.equal, found, whole))
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "olmo2", "qwen3"])
