@@ -39,7 +39,7 @@ def read(model, name: str, ids: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_both_models_inputs_are_those_of_the_whole_models(tiny, model_type) -> None:
-    """Every linear is quantized as soon as its input is known, here to eighths."""
+    """Every linear is quantized as soon as its input is known, here to 64ths."""
     directory = tiny(model_type)
     ids = torch.randint(0, 96, (4, 16), generator=torch.Generator().manual_seed(5))
     checkpoint = Checkpoint(directory)
@@ -63,7 +63,7 @@ def test_both_models_inputs_are_those_of_the_whole_models(tiny, model_type) -> N
                 if index:
                     assert (x - y).norm() > 1e-3 * y.norm()
                 for name, consumer in zip(names, group.consumers, strict=True):
-                    value = (changed.get_submodule(name).weight.data * 8).round() / 8
+                    value = (changed.get_submodule(name).weight.data * 64).round() / 64
                     changed.get_submodule(name).weight.data = value
                     block.get_submodule(consumer).weight.data = value.clone()
                     done += 1
@@ -71,7 +71,7 @@ def test_both_models_inputs_are_those_of_the_whole_models(tiny, model_type) -> N
 
 
 def measured(directory: Path) -> list[torch.Tensor]:
-    """All moments and drifts of a model whose weights become eighths."""
+    """All moments and drifts of a model whose weights are rounded to 64ths."""
     ids = torch.randint(0, 96, (3, 16), generator=torch.Generator().manual_seed(5))
     checkpoint = Checkpoint(directory)
     stream = Stream(Skeleton(checkpoint), checkpoint, torch.device("cpu"))
@@ -83,7 +83,7 @@ def measured(directory: Path) -> list[torch.Tensor]:
                 found += [group.moment.matrix(), group.drift]
                 for consumer in group.consumers:
                     weight = block.get_submodule(consumer).weight
-                    weight.data = (weight.data * 8).round() / 8
+                    weight.data = (weight.data * 64).round() / 64
     return found
 
 
