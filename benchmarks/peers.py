@@ -140,12 +140,7 @@ JOBS: dict[str, tuple[Tool, ...]] = {
     "q4_k_m-imatrix": (
         ours("gguf-q4-k-m", SAMPLES),
         ours("gguf-q4-k-m-gptq", SAMPLES, name=f"{OURS}, error feedback"),
-        ours(
-            "gguf-q4-k-m-gptq",
-            SAMPLES,
-            "quantize.propagate=corrected",
-            name=f"{OURS}, error feedback, corrected",
-        ),
+        ours("gguf-q4-k-m-corrected", SAMPLES, name=f"{OURS}, error feedback, corrected"),
         peer(
             "llama.cpp",
             "q4_k_m-imatrix",

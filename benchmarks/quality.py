@@ -71,7 +71,7 @@ def integers(bits: int, *, symmetric: bool) -> list[Contestant]:
     found = [
         ours("quantkit gptq", "gptq-w4-g128", *grid),
         ours("quantkit gptq, quantized", "gptq-w4-g128", *grid, "quantize.propagate=quantized"),
-        ours("quantkit gptq, corrected", "gptq-w4-g128", *grid, "quantize.propagate=corrected"),
+        ours("quantkit gptq, corrected", "gptq-w4-g128-corrected", *grid),
         peer("llm-compressor GPTQ", "llm-compressor", "llm_compressor.py", "gptq", *flags),
         peer("GPTQModel", "gptqmodel", "gptq_model.py", "gptq", *flags),
         peer("AutoRound, 200 iterations", "auto-round", "autoround.py", "gptq", *flags),
@@ -90,9 +90,7 @@ def mix(name: str) -> list[Contestant]:
     chosen = f"quantize.mix={name}"
     return [
         ours("quantkit gptq", "gguf-q4-k-m-gptq", chosen),
-        ours(
-            "quantkit gptq, corrected", "gguf-q4-k-m-gptq", chosen, "quantize.propagate=corrected"
-        ),
+        ours("quantkit gptq, corrected", "gguf-q4-k-m-corrected", chosen),
         ours("quantkit ggml, importance weights", "gguf-q4-k-m", chosen),
         peer(
             "llama.cpp, importance weights",

@@ -12,29 +12,29 @@ from quantkit.model.stream import Batch
 
 
 class Mlp(nn.Module):
-    """Ends in ``down``; counts how often it is computed, and adds ``extra`` from outside."""
+    """Ends in ``down``; counts its forwards. beside: what it returns with its tensor."""
 
-    def __init__(self, *, as_tuple: bool, doubled: bool) -> None:
+    def __init__(self, *, beside: tuple[None, ...] | None, doubled: bool) -> None:
         super().__init__()
         self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
-        self.as_tuple, self.doubled, self.computed = as_tuple, doubled, 0
+        self.beside, self.doubled, self.computed = beside, doubled, 0
 
-    def forward(self, hidden: Tensor) -> Tensor | tuple[Tensor, None]:
+    def forward(self, hidden: Tensor) -> Tensor | tuple[Tensor | None, ...]:
         self.computed += 1
         made = self.down(self.up(hidden).relu())
         made = made * 2 if self.doubled else made
-        return (made, None) if self.as_tuple else made
+        return made if self.beside is None else (made, *self.beside)
 
 
 class Block(nn.Module):
-    def __init__(self, *, as_tuple: bool = False, doubled: bool = False) -> None:
+    def __init__(self, *, beside: tuple[None, ...] | None = None, doubled: bool = False) -> None:
         super().__init__()
-        self.first = Mlp(as_tuple=as_tuple, doubled=doubled)
+        self.first = Mlp(beside=beside, doubled=doubled)
         self.last = nn.Linear(8, 8)
 
     def forward(self, hidden: Tensor) -> Tensor:
         made = self.first(hidden)
-        return hidden + self.last(made[0] if self.first.as_tuple else made)
+        return hidden + self.last(made if self.first.beside is None else made[0])
 
 
 def observed(block: Block, hidden: list[Tensor]) -> tuple[Replay, HiddenStates]:
@@ -60,10 +60,10 @@ def hidden() -> list[Tensor]:
     return list(torch.randn(3, 2, 5, 8, generator=torch.Generator().manual_seed(3)))
 
 
-@pytest.mark.parametrize("as_tuple", [False, True])
+@pytest.mark.parametrize("beside", [None, (), (None,)])
 @torch.inference_mode()
-def test_a_finished_part_is_its_last_linear_alone(hidden, as_tuple) -> None:
-    block = Block(as_tuple=as_tuple)
+def test_a_finished_part_is_its_last_linear_alone(hidden, beside) -> None:
+    block = Block(beside=beside)
     replay, read = observed(block, hidden)
     assert replay.keep(["first.down"], read) and not replay.keep(["first.up", "last"], read)
     whole = [block(rows) for rows in hidden]

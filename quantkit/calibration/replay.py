@@ -22,15 +22,15 @@ from quantkit.model.stream import Batch, forward_as
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of a block; linears: the names of all in it; beside: how many times None it returns
-    beside its tensor, which stands alone for none."""
+    """A part of a block; linears: the names of all in it; beside: what it returns in a tuple with
+    its tensor, None where it returns the tensor alone."""
 
     module: nn.Module
     linears: frozenset[str]
-    beside: int
+    beside: tuple[None, ...] | None
 
     def returns(self, value: Tensor) -> Tensor | tuple[Tensor | None, ...]:
-        return (value, *[None] * self.beside) if self.beside else value
+        return value if self.beside is None else (value, *self.beside)
 
 
 class Replay:
@@ -58,12 +58,12 @@ class Replay:
         once = {name: made[0] for name, made in outputs.items() if len(made) == 1}
         lasts = {id(once[name]): name for name in self._linears if name in once}
         for name, output in once.items():  # what is around others returns after them
-            value, *beside = output if isinstance(output, tuple) else (output,)
+            value, beside = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
             last = lasts.get(id(value), "")
-            if last.startswith(f"{name}.") and beside == [None] * len(beside):
+            if last.startswith(f"{name}.") and all(other is None for other in beside or ()):
                 inside = frozenset(n for n in self._linears if n.startswith(f"{name}."))
                 if value.shape[:-1] == batch.ids.shape:
-                    self._parts[last] = _Part(self._block.get_submodule(name), inside, len(beside))
+                    self._parts[last] = _Part(self._block.get_submodule(name), inside, beside)
 
     def keep(self, linears: Iterable[str], read: HiddenStates) -> bool:
         """Whether it pays to put what ``linears`` read into ``read``, before they are finished."""
