@@ -58,11 +58,11 @@ class Replay:
         once = {name: made[0] for name, made in outputs.items() if len(made) == 1}
         lasts = {id(once[name]): name for name in self._linears if name in once}
         for name, output in once.items():  # what is around others returns after them
-            value, beside = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
-            last = lasts.get(id(value), "")
+            beside = output[1:] if type(output) is tuple else None
+            last = lasts.get(id(output if beside is None else next(iter(output), None)), "")
             if last.startswith(f"{name}.") and all(other is None for other in beside or ()):
                 inside = frozenset(n for n in self._linears if n.startswith(f"{name}."))
-                if value.shape[:-1] == batch.ids.shape:
+                if once[last].shape[:-1] == batch.ids.shape:
                     self._parts[last] = _Part(self._block.get_submodule(name), inside, beside)
 
     def keep(self, linears: Iterable[str], read: HiddenStates) -> bool:
