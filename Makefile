@@ -39,7 +39,7 @@ test: setup ## Run the tests
 	$(BIN)/python -m pytest
 
 test-engines: setup ## Run artifacts in vLLM, transformers and llama.cpp: docs/compatibility.md
-	$(BIN)/python -m tests.engines.run $(if $(ENGINES),--engines $(ENGINES)) \
+	$(BIN)/python -m tests.compatibility.run $(if $(ENGINES),--engines $(ENGINES)) \
 		$(if $(filter command,$(origin RECIPES)),--recipes $(RECIPES))
 
 lint: setup ## Check style and types

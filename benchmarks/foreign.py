@@ -73,9 +73,9 @@ CASES = (
 
 def feed(work: Path) -> Path:
     """The demo model as every peer's transformers reads it, and rows to calibrate with."""
+    from quantkit.base.resources import demo_model
     from quantkit.calibration.text import load_tokenizer, pack
-    from quantkit.resources import demo_model
-    from quantkit.suite import load_suite
+    from quantkit.recipes.suite import load_suite
 
     folder = work / "feed"
     if folder.is_dir():
@@ -134,13 +134,13 @@ def make(case: Case, source: Path, work: Path, directory: Path) -> str | None:
 
 def judge(cases: list[Case], source: Path, work: Path) -> list[dict[str, object]]:
     """Perplexity and KL divergence of each artifact, and of the peer's own weights."""
+    from quantkit.base.progress import Silent
     from quantkit.checkpoint.reader import Checkpoint
-    from quantkit.evaluate import evaluate
-    from quantkit.examine import examine
-    from quantkit.formats import compressed
-    from quantkit.progress import Silent
-    from quantkit.quantizers import inputs
-    from quantkit.suite import load_suite
+    from quantkit.commands.eval import evaluate
+    from quantkit.commands.inspect import examine
+    from quantkit.formats import compressed_tensors as compressed
+    from quantkit.methods import inputs
+    from quantkit.recipes.suite import load_suite
 
     suite = load_suite("demo")
     suite.suite = suite.suite.model_copy(update={"regression": None})

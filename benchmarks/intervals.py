@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
 
-from quantkit.quality.significance import mean_interval
+from quantkit.judging.significance import mean_interval
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data" / "demo_row_sums.json"
 RESAMPLES = 1999

@@ -158,7 +158,7 @@ def make_feed(options: argparse.Namespace) -> Path:
     """What the peers' jobs read: the model, and the calibration rows as ids and as text."""
     from quantkit.calibration.text import load_tokenizer, pack
     from quantkit.checkpoint.reader import Checkpoint
-    from quantkit.formats.gguf_writer import write_bf16
+    from quantkit.formats.gguf.writer import write_bf16
 
     feed: Path = options.out / "feed"
     feed.mkdir(parents=True, exist_ok=True)
@@ -210,7 +210,7 @@ def make(
 
 def recipe_keys(recipe: str) -> set[str]:
     """The sections that a shipped recipe has."""
-    from quantkit.recipe import load_recipe
+    from quantkit.recipes.recipe import load_recipe
 
     return set(load_recipe(recipe).recipe.model_dump(exclude_none=True))
 

@@ -17,9 +17,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from quantkit import resources
-from quantkit.errors import ExitCode
-from quantkit.recipe import Recipe, shipped_recipes
+from quantkit.base import resources
+from quantkit.base.errors import ExitCode
+from quantkit.recipes.recipe import Recipe, shipped_recipes
 
 SUITE = "demo"
 # The versions that were tried, and what doesn't load, are in docs/artifacts.md.

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from quantkit.recipe import load_recipe
+from quantkit.recipes.recipe import load_recipe
 
 RECIPES = ["awq-w4-g128", "gptq-w4-g128", "gptq-w3", "rtn-w4-g128", "gguf-q4-k-m", "nf4"]
 

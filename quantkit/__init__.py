@@ -1,3 +1,5 @@
 """QuantKit: a recipe in, a judged artifact and one table out."""
 
-__version__ = "0.1.0"
+from quantkit.base.version import __version__
+
+__all__ = ["__version__"]

@@ -26,13 +26,13 @@ from quantkit.calibration.activations import HiddenStates
 from quantkit.calibration.passing import CalibrationPass, Wanted
 from quantkit.calibration.statistics import InputStatistics
 from quantkit.checkpoint.journal import Step
-from quantkit.formats.gguf_writer import Made, WrittenTensor, intact, write_blocks, write_file
+from quantkit.formats.gguf.writer import Made, WrittenTensor, intact, write_blocks, write_file
+from quantkit.methods.block import LayerReport
+from quantkit.methods.ggml import types as ggml
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
-from quantkit.plan import GgufFilePlan
-from quantkit.quantizers import ggml
-from quantkit.quantizers.block import LayerReport
-from quantkit.recipe import Awq, Ggml, Gptq, GptqGguf, Rtn
+from quantkit.plan.linears import GgufFilePlan
+from quantkit.recipes.recipe import Awq, Ggml, Gptq, GptqGguf, Rtn
 
 
 def write_gguf(

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 from quantkit.assembly.run import Run
+from quantkit.base.errors import InputError
+from quantkit.base.parallel import spread
 from quantkit.calibration.statistics import InputStatistics
-from quantkit.errors import InputError
-from quantkit.formats.gguf_file import GgufTensorPlan
-from quantkit.formats.gguf_writer import Made, WrittenTensor
+from quantkit.formats.gguf.file import GgufTensorPlan
+from quantkit.formats.gguf.writer import Made, WrittenTensor
+from quantkit.methods.ggml import feedback as ggml_feedback
+from quantkit.methods.ggml import types as ggml
+from quantkit.methods.ggml.types import GgmlTensor, row_bytes
+from quantkit.methods.grids import gram_loss, total
 from quantkit.model.stream import Stream
-from quantkit.parallel import spread
-from quantkit.plan import GgufFilePlan
-from quantkit.quantizers import ggml, ggml_feedback
-from quantkit.quantizers.ggml import GgmlTensor, row_bytes
-from quantkit.quantizers.grid import gram_loss, total
-from quantkit.recipe import GptqGguf
+from quantkit.plan.linears import GgufFilePlan
+from quantkit.recipes.recipe import GptqGguf
 
 EMBEDDING = "token_embd.weight"
 # Rows of a matrix that is the embedding too are also read one by one: damping is what keeps

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from quantkit.assembly.linears import quantize_layer, wanted
 from quantkit.assembly.run import Run
-from quantkit.formats import gguf_grids
-from quantkit.formats.gguf_writer import Made, WrittenTensor, write_blocks
+from quantkit.formats.gguf import grids as gguf_grids
+from quantkit.formats.gguf.writer import Made, WrittenTensor, write_blocks
+from quantkit.methods.block import BlockResult
+from quantkit.methods.ggml import types as ggml
+from quantkit.methods.grids import QuantizedTensor
 from quantkit.model.stream import Stream
-from quantkit.plan import GgufFilePlan, LinearPlan
-from quantkit.quantizers import ggml
-from quantkit.quantizers.block import BlockResult
-from quantkit.quantizers.grid import QuantizedTensor
+from quantkit.plan.linears import GgufFilePlan, LinearPlan
 
 
 def write_grids(run: Run, plan: GgufFilePlan, linears: LinearPlan, path: Path) -> None:

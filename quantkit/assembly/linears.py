@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.assembly.run import Run
+from quantkit.base.errors import not_finite
+from quantkit.base.parallel import spread
 from quantkit.calibration.passing import CalibrationPass, Wanted
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import write_config
 from quantkit.checkpoint.writer import TensorWriter, Written, write_json
-from quantkit.errors import not_finite
 from quantkit.formats import packed
+from quantkit.methods.block import BlockResult, LayerReport, quantize_block
 from quantkit.model.stream import Stream
-from quantkit.parallel import spread
-from quantkit.plan import LinearPlan
-from quantkit.quantizers.block import BlockResult, LayerReport, quantize_block
-from quantkit.recipe import Awq, Gptq, SmoothQuant
+from quantkit.plan.linears import LinearPlan
+from quantkit.recipes.recipe import Awq, Gptq, SmoothQuant
 
 _AT_ONCE = 1 << 25  # bytes of a tensor that is copied
 

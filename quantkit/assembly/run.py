@@ -12,18 +12,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quantkit import __version__
+from quantkit.artifact.manifest import digests, file_digests, library_versions
+from quantkit.base.progress import Progress
+from quantkit.base.version import __version__
 from quantkit.calibration.activations import HiddenStates
 from quantkit.calibration.cache import Keeper, find
 from quantkit.calibration.passing import CalibrationPass, Wanted
 from quantkit.calibration.text import Rows
-from quantkit.checkpoint.adapted import AdaptedCheckpoint
 from quantkit.checkpoint.journal import Journal
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import sidecars
-from quantkit.manifest import digests, file_digests, library_versions
+from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.model.stream import Stream
-from quantkit.progress import Progress
 
 
 @dataclass(frozen=True)

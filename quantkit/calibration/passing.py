@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from quantkit.base.parallel import return_free_blocks
 from quantkit.calibration.activations import HiddenStates, Snapshot
 from quantkit.calibration.cache import Keeper, Kept
 from quantkit.calibration.folds import Fold, find_folds
@@ -26,7 +27,6 @@ from quantkit.calibration.statistics import (
 )
 from quantkit.calibration.text import Rows
 from quantkit.model.stream import Batch, Stream
-from quantkit.parallel import return_free_blocks
 
 _TOKENS_PER_BATCH = 1024
 _PROBE_TOKENS = 64

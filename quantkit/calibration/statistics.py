@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from quantkit.parallel import bfloat16_products, multiplies_bfloat16
+from quantkit.base.parallel import bfloat16_products, multiplies_bfloat16
 
 Kind = Literal["gram", "diagonal"]
 _PANEL = 256  # rows of a Gram matrix that are summed together

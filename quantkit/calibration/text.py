@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantkit.calibration.dataset import Dataset, Document, read
-from quantkit.errors import InputError
+from quantkit.base.errors import InputError
+from quantkit.documents.dataset import Dataset, Document, read
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from quantkit.base.errors import InputError
 from quantkit.chat.layout import ChatLayout, Message, Place, Thinking, Turn, render
-from quantkit.errors import InputError
 
 KNOWN = (
     "a system prompt in a turn of its own (ChatML and Qwen, Llama 3, Phi, SmolLM, DeepSeek), in "

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from quantkit.base.errors import InputError, MachineError, QuantkitError
+from quantkit.base.progress import Progress
 from quantkit.checkpoint.writer import as_machine_error, partial_of, replace_output
-from quantkit.errors import InputError, MachineError, QuantkitError
-from quantkit.progress import Progress
 
 _SCRATCH, _FILE = "unfinished", "journal.jsonl"
 _DONE = {"done": True}

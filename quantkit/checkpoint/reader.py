@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from quantkit.errors import InputError
+from quantkit.base.errors import InputError
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quantkit.errors import InputError
-from quantkit.resources import demo_adapter, demo_model
+from quantkit.base.errors import InputError
+from quantkit.base.resources import demo_adapter, demo_model
 
 # Weights in safetensors and what lies beside them; pickles are never fetched.
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]

@@ -22,8 +22,8 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from quantkit.base.errors import InputError, MachineError
 from quantkit.checkpoint.reader import DTYPE_NAMES, DTYPES, INDEX_FILE, SINGLE_FILE
-from quantkit.errors import InputError, MachineError
 
 MANIFEST = "quantkit.json"
 _DEFAULT_SHARD = 5_000_000_000  # bytes, as the hub recommends

@@ -9,8 +9,8 @@ from typing import Annotated, ParamSpec
 
 import typer
 
-from quantkit import __version__
-from quantkit.errors import ExitCode, InputError, MachineError, QuantkitError
+from quantkit.base.errors import ExitCode, InputError, MachineError, QuantkitError
+from quantkit.base.version import __version__
 
 P = ParamSpec("P")
 
@@ -95,7 +95,7 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        from quantkit.console import Console
+        from quantkit.cli.console import Console
 
         as_json = bool(kwargs.get("as_json"))
         try:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from quantkit.base.errors import ExitCode
 from quantkit.cli.app import EXIT_CODES, AdapterOpt, JsonOpt, app, reported, with_weight
-from quantkit.errors import ExitCode
 
 ArtifactArg = Annotated[Path, typer.Argument(help="Directory or .gguf file, anyone's.")]
 
@@ -17,9 +17,9 @@ ArtifactArg = Annotated[Path, typer.Argument(help="Directory or .gguf file, anyo
 @reported
 def inspect_command(artifact: ArtifactArg, as_json: JsonOpt = False) -> None:
     """Say what an artifact is: format, schemes, size, producer, tokenizer, what loads it."""
-    from quantkit.console import Console
-    from quantkit.examine import examine
-    from quantkit.reports.facts import facts_table
+    from quantkit.cli.console import Console
+    from quantkit.commands.inspect import examine
+    from quantkit.reports.findings import facts_table
 
     console = Console(as_json=as_json)
     facts = examine(artifact)
@@ -44,14 +44,14 @@ def verify_command(
     """Check that an artifact is whole and that an engine runs it."""
     from quantkit.checkpoint.reader import Checkpoint
     from quantkit.checkpoint.source import locate
-    from quantkit.console import Console
-    from quantkit.reports.facts import checks_table
-    from quantkit.verify import verify
+    from quantkit.cli.console import Console
+    from quantkit.commands.verify import verify
+    from quantkit.reports.findings import checks_table
 
     console = Console(as_json=as_json)
     source = None if baseline is None else Checkpoint(locate(baseline))
     if source is not None and baseline is not None and adapters:
-        from quantkit.model.adapt import adapt
+        from quantkit.lora.open import adapt
 
         source = adapt(source, [with_weight(adapter) for adapter in adapters], baseline)
     result = verify(artifact, source, engine, console)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from quantkit.base.errors import InputError
 from quantkit.cli.app import (
     EXIT_CODES,
     AdapterOpt,
@@ -28,7 +29,6 @@ from quantkit.cli.app import (
     reported,
 )
 from quantkit.cli.verdict import finish, judge, write_comparison
-from quantkit.errors import InputError
 
 
 @app.command("eval", epilog=EXIT_CODES)
@@ -47,8 +47,8 @@ def eval_command(
     as_json: JsonOpt = False,
 ) -> None:
     """Judge artifacts by a suite, against the BF16 baseline."""
-    from quantkit.console import Console
-    from quantkit.suite import load_suite
+    from quantkit.cli.console import Console
+    from quantkit.recipes.suite import load_suite
 
     console = Console(as_json=as_json)
     loaded = load_suite(suite)
@@ -85,9 +85,9 @@ def bench_command(
     from quantkit.checkpoint.reader import Checkpoint
     from quantkit.checkpoint.source import locate
     from quantkit.checkpoint.writer import write_json
-    from quantkit.compare import describe_costs
-    from quantkit.console import Console
-    from quantkit.measure import Load, measure
+    from quantkit.cli.console import Console
+    from quantkit.commands.bench import Load, measure
+    from quantkit.commands.compare import describe_costs
     from quantkit.reports.terminal import models_table
 
     console = Console(as_json=as_json)
@@ -125,9 +125,9 @@ def compare_command(
     as_json: JsonOpt = False,
 ) -> None:
     """Judge and measure artifacts: one table, a verdict, and the way back."""
-    from quantkit.console import Console
-    from quantkit.measure import Load
-    from quantkit.suite import load_suite
+    from quantkit.cli.console import Console
+    from quantkit.commands.bench import Load
+    from quantkit.recipes.suite import load_suite
 
     console = Console(as_json=as_json)
     loaded = load_suite(suite)
@@ -160,7 +160,7 @@ def report_command(
     as_json: JsonOpt = False,
 ) -> None:
     """Make a report again from the JSON of a comparison."""
-    from quantkit.console import Console
+    from quantkit.cli.console import Console
     from quantkit.reports.files import read_comparison, render
 
     text = render(read_comparison(comparison), out)

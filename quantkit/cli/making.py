@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from quantkit.base.errors import InputError
 from quantkit.cli.app import (
     EXIT_CODES,
     AdapterOpt,
@@ -27,7 +28,6 @@ from quantkit.cli.app import (
     with_weight,
 )
 from quantkit.cli.verdict import finish, judge, write_comparison
-from quantkit.errors import InputError
 
 
 @app.command("quantize", epilog=EXIT_CODES)
@@ -61,11 +61,11 @@ def quantize_command(
     A run that was stopped leaves its finished blocks in OUT.partial; the same command goes on
     from there.
     """
-    from quantkit.console import Console
-    from quantkit.quantize import prepare, quantize
-    from quantkit.recipe import load_recipe
+    from quantkit.base.sizes import parse_size
+    from quantkit.cli.console import Console
+    from quantkit.commands.quantize import prepare, quantize
+    from quantkit.recipes.recipe import load_recipe
     from quantkit.reports.terminal import plan_table
-    from quantkit.sizes import parse_size
 
     console = Console(as_json=as_json)
     settings = list(settings or [])
@@ -124,14 +124,14 @@ def sweep_command(
 
     Artifacts that are there already, made of the same inputs, are kept.
     """
-    from quantkit.compare import describe
-    from quantkit.console import Console
-    from quantkit.measure import Load
-    from quantkit.quantize import made_already, prepare, quantize
-    from quantkit.recipe import load_recipe
+    from quantkit.base.sizes import parse_size
+    from quantkit.cli.console import Console
+    from quantkit.commands.bench import Load
+    from quantkit.commands.compare import describe
+    from quantkit.commands.quantize import made_already, prepare, quantize
+    from quantkit.recipes.recipe import load_recipe
+    from quantkit.recipes.suite import load_suite
     from quantkit.reports.terminal import models_table
-    from quantkit.sizes import parse_size
-    from quantkit.suite import load_suite
 
     console = Console(as_json=as_json)
     loaded_suite = load_suite(suite) if suite else None
@@ -208,8 +208,8 @@ def merge_command(
     as_json: JsonOpt = False,
 ) -> None:
     """Merge LoRA adapters into a checkpoint, one tensor at a time, and prove it equal."""
-    from quantkit.console import Console
-    from quantkit.merge import merge
+    from quantkit.cli.console import Console
+    from quantkit.commands.merge import merge
 
     console = Console(as_json=as_json)
     manifest = merge(

@@ -44,8 +44,8 @@ def export_command(
 
     The translation is proven to write the same text as the chat template before it is written.
     """
-    from quantkit.console import Console
-    from quantkit.export import export_ollama
+    from quantkit.cli.console import Console
+    from quantkit.commands.export import export_ollama
 
     console = Console(as_json=as_json)
     done = export_ollama(

@@ -7,15 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from quantkit.cli.app import (
-    EXIT_CODES,
-    JsonOpt,
-    SetOpt,
-    cache_app,
-    recipes_app,
-    reported,
-)
-from quantkit.errors import ExitCode, InputError
+from quantkit.base.errors import ExitCode, InputError
+from quantkit.cli.app import EXIT_CODES, JsonOpt, SetOpt, cache_app, recipes_app, reported
 
 
 @cache_app.command("list")
@@ -23,7 +16,7 @@ from quantkit.errors import ExitCode, InputError
 def cache_list(as_json: JsonOpt = False) -> None:
     """Name what is kept, where, and how much room it takes."""
     from quantkit.calibration import cache
-    from quantkit.console import Console
+    from quantkit.cli.console import Console
     from quantkit.reports.terminal import listing
 
     entries = cache.entries()
@@ -49,7 +42,7 @@ def cache_list(as_json: JsonOpt = False) -> None:
 def cache_clear(as_json: JsonOpt = False) -> None:
     """Remove everything that is kept."""
     from quantkit.calibration import cache
-    from quantkit.console import Console
+    from quantkit.cli.console import Console
 
     freed = cache.clear()
     Console(as_json=as_json).show({"freed_bytes": freed}, f"{freed / 1e6:,.1f} MB freed")
@@ -59,8 +52,8 @@ def cache_clear(as_json: JsonOpt = False) -> None:
 @reported
 def recipes_list(as_json: JsonOpt = False) -> None:
     """Name the shipped recipes."""
-    from quantkit.console import Console
-    from quantkit.recipe import shipped_recipes
+    from quantkit.cli.console import Console
+    from quantkit.recipes.recipe import shipped_recipes
     from quantkit.reports.terminal import listing
 
     recipes = [loaded.recipe for loaded in shipped_recipes()]
@@ -80,8 +73,8 @@ def recipes_show(
     """Show a recipe with every default written out, and its digest."""
     import yaml
 
-    from quantkit.console import Console
-    from quantkit.recipe import load_recipe
+    from quantkit.cli.console import Console
+    from quantkit.recipes.recipe import load_recipe
 
     loaded = load_recipe(recipe, settings).recipe
     content: dict[str, Any] = loaded.model_dump(mode="json", by_alias=True)
@@ -104,9 +97,9 @@ def recipes_check(
     as_json: JsonOpt = False,
 ) -> None:
     """Compare recipes and suites with their lock: a published version never changes."""
-    from quantkit import lock as locks
-    from quantkit import resources
-    from quantkit.console import Console
+    from quantkit.base import resources
+    from quantkit.cli.console import Console
+    from quantkit.recipes import lock as locks
     from quantkit.reports.terminal import listing
 
     folder = folder or resources.recipes()

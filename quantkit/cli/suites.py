@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from quantkit.base.errors import ExitCode
 from quantkit.cli.app import (
     EXIT_CODES,
     AdapterOpt,
@@ -19,7 +20,6 @@ from quantkit.cli.app import (
     suite_app,
     with_weight,
 )
-from quantkit.errors import ExitCode
 
 
 @suite_app.command("init", epilog=EXIT_CODES)
@@ -46,9 +46,9 @@ def suite_init(
 
     from quantkit.checkpoint.reader import Checkpoint
     from quantkit.checkpoint.source import locate
-    from quantkit.console import Console
-    from quantkit.model.adapt import adapt
-    from quantkit.record import record
+    from quantkit.cli.console import Console
+    from quantkit.commands.suite_init import record
+    from quantkit.lora.open import adapt
 
     console = Console(as_json=as_json)
     source = Checkpoint(locate(baseline))
@@ -88,10 +88,10 @@ def suite_check(
     as_json: JsonOpt = False,
 ) -> None:
     """Validate a suite and all that it names, without running a model."""
-    from quantkit.check import check
-    from quantkit.console import Console
-    from quantkit.recipe import load_recipe
-    from quantkit.suite import load_suite
+    from quantkit.cli.console import Console
+    from quantkit.commands.suite_check import check
+    from quantkit.recipes.recipe import load_recipe
+    from quantkit.recipes.suite import load_suite
 
     console = Console(as_json=as_json)
     loaded = load_suite(suite)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from quantkit.base.errors import ExitCode
 from quantkit.cli.app import with_weight
-from quantkit.errors import ExitCode
 
 if TYPE_CHECKING:
     from quantkit.checkpoint.reader import Checkpoint
-    from quantkit.console import Console
-    from quantkit.measure import Load
-    from quantkit.results import Comparison
-    from quantkit.suite import LoadedSuite
+    from quantkit.cli.console import Console
+    from quantkit.commands.bench import Load
+    from quantkit.recipes.suite import LoadedSuite
+    from quantkit.results.comparison import Comparison
 
 
 def judge(
@@ -38,14 +38,14 @@ def judge(
     """
     from quantkit.checkpoint.reader import Checkpoint
     from quantkit.checkpoint.source import locate
-    from quantkit.compare import compare
-    from quantkit.evaluate import evaluate
-    from quantkit.measure import measure
+    from quantkit.commands.bench import measure
+    from quantkit.commands.compare import compare
+    from quantkit.commands.eval import evaluate
 
     model, adapters = baseline
     source = Checkpoint(locate(model))
     if adapters:
-        from quantkit.model.adapt import adapt
+        from quantkit.lora.open import adapt
 
         source = adapt(source, [with_weight(adapter) for adapter in adapters], model)
     qualities = evaluate(
@@ -73,8 +73,8 @@ def _located(
     """The comparison with a localisation for each artifact that failed, or for all."""
     from dataclasses import replace
 
-    from quantkit.locate import locate
-    from quantkit.results import Verdict
+    from quantkit.judging.localize import locate
+    from quantkit.results.comparison import Verdict
 
     variants = []
     for variant in comparison.variants:
@@ -116,7 +116,7 @@ def finish(console: Console, comparison: Comparison, out: Path | None) -> None:
     from quantkit.reports.files import append_step_summary
     from quantkit.reports.losses import losses_table, summary
     from quantkit.reports.terminal import comparison_tables
-    from quantkit.results import Verdict
+    from quantkit.results.comparison import Verdict
 
     value = comparison.to_json()
     if out is not None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from quantkit.base.errors import InputError, MachineError
 from quantkit.engines import int4
-from quantkit.errors import InputError, MachineError
-from quantkit.formats.gguf_reader import gguf_files
+from quantkit.formats.gguf.reader import gguf_files
 from quantkit.formats.packed import PackedCheckpoint, open_artifact
 
 TRANSFORMERS, LLAMACPP, VLLM = "transformers", "llama.cpp", "vllm"

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantkit.errors import MachineError
+from quantkit.base.errors import MachineError
 from quantkit.formats.packed import PackedCheckpoint
+from quantkit.methods.grids import Grid, QuantizedTensor
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
-from quantkit.quantizers.grid import Grid, QuantizedTensor
 
 NAME = "quantkit-int4"
 _GROUP_SIZES = (32, 64, 128, 256)

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
-from quantkit.errors import InputError, not_installed
+from quantkit.base.errors import InputError, not_installed
 
 _ERRORS_ONLY = 1  # llama.cpp's log verbosity
 _ALL = 2**31 - 1  # of the vocabulary, however large

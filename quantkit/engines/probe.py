@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import QuantkitError
-from quantkit.results import Cost
+from quantkit.base.errors import QuantkitError
+from quantkit.results.comparison import Cost
 
 _BATCH = 8
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import InputError, MachineError, QuantkitError
+from quantkit.base.errors import InputError, MachineError, QuantkitError
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _int4(request: Request) -> Outcome:
 def _by_torch(model: Any, request: Request) -> Outcome:
     import torch
 
-    from quantkit.engines import hf
+    from quantkit.engines import transformers as hf
 
     prompts = [prompt for prompt in request.prompts if not isinstance(prompt, str)]
     finite = True

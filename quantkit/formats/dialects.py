@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quantkit.base.errors import InputError
 from quantkit.checkpoint.reader import read_json
-from quantkit.errors import InputError
 
 # AutoRound's packing_format → the format, and GPTQ's version.
 _AUTO_ROUND = {

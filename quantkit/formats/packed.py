@@ -15,14 +15,25 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from quantkit.base.errors import InputError
 from quantkit.checkpoint.reader import Checkpoint, Weights
-from quantkit.errors import InputError
-from quantkit.formats import awq_gemm, bnb, compressed, gptq_v1
+from quantkit.formats import (
+    awq as awq_gemm,
+)
+from quantkit.formats import (
+    bitsandbytes as bnb,
+)
+from quantkit.formats import (
+    compressed_tensors as compressed,
+)
+from quantkit.formats import (
+    gptq as gptq_v1,
+)
 from quantkit.formats.dialects import dialect_of, quantization_of
-from quantkit.formats.gguf_reader import GgufWeights, gguf_files
-from quantkit.quantizers.fp8 import Fp8Tensor
-from quantkit.quantizers.grid import Quantized, QuantizedTensor
-from quantkit.quantizers.inputs import Rounding
+from quantkit.formats.gguf.reader import GgufWeights, gguf_files
+from quantkit.methods.fp8 import Fp8Tensor
+from quantkit.methods.grids import Quantized, QuantizedTensor
+from quantkit.methods.inputs import Rounding
 
 _FORMATS: dict[str, ModuleType] = {
     "awq": awq_gemm,

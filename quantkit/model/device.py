@@ -6,7 +6,7 @@ import re
 
 import torch
 
-from quantkit.errors import InputError, MachineError
+from quantkit.base.errors import InputError, MachineError
 
 
 def resolve_device(name: str) -> torch.device:

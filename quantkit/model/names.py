@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
 
-from quantkit.errors import InputError
+from quantkit.base.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

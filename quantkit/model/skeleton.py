@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from quantkit.errors import InputError
+from quantkit.base.errors import InputError
 from quantkit.model.names import Described, match, refuse_experts
 
 if TYPE_CHECKING:

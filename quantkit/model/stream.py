@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from quantkit.base.errors import InputError
+from quantkit.base.parallel import Ahead, return_free_blocks
 from quantkit.checkpoint.reader import Checkpoint, TensorSource
-from quantkit.errors import InputError
 from quantkit.model.rounding import round_inputs
 from quantkit.model.skeleton import Skeleton
-from quantkit.parallel import Ahead, return_free_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

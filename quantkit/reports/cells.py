@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quantkit.quality.tasks import TaskResult
-from quantkit.results import CaseOutcome, Comparison, GateOutcome, Variant, Verdict
+from quantkit.results.comparison import CaseOutcome, Comparison, GateOutcome, Variant, Verdict
+from quantkit.results.harness import TaskResult
 
 Cell = Callable[[Variant], str | None]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from quantkit.reports.cells import allowed, ends, further, measured
-from quantkit.results import Comparison, Interval, Slice, Variant
+from quantkit.results.comparison import Comparison, Interval, Slice, Variant
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from quantkit.base.errors import InputError
 from quantkit.checkpoint.reader import read_json
 from quantkit.checkpoint.writer import write_json
-from quantkit.errors import InputError
 from quantkit.reports.html.page import comparison_html
 from quantkit.reports.junit import comparison_junit
 from quantkit.reports.markdown import comparison_markdown
 from quantkit.reports.table_csv import comparison_csv
-from quantkit.results import Comparison
+from quantkit.results.comparison import Comparison
 
 _WRITERS = {
     ".md": comparison_markdown,

@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ET
 
 from quantkit.reports.cells import failures, gate_said
 from quantkit.reports.text import writable
-from quantkit.results import CaseOutcome, Comparison, GateOutcome, Variant, Verdict
+from quantkit.results.comparison import CaseOutcome, Comparison, GateOutcome, Variant, Verdict
 
 
 def comparison_junit(comparison: Comparison) -> str:

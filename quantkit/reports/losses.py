@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import yaml
 from rich.table import Table
 
-from quantkit.localisation import Localisation
 from quantkit.reports.terminal import listing
+from quantkit.results.localization import Localisation
 
 HEADERS = ("place", "relative error", "KL divergence, it alone in BF16")
 _MOST = 5

@@ -8,7 +8,7 @@ from quantkit.reports.cells import notes, table
 from quantkit.reports.details import details
 from quantkit.reports.losses import losses_markdown
 from quantkit.reports.tradeoff import Card, cards
-from quantkit.results import Comparison
+from quantkit.results.comparison import Comparison
 
 
 def comparison_markdown(comparison: Comparison) -> str:

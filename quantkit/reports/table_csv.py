@@ -7,8 +7,8 @@ import io
 from dataclasses import fields
 from typing import Any
 
-from quantkit.metrics import METRICS
-from quantkit.results import Comparison, Cost, Variant
+from quantkit.results.comparison import Comparison, Cost, Variant
+from quantkit.results.metrics import METRICS
 
 _VARIANT = (
     "name",

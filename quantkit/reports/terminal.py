@@ -9,10 +9,10 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from quantkit.plan import Plan
+from quantkit.plan.linears import Plan
 from quantkit.reports.cells import table as cells
 from quantkit.reports.details import Detail, details
-from quantkit.results import Comparison, Variant
+from quantkit.results.comparison import Comparison, Variant
 
 _COLOURS = {"PASS": "green", "FAIL": "bold red", "INCONCLUSIVE": "yellow"}
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantkit.checkpoint.writer import MANIFEST
-from quantkit.results import Comparison, Cost, Quality, Variant, Verdict
+from quantkit.results.comparison import Comparison, Cost, Quality, Variant, Verdict
 
 _SAME = 0.05  # medians of a few runs differ by this much on a quiet machine
 

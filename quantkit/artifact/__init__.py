@@ -1,0 +1,1 @@
+"""What lies beside an artifact's weights, and what inspecting and verifying it finds."""

@@ -1,0 +1,1 @@
+"""What each command does: a file a command, named as it is typed. None of them prints."""

@@ -1,0 +1,230 @@
+"""evaluate: artifact × suite → quality, against the baseline on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantkit.base.errors import InputError
+from quantkit.base.parallel import return_large_blocks
+from quantkit.base.progress import Progress
+from quantkit.calibration.text import load_tokenizer
+from quantkit.checkpoint.reader import Checkpoint, Weights
+from quantkit.documents.dataset import Document, read
+from quantkit.engines import transformers as hf
+from quantkit.formats.packed import open_artifact
+from quantkit.judging import harness, regression
+from quantkit.judging.checks import Answer
+from quantkit.judging.gates import check_slices
+from quantkit.judging.harness import Harness, Ran
+from quantkit.judging.held_out import held_out_rows
+from quantkit.judging.intervals import with_intervals
+from quantkit.judging.likelihood import Divergence, Finished, compare, finish
+from quantkit.judging.overlap import check_overlap, of_cases
+from quantkit.judging.regression import Case
+from quantkit.lora.checkpoint import AdaptedCheckpoint
+from quantkit.lora.open import tokenizer_directory
+from quantkit.model.device import resolve_device
+from quantkit.model.skeleton import Skeleton
+from quantkit.model.stream import Stream
+from quantkit.recipes.suite import LoadedSuite
+from quantkit.results.comparison import Qualities, Quality
+
+
+def evaluate(
+    artifacts: Sequence[Path],
+    baseline: Checkpoint,
+    loaded: LoadedSuite,
+    *,
+    device: str,
+    progress: Progress,
+    allow_code: bool = False,
+    allow_overlap: bool = False,
+) -> Qualities:
+    """Judge artifacts by the suite; the baseline is run once for all of them.
+
+    Weights are unpacked from what lies on disk, and both sides compute in float32. The noise
+    floor is the baseline computing in its own dtype, judged as if it were an artifact: what lies
+    below its figures is rounding, not quantization. A baseline with adapters in it is compared
+    with its base in the same way, which shows what the adapters are worth.
+
+    allow_code: whether Python that the suite brings may run; allow_overlap: whether an artifact
+    may be judged on text that it was calibrated on, which is an InputError otherwise.
+    """
+    return_large_blocks()
+    bench = _Bench.prepare(baseline, loaded, device, allow_code=allow_code)
+    remarks = check_overlap(artifacts, bench.texts, allow=allow_overlap)
+    sources = [(path.name, open_artifact(path)) for path in artifacts]
+    for _, source in sources:
+        bench.check_fits(source)
+    reference = bench.run(bench.checkpoint, torch.float32, "baseline", progress)
+    own = bench.dtype
+    floor = bench.judge(bench.checkpoint, own, f"baseline in {_name(own)}", reference, progress)
+    base = None
+    if isinstance(bench.checkpoint, AdaptedCheckpoint):
+        plain = bench.checkpoint.base
+        base = bench.judge(plain, torch.float32, "base without adapter", reference, progress)
+    judged = [
+        bench.judge(source, torch.float32, name, reference, progress) for name, source in sources
+    ]
+    return Qualities(bench.judge_itself(reference), floor, base, tuple(judged), tuple(remarks))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A model after all that it was asked: final hidden states, answers, harness tasks."""
+
+    finished: Finished
+    answers: list[Answer] | None
+    harness: Ran | None
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What every model under judgement shares: what it is asked, and where it computes.
+
+    texts: what the suite judges on, as documents.
+    """
+
+    checkpoint: Checkpoint
+    tokenizer: Any
+    rows: Tensor
+    texts: list[Document]
+    cases: list[Case] | None
+    harness: Harness | None
+    end: list[int]
+    device: torch.device
+    dtype: torch.dtype
+    layers: int
+    slice_cases: int
+
+    @classmethod
+    def prepare(
+        cls, checkpoint: Checkpoint, loaded: LoadedSuite, device: str, *, allow_code: bool
+    ) -> _Bench:
+        suite = loaded.suite
+        if checkpoint.config.get("quantization_config"):
+            raise InputError(
+                "is quantized, so it can't be the baseline",
+                where=str(checkpoint.directory),
+                mend="Pass the BF16 checkpoint that the artifact was made of.",
+            )
+        skeleton = Skeleton(checkpoint)
+        tokenizer = load_tokenizer(tokenizer_directory(checkpoint))
+        rows = held_out_rows(loaded, checkpoint, tokenizer)
+        texts = read(loaded.likelihood_dataset())[0]
+        cases = tasks = None
+        if suite.regression is not None:
+            path = loaded.resolve(suite.regression.cases)
+            cases = regression.load_cases(path, allow_code=allow_code)
+            check_slices(suite, cases)
+            texts += of_cases(cases, path)
+        if (wanted := loaded.harness_tasks()) is not None:
+            tasks = Harness(wanted, allow_code=allow_code)
+            tasks.check_metrics([gate.metric for gate in suite.gates])
+        if cases or tasks:
+            hf.check_memory(
+                checkpoint.parameters(), torch.float32, "answering cases and harness tasks"
+            )
+        return cls(
+            checkpoint,
+            tokenizer,
+            rows,
+            texts,
+            cases,
+            tasks,
+            hf.end_tokens(checkpoint.directory, tokenizer),
+            resolve_device(device),
+            skeleton.model.dtype,
+            len(skeleton.layers),
+            suite.regression.slice_cases if suite.regression else 1,
+        )
+
+    def check_fits(self, source: Weights) -> None:
+        """Raise InputError when an artifact's tensors aren't those of the baseline."""
+        try:
+            Skeleton(self.checkpoint, weights=source)
+        except InputError as error:
+            raise InputError(
+                f"doesn't fit the baseline: {error.what}",
+                where=error.where,
+                mend="Is it made of this baseline?",
+            ) from error
+
+    def run(self, source: Weights, dtype: torch.dtype, label: str, progress: Progress) -> _Run:
+        """Carry the rows through the blocks, answer the cases, run the harness."""
+        stream = Stream(Skeleton(self.checkpoint, dtype, source), source, self.device)
+        answers = ran = None
+        steps = self.layers + bool(self.cases) + bool(self.harness)
+        with progress.task(f"judge {label}", steps) as task:
+            finished = finish(stream, self.rows, partial(task.advance, doing="likelihood"))
+            with stream.whole() if self.cases or self.harness else nullcontext() as model:
+                if self.cases is not None:
+                    generate = partial(hf.generate, model, end=self.end)
+                    score = partial(hf.score, model)
+                    answers = regression.answer(self.cases, self.tokenizer, generate, score)
+                    task.advance(doing="regression cases")
+                if self.harness is not None:
+                    ran = self.harness.run(
+                        model, self.tokenizer, lambda doing: task.advance(0, doing=doing)
+                    )
+                    task.advance()
+        return _Run(finished, answers, ran)
+
+    def judge(
+        self,
+        source: Weights,
+        dtype: torch.dtype,
+        label: str,
+        reference: _Run,
+        progress: Progress,
+    ) -> Quality:
+        run = self.run(source, dtype, label, progress)
+        divergence = compare(reference.finished, run.finished)
+        return with_intervals(self._quality(divergence, run, reference, dtype))
+
+    def judge_itself(self, reference: _Run) -> Quality:
+        """The baseline's own figures: no ratio, no divergence."""
+        divergence = compare(reference.finished, reference.finished)
+        quality = self._quality(divergence, reference, reference, torch.float32)
+        return with_intervals(
+            replace(
+                quality,
+                perplexity=divergence.baseline_perplexity(),
+                kl_divergence=None,
+                top1_agreement=None,
+            )
+        )
+
+    def _quality(
+        self, divergence: Divergence, run: _Run, reference: _Run, dtype: torch.dtype
+    ) -> Quality:
+        result = None
+        if self.cases is not None and run.answers is not None and reference.answers is not None:
+            result = regression.judge(self.cases, run.answers, reference.answers, self.slice_cases)
+        tasks = None
+        if run.harness is not None and reference.harness is not None:
+            tasks = harness.compare(run.harness, reference.harness)
+        rows, length = self.rows.shape
+        return Quality(
+            divergence.perplexity(),
+            divergence.kl_divergence(),
+            divergence.top1_agreement(),
+            result,
+            _name(dtype),
+            rows,
+            length,
+            divergence.row_sums(),
+            harness=tasks,
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,201 @@
+"""export: artifact → what another program needs to take it in.
+
+For Ollama that is a Modelfile, in a directory of its own: the artifact's manifest lists every file
+that lies beside it, and stays true. The weights are named by their path, neither copied (Ollama
+keeps a copy of its own) nor linked (a second name could be written through).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from quantkit.base.errors import InputError
+from quantkit.base.version import __version__
+from quantkit.chat import modelfile
+from quantkit.chat.gguf import ChatMetadata, read_chat
+from quantkit.chat.layout import ChatLayout, go_template
+from quantkit.chat.modelfile import Modelfile, Parameter
+from quantkit.chat.observe import JinjaTemplate, observe
+from quantkit.checkpoint.writer import MANIFEST, as_machine_error
+
+# Ollama reserves the key-value cache of the whole context when it loads a model.
+_LARGEST_CONTEXT = 8192
+_NO_CHAT = "{{ .Prompt }}"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written. layout: the chat template's, where one was found out."""
+
+    path: Path
+    content: Modelfile
+    layout: ChatLayout | None
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        content = self.content
+        return {
+            "modelfile": str(self.path),
+            "from": content.source,
+            "template": content.template,
+            "system": content.system,
+            "parameters": [list(pair) for pair in content.parameters],
+            "layout": None if self.layout is None else asdict(self.layout),
+            "notes": list(self.notes),
+        }
+
+
+def export_ollama(
+    artifact: Path,
+    out: Path | None = None,
+    *,
+    template: Path | None = None,
+    system: str | None = None,
+    parameters: Sequence[str] = (),
+    force: bool = False,
+) -> Export:
+    """Write a Modelfile for the GGUF in ``artifact`` into ``out``, ARTIFACT-ollama if unset.
+
+    ``template``: a file with a Go template, taken instead of the chat template's translation;
+    ``system``: a text, or the path of a file that holds one; ``parameters``: NAME=VALUE.
+
+    Raises InputError for a directory without one GGUF file, a chat template that has no known
+    layout, an unknown parameter, an output that is there already (without ``force``) or that is
+    an artifact; MachineError where it can't be written.
+    """
+    gguf = _gguf(artifact)
+    path = _output(artifact, out, force=force)
+    chosen = modelfile.parse_parameters(parameters)
+    prompt = None if system is None else _text_or_file(system)
+    chat = read_chat(gguf)
+    layout, notes = (None, ()) if template else _layout(chat, gguf)
+    if template is not None:
+        go = _read(template)
+    else:
+        go = _NO_CHAT if layout is None else go_template(layout)
+    if layout is not None and layout.place == "ignored" and prompt is not None:
+        raise InputError("the chat template ignores system prompts", where="--system")
+    content = Modelfile(
+        comment=f"QuantKit {__version__}. In this directory: ollama create NAME",
+        source=_from(gguf, path),
+        template=go,
+        system=prompt,
+        parameters=tuple(_parameters(chat, layout, chosen)),
+    )
+    _write(path, content.text())
+    return Export(path, content, layout, notes)
+
+
+def _gguf(artifact: Path) -> Path:
+    if not artifact.is_dir():
+        raise InputError("no such directory", where=str(artifact))
+    files = sorted(artifact.glob("*.gguf"))
+    if not files:
+        raise InputError(
+            "holds no .gguf file, and Ollama takes the weights as GGUF",
+            where=str(artifact),
+            mend="Make the artifact by a recipe of format gguf, such as gguf-q4-k-m.",
+        )
+    if len(files) > 1:
+        raise InputError(f"holds {len(files)} .gguf files, not one", where=str(artifact))
+    return files[0]
+
+
+def _output(artifact: Path, out: Path | None, *, force: bool) -> Path:
+    whole = artifact.resolve()
+    out = whole.with_name(f"{whole.name}-ollama") if out is None else out
+    if (out / MANIFEST).is_file():
+        raise InputError(
+            f"is an artifact, whose {MANIFEST} lists all that lies in it",
+            where=str(out),
+            mend="Choose another --out.",
+        )
+    path = out / modelfile.NAME
+    if out.exists() and not out.is_dir():
+        raise InputError("isn't a directory", where=str(out), mend="Choose another --out.")
+    if path.exists() and not force:
+        raise InputError(
+            "exists already", where=str(path), mend="Choose another --out, or pass --force."
+        )
+    return path
+
+
+def _layout(chat: ChatMetadata, gguf: Path) -> tuple[ChatLayout | None, tuple[str, ...]]:
+    """The layout that Ollama is to write, without the BOS that it adds itself."""
+    if chat.template is None:
+        return None, ("The model has no chat template: Ollama will give it prompts as they are.",)
+    template = JinjaTemplate(chat.template, chat.tokens)
+    try:
+        observed = observe(template, adds_bos=chat.adds_bos)
+    except InputError as error:
+        raise InputError(error.what, where=str(gguf), mend=error.mend) from error
+    layout, notes = observed.layout, observed.notes
+    if chat.adds_bos and not layout.start:
+        notes += ("llama.cpp puts BOS before a prompt, which the chat template doesn't.",)
+    return replace(layout, start="") if chat.adds_bos else layout, notes
+
+
+def _parameters(
+    chat: ChatMetadata, layout: ChatLayout | None, chosen: Sequence[tuple[str, Parameter]]
+) -> list[tuple[str, Parameter]]:
+    """Stop texts and the context length, then what was chosen, which has the last word."""
+    ends = list(chat.ends)
+    if layout is not None:
+        # Where a turn ends in white space alone, the next one's beginning tells the end.
+        turn = layout.assistant.after.strip() or layout.user.before.strip()
+        ends.append(turn.removesuffix(chat.tokens.get("bos_token", "")).strip())
+    stops = dict.fromkeys(end for end in ends if end)
+    found: list[tuple[str, Parameter]] = [("stop", stop) for stop in stops]
+    context = dict(chosen).get("num_ctx")
+    if chat.context is not None and isinstance(context, int) and context > chat.context:
+        raise InputError(
+            f"the model was trained on {chat.context} tokens, and Ollama gives it no more",
+            where=f"--parameter num_ctx={context}",
+        )
+    if chat.context is not None and context is None:
+        found.append(("num_ctx", min(chat.context, _LARGEST_CONTEXT)))
+    return found + [pair for pair in chosen if pair not in found]
+
+
+def _from(gguf: Path, path: Path) -> str:
+    """Relative for neighbours, which may then be moved together; otherwise absolute."""
+    weights, place = gguf.resolve(), path.parent.resolve()
+    if weights.parent.parent == place.parent:
+        return f"../{weights.parent.name}/{weights.name}"
+    return str(weights)
+
+
+def _text_or_file(value: str) -> str:
+    try:
+        is_file = Path(value).is_file()
+    except OSError:  # a text too long for a path
+        is_file = False
+    if not is_file and not value.strip():
+        raise InputError("is empty", where="--system")
+    return _read(Path(value)).rstrip("\n") if is_file else value
+
+
+def _read(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"can't be read as UTF-8 text ({error})", where=str(path)) from error
+    if not text.strip():
+        raise InputError("is empty", where=str(path))
+    return text
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise as_machine_error(error, path) from error

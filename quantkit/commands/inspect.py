@@ -1,0 +1,182 @@
+"""inspect: what an artifact says of itself, ours or another's, without running it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from quantkit.artifact.findings import Facts
+from quantkit.artifact.manifest import read_manifest
+from quantkit.base.errors import InputError
+from quantkit.checkpoint.reader import Checkpoint, Weights, read_json
+from quantkit.engines import compatibility as loading
+from quantkit.formats.gguf.reader import GgufHeader, gguf_files
+from quantkit.formats.gguf.tokenizer import chat_template
+from quantkit.formats.packed import PackedCheckpoint, open_artifact
+from quantkit.plan.linears import FLOATS, Plan, PlannedTensor
+
+_LONG = 16  # a list in GGUF metadata that is longer is shown by its length
+_PROVENANCE = ("quantkit", "recipe", "source", "adapters", "calibration", "summary", "libraries")
+_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+def examine(path: Path) -> Facts:
+    """Read headers, configs and the small tensors that say how the others are packed.
+
+    ``path``: a directory, or a .gguf file. Raises InputError for what can't be read.
+    """
+    if not path.exists():
+        raise InputError("no such file or directory", where=str(path))
+    manifest = read_manifest(path) if path.is_dir() else None
+    if files := gguf_files(path):
+        return _gguf(path, GgufHeader(files), manifest)
+    return _safetensors(path, open_artifact(path), manifest)
+
+
+def _gguf(path: Path, header: GgufHeader, manifest: dict[str, Any] | None) -> Facts:
+    tensors = tuple(
+        PlannedTensor(e.name, e.shape, e.type, e.nbytes, e.type not in FLOATS)
+        for e in header.entries
+    )
+    metadata = header.metadata
+    method = (manifest or {}).get("method")
+    if method is None and any(name.startswith("quantize.imatrix.") for name in metadata):
+        method = "ggml, weighted by an importance matrix"
+    dtypes: dict[str, int] = {}
+    for entry in header.entries:
+        dtypes[entry.type] = dtypes.get(entry.type, 0) + entry.nbytes
+    return Facts(
+        str(path),
+        f"gguf ({header.architecture})",
+        method,
+        _producer(manifest, metadata.get("general.quantized_by")),
+        Plan(method or "", "gguf", tensors),
+        tuple(file.name for file in header.files),
+        sum(file.stat().st_size for file in header.files),
+        dtypes,
+        loading.of_gguf(),
+        _gguf_tokenizer(metadata),
+        {key: _short(value) for key, value in metadata.items()},
+        _provenance(manifest),
+    )
+
+
+def _safetensors(path: Path, source: Weights, manifest: dict[str, Any] | None) -> Facts:
+    quantized = set(source.quantized())
+    tensors = tuple(
+        PlannedTensor(
+            key, source.shape(key), source.scheme(key), source.stored_bytes(key), key in quantized
+        )
+        for key in source.keys()  # noqa: SIM118 (it's no dictionary)
+    )
+    checkpoint = source.checkpoint if isinstance(source, PackedCheckpoint) else source
+    if not isinstance(checkpoint, Checkpoint):
+        raise TypeError(f"{type(checkpoint).__name__} has no config.json")
+    label, writer, engines = source.format, None, loading.of_plain(checkpoint)
+    method = (manifest or {}).get("method")
+    if isinstance(source, PackedCheckpoint):
+        label, writer = str(source.dialect), source.dialect.writer
+        engines = loading.of_packed(source)
+        method = method or _method(source, path)
+    dtypes: dict[str, int] = {}
+    for entry in checkpoint.entries.values():
+        name = str(entry.dtype).removeprefix("torch.")
+        dtypes[name] = dtypes.get(name, 0) + entry.nbytes
+    if writer is None and "transformers_version" in checkpoint.config:
+        writer = f"transformers {checkpoint.config['transformers_version']}"
+    return Facts(
+        str(path),
+        label,
+        method,
+        _producer(manifest, writer),
+        Plan(method or "", source.format, tensors),
+        tuple(file.name for file in source.files),
+        sum(file.stat().st_size for file in source.files),
+        dtypes,
+        engines,
+        _tokenizer(path),
+        {},
+        _provenance(manifest),
+    )
+
+
+def _method(source: PackedCheckpoint, path: Path) -> str | None:
+    """How the codes were chosen, where the format or its writer leaves no doubt."""
+    writer = source.dialect.writer or ""
+    if source.format == "bitsandbytes":
+        return source.dialect.variant
+    if "auto-round" in writer:
+        return "auto-round"
+    if (path / "recipe.yaml").is_file():  # llm-compressor's
+        text = (path / "recipe.yaml").read_text(encoding="utf-8", errors="replace")
+        for name in ("GPTQ", "AWQ", "SmoothQuant"):
+            if f"{name}Modifier" in text:
+                return name.lower()
+    if "gptqmodel" in writer or source.dialect.settings.get("damp_percent") is not None:
+        return source.format
+    return None
+
+
+def _producer(manifest: dict[str, Any] | None, writer: str | None) -> str | None:
+    return f"quantkit {manifest.get('quantkit')}" if manifest else writer
+
+
+def _provenance(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if manifest is None else {k: manifest[k] for k in _PROVENANCE if k in manifest}
+
+
+def _tokenizer(directory: Path) -> dict[str, Any]:
+    """What the tokenizer's files say."""
+    settings = _optional(directory / "tokenizer_config.json")
+    content = _optional(directory / "tokenizer.json")
+    model = content.get("model") or {}
+    vocabulary = model.get("vocab") or {}
+    special = {name: _text(settings.get(name)) for name in _SPECIAL}
+    facts = {
+        "class": settings.get("tokenizer_class"),
+        "kind": model.get("type"),
+        "tokens": len(vocabulary) or None,
+        "added_tokens": len(content.get("added_tokens") or []) or None,
+        **special,
+    }
+    known = {key: value for key, value in facts.items() if value is not None}
+    return known | _template(chat_template(directory))
+
+
+def _gguf_tokenizer(metadata: dict[str, Any]) -> dict[str, Any]:
+    tokens = metadata.get("tokenizer.ggml.tokens") or []
+    facts = {
+        "kind": metadata.get("tokenizer.ggml.model"),
+        "pre_tokenizer": metadata.get("tokenizer.ggml.pre"),
+        "tokens": len(tokens) or None,
+    }
+    for name in _SPECIAL:
+        key = {"pad_token": "padding_token", "unk_token": "unknown_token"}.get(name, name)
+        index = metadata.get(f"tokenizer.ggml.{key}_id")
+        if index is not None and index < len(tokens):
+            facts[name] = tokens[index]
+    known = {key: value for key, value in facts.items() if value is not None}
+    return known | _template(metadata.get("tokenizer.chat_template"))
+
+
+def _template(template: str | None) -> dict[str, Any]:
+    if template is None:
+        return {"chat_template": None}
+    digest = hashlib.sha256(template.encode()).hexdigest()
+    return {"chat_template": {"characters": len(template), "sha256": digest}}
+
+
+def _text(token: Any) -> str | None:
+    value = token.get("content") if isinstance(token, dict) else token
+    return value if isinstance(value, str) else None
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, list) and len(value) > _LONG:
+        return f"{len(value)} values"
+    return value
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}

@@ -1,0 +1,226 @@
+"""merge: checkpoint + LoRA adapters → checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantkit.artifact.manifest import describe_adapter, file_digests, seal, weights_bytes
+from quantkit.base.errors import InputError
+from quantkit.base.progress import Progress
+from quantkit.base.sizes import parse_size
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.sidecars import copy_sidecars, tokens_of, write_config
+from quantkit.checkpoint.source import locate
+from quantkit.checkpoint.writer import TensorWriter, check_output, new_directory
+from quantkit.formats.packed import PackedCheckpoint
+from quantkit.judging.merge_proof import PASSES, Proof, prove
+from quantkit.lora.checkpoint import AdaptedCheckpoint
+from quantkit.lora.open import Weighted, adapt
+
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+_SLACK = 1.01  # headers, tokenizer, manifest
+
+
+def merge(
+    base: str,
+    adapters: Sequence[Weighted],
+    out: Path,
+    *,
+    dtype: str | None = None,
+    max_shard_size: str | None = None,
+    strict: bool = False,
+    proof: bool = True,
+    dequantize_base: bool = False,
+    force: bool = False,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Write ``base`` with the adapters merged to ``out``; returns its manifest.
+
+    adapters: directories or hub ids, each with its weight; dtype: that of the result (default:
+    tensor by tensor that of the base); max_shard_size: "2GB" (default: shards as the base has
+    them); strict: warnings are errors; dequantize_base: unpack a bitsandbytes base first.
+
+    Raises QuantkitError; nothing is left behind then.
+    """
+    started = time.monotonic()
+    if not adapters:
+        raise InputError("is needed", where="ADAPTER", mend="Name at least one adapter directory.")
+    limit = None if max_shard_size is None else parse_size(max_shard_size, "--max-shard-size")
+    checkpoint = _open_base(base, dequantize=dequantize_base)
+    wanted = None if dtype is None else _dtype(dtype)
+    adapted = adapt(checkpoint, adapters, base, dtype=wanted, strict=strict)
+    for warning in adapted.warnings:
+        progress.note(warning)
+    _check_tokenizer(adapted)
+    check_output(out, force=force, needed=int(adapted.nbytes() * _SLACK))
+    with new_directory(out) as directory, ThreadPoolExecutor(1) as pool:
+        sources = [checkpoint.directory, *(adapter.directory for adapter in adapted.adapters)]
+        digests = [pool.submit(file_digests, source) for source in sources]
+        _write(adapted, directory, limit or _largest_shard(adapted), progress)
+        copy_sidecars(checkpoint.directory, directory, adapted.brings)
+        write_config(directory, adapted.config, None)
+        proven = _prove(adapted, directory, progress) if proof else None
+        return _write_manifest(directory, base, adapted, digests, proven, started)
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        known = ", ".join(DTYPES)
+        raise InputError(f"unknown dtype {name}", where="--dtype", mend=f"One of {known}.")
+    return DTYPES[name]
+
+
+def _open_base(model: str, *, dequantize: bool) -> Checkpoint:
+    checkpoint = Checkpoint(locate(model))
+    quantization = checkpoint.config.get("quantization_config")
+    if not quantization:
+        return checkpoint
+    method = str(quantization.get("quant_method", "unknown method"))
+    if dequantize and method == "bitsandbytes":
+        return _Unpacked(PackedCheckpoint(checkpoint))
+    raise InputError(
+        f"is quantized already ({method}): an adapter added to rounded weights is rounded again",
+        where=str(checkpoint.directory),
+        mend="Merge into the BF16 checkpoint that it was made of, then quantize the result."
+        + (
+            " Or pass --dequantize-base to merge into its unpacked weights."
+            if method == "bitsandbytes"
+            else ""
+        ),
+    )
+
+
+class _Unpacked(Checkpoint):
+    """A packed checkpoint as the plain one that it stands for, in its config's dtype.
+
+    What was packed is read in float32.
+    """
+
+    def __init__(self, packed: PackedCheckpoint) -> None:
+        inner = packed.checkpoint
+        self._packed = packed
+        self.directory, self.files = inner.directory, inner.files
+        self.config = {k: v for k, v in inner.config.items() if k != "quantization_config"}
+        name = str(self.config.get("dtype") or self.config.get("torch_dtype"))
+        dtype = DTYPES.get(name, torch.bfloat16)
+        quantized = set(packed.quantized())
+        self.entries = {}
+        for key in packed.keys():  # noqa: SIM118 (it's no dictionary)
+            if key in quantized:
+                shape = packed.shape(key)
+                size = math.prod(shape) * dtype.itemsize
+                self.entries[key] = dataclasses.replace(
+                    inner.entries[key], dtype=dtype, shape=shape, nbytes=size
+                )
+            else:
+                self.entries[key] = inner.entries[key]
+
+    def read(self, key: str) -> Tensor:
+        return self._packed.read(key)
+
+
+def _check_tokenizer(adapted: AdaptedCheckpoint) -> None:
+    """Raise InputError where the tokenizer that will lie there has more tokens than the model."""
+    brought = adapted.brings
+    count = None if brought is None else tokens_of(brought)
+    if count is None:
+        brought, count = adapted.directory, tokens_of(adapted.directory)
+    # A base may have more tokens than rows; only what the adapter changes is judged.
+    judged = adapted.resized or brought != adapted.directory
+    if count is not None and judged and count > adapted.vocabulary:
+        raise InputError(
+            f"its tokenizer has {count} tokens, the merged model's embedding has "
+            f"{adapted.vocabulary} rows",
+            where=str(brought),
+            mend="Put the tokenizer that the adapter was trained with into its directory, or save "
+            "the adapter with save_embedding_layers=True.",
+        )
+
+
+def _largest_shard(adapted: AdaptedCheckpoint) -> int:
+    """The limit that splits the tensors as the base's files do."""
+    sizes: dict[Path, int] = {}
+    for entry in adapted.entries.values():
+        sizes[entry.file] = sizes.get(entry.file, 0) + entry.nbytes
+    return max(sizes.values())
+
+
+def _write(
+    adapted: AdaptedCheckpoint, directory: Path, shard_bytes: int, progress: Progress
+) -> None:
+    """Write every tensor, in the order in which they lie in the base."""
+    keys = sorted(
+        adapted.entries, key=lambda k: (adapted.entries[k].file, adapted.entries[k].start, k)
+    )
+    with (
+        TensorWriter(directory, keys, shard_bytes) as writer,
+        progress.task("merge", len(keys)) as task,
+    ):
+        for key, tensor in _read_ahead(adapted, keys):
+            writer.add({key: tensor})
+            task.advance(doing=key)
+
+
+def _read_ahead(adapted: AdaptedCheckpoint, keys: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor with its key; while one is written the next is read and merged."""
+    with ThreadPoolExecutor(1) as pool:
+        upcoming = pool.submit(adapted.read, keys[0])
+        for key, following in zip(keys, [*keys[1:], None], strict=True):
+            tensor = upcoming.result()
+            if following is not None:
+                upcoming = pool.submit(adapted.read, following)
+            yield key, tensor
+
+
+def _prove(adapted: AdaptedCheckpoint, directory: Path, progress: Progress) -> Proof:
+    with progress.task("prove", PASSES) as task:
+        return prove(adapted, Checkpoint(directory), task.advance)
+
+
+def _write_manifest(
+    directory: Path,
+    base: str,
+    adapted: AdaptedCheckpoint,
+    digests: Sequence[Future[dict[str, str]]],
+    proof: Proof | None,
+    started: float,
+) -> dict[str, Any]:
+    """Write quantkit.json and run.json into the finished ``directory``; returns the manifest."""
+    source, *others = (future.result() for future in digests)
+    content = {
+        "source": {"files": source},
+        "adapters": [
+            describe_adapter(adapter, found)
+            for adapter, found in zip(adapted.adapters, others, strict=True)
+        ],
+        "method": "merge",
+        "format": "safetensors",
+        "dtype": adapted.config.get("dtype") or adapted.config.get("torch_dtype"),
+        "dequantized_base": isinstance(adapted.base, _Unpacked),
+        "parameters": adapted.parameters(),
+        "weights_bytes": weights_bytes(directory),
+        "changed_tensors": len(adapted.changed),
+        "untied": adapted.untied,
+        "vocabulary": {"rows": adapted.vocabulary, "resized": adapted.resized},
+        "warnings": adapted.warnings,
+        "proof": None if proof is None else dataclasses.asdict(proof),
+    }
+    run = {
+        "model": base,
+        "adapters": [str(adapter.directory) for adapter in adapted.adapters],
+        "device": "cpu",
+    }
+    return seal(directory, content, run, started)

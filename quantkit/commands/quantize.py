@@ -1,0 +1,262 @@
+"""quantize: recipe + checkpoint → artifact."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from quantkit.artifact.manifest import (
+    Provenance,
+    describe_adapter,
+    file_digests,
+    read_manifest,
+    write_manifest,
+)
+from quantkit.assembly.gguf import write_gguf
+from quantkit.assembly.linears import write_linears
+from quantkit.assembly.run import Run, describe_inputs
+from quantkit.base.errors import InputError, QuantkitError
+from quantkit.base.parallel import return_large_blocks
+from quantkit.base.progress import Progress
+from quantkit.base.version import __version__
+from quantkit.calibration.text import Rows, check_length, load_tokenizer, pack
+from quantkit.checkpoint.journal import unfinished
+from quantkit.checkpoint.reader import Checkpoint, read_json
+from quantkit.checkpoint.sidecars import copy_sidecars
+from quantkit.checkpoint.source import locate, model_name
+from quantkit.checkpoint.writer import MANIFEST, check_output
+from quantkit.documents.dataset import check_exists, digest_of
+from quantkit.engines import compatibility as loading
+from quantkit.formats import packed
+from quantkit.lora.checkpoint import AdaptedCheckpoint
+from quantkit.lora.open import Weighted, adapt, tokenizer_directory
+from quantkit.methods.block import LayerReport
+from quantkit.model.device import resolve_device
+from quantkit.model.skeleton import Skeleton
+from quantkit.model.stream import Stream, slices
+from quantkit.plan.linears import GgufFilePlan, LinearPlan, Plan
+from quantkit.plan.recipe import plan_recipe
+from quantkit.recipes.recipe import Awq, Ggml, Gptq, GptqGguf, Loaded, Rtn
+
+_CHECKED_TOKENS = 64
+_SLACK = 1.01  # headers, tokenizer, manifest
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything decided before work starts. ``name``: the model's, without its path."""
+
+    loaded: Loaded
+    model: str
+    name: str
+    checkpoint: Checkpoint
+    plan: Plan
+
+    @property
+    def demands(self) -> int:
+        """Place in an order where statistics are measured before they are used for less."""
+        method = self.loaded.recipe.quantize
+        if isinstance(method, Gptq | GptqGguf | Awq):
+            return 0
+        return 1 if self.loaded.recipe.calibration is not None else 2
+
+
+def prepare(
+    loaded: Loaded, model: str, adapters: Sequence[Weighted] = (), *, strict: bool = False
+) -> Job:
+    """Find the checkpoint, plan every tensor, refuse what can't be done. Writes nothing.
+
+    ``adapters`` are folded in as tensors are read, so that no merged copy ever lies on disk.
+    """
+    checkpoint = Checkpoint(locate(model))
+    if quantization := checkpoint.config.get("quantization_config"):
+        raise InputError(
+            f"is quantized already ({quantization.get('quant_method', 'unknown method')})",
+            where=str(checkpoint.directory),
+            mend="Quantize the original BF16 checkpoint instead.",
+        )
+    if adapters:
+        checkpoint = _adapted(checkpoint, adapters, model, loaded, strict=strict)
+    if settings := loaded.recipe.calibration:
+        check_length(settings.sequence_length, checkpoint.config, "calibration")
+    dataset = loaded.calibration_dataset()
+    if dataset is not None:
+        check_exists(dataset)
+    name = model_name(model)
+    plan = plan_recipe(loaded.recipe, checkpoint, name)
+    if loaded.recipe.target is not None:
+        _check_target(loaded.recipe.target, plan)
+    return Job(loaded, model, name, checkpoint, plan)
+
+
+def _check_target(target: str, plan: Plan) -> None:
+    """Raise InputError where the engine that the recipe is for wouldn't load the artifact.
+
+    What only its CPU build is known to refuse may pass: it may run on a GPU.
+    """
+    if isinstance(plan, LinearPlan):
+        contents = loading.Contents(
+            plan.format,
+            list(plan.schemes.values()),
+            [tensor.shape for tensor in plan.tensors if tensor.quantized],
+            plan.quantization_config.get("format"),
+        )
+        engines = loading.of_contents(contents)
+    else:
+        engines = loading.of_gguf()
+    [found] = [engine for engine in engines if engine.engine.lower() == target]
+    if found.loads == "no" and not found.why.startswith("on CPU"):
+        able = [engine.engine for engine in engines if engine.loads == "yes"]
+        raise InputError(
+            f"{found.engine} doesn't load {plan.method} in the format {plan.format}: {found.why}",
+            where="target",
+            mend=f"Change the scheme or the format, or name another target: {', '.join(able)}; "
+            "docs/artifacts.md has who loads what.",
+        )
+
+
+def _adapted(
+    base: Checkpoint, adapters: Sequence[Weighted], model: str, loaded: Loaded, *, strict: bool
+) -> AdaptedCheckpoint:
+    """The checkpoint with the adapters in it, where quantizing can do without a merged copy."""
+    checkpoint = adapt(base, adapters, model, strict=strict)
+    alone = loaded.recipe.quantize.format == "gguf" and checkpoint.brings is not None
+    if checkpoint.resized or alone:
+        what = "resizes the vocabulary" if checkpoint.resized else "brings a tokenizer of its own"
+        raise InputError(
+            f"{what}, which needs a merged checkpoint first",
+            where=", ".join(name for name, _ in adapters),
+            mend="Run quantkit merge, then quantize the result.",
+        )
+    return checkpoint
+
+
+def quantize(
+    job: Job,
+    out: Path,
+    *,
+    device: str,
+    force: bool,
+    progress: Progress,
+    memory_budget: int | None = None,
+    cache: bool = True,
+) -> dict[str, Any]:
+    """Make the artifact at ``out``; returns its manifest.
+
+    What an earlier run of the same inputs has finished in ``OUT.partial`` isn't done again.
+    memory_budget: bytes that the calibration rows' hidden states may take in memory before they
+    wait on disk (default: half of what is free); cache: use and keep statistics on disk.
+
+    Raises QuantkitError. Finished blocks are kept then, unless the inputs were at fault.
+    """
+    started = time.monotonic()
+    return_large_blocks()
+    where = resolve_device(device)
+    check_output(out, force=force, needed=int(job.plan.nbytes * _SLACK))
+    rows = _calibration_rows(job, progress)
+    inputs, files = describe_inputs(job.checkpoint, rows, job.loaded.recipe.digest, where)
+    with unfinished(out, inputs, force=force, progress=progress) as (directory, journal):
+        if not journal.done:
+            adapted = job.checkpoint if isinstance(job.checkpoint, AdaptedCheckpoint) else None
+            for warning in adapted.warnings if adapted else ():
+                progress.note(warning)
+            copy_sidecars(job.checkpoint.directory, directory, adapted.brings if adapted else None)
+            budget = memory_budget or psutil.virtual_memory().available // 2
+            run = Run(
+                job.checkpoint, rows, where, directory, journal, progress, budget, inputs, cache
+            )
+            layers = _write(run, job)
+            provenance = Provenance(job.loaded, job.model, job.checkpoint, files, rows, str(where))
+            return write_manifest(directory, provenance, job.plan, layers, started)
+        return read_json(directory / MANIFEST)
+
+
+def made_already(job: Job, out: Path) -> dict[str, Any] | None:
+    """The manifest at ``out``, where that is the artifact of this job; otherwise None."""
+    manifest = read_manifest(out) if out.is_dir() else None
+    if manifest is None or "recipe" not in manifest:
+        return None
+    adapted = job.checkpoint if isinstance(job.checkpoint, AdaptedCheckpoint) else None
+    adapters = [
+        describe_adapter(adapter, file_digests(adapter.directory))
+        for adapter in (adapted.adapters if adapted else ())
+    ]
+    same = (
+        manifest["quantkit"] == __version__
+        and manifest["recipe"]["digest"] == job.loaded.recipe.digest
+        and manifest["source"]["files"] == file_digests(job.checkpoint.directory)
+        and manifest["adapters"] == adapters
+        and _same_text(job, manifest)
+    )
+    return manifest if same else None
+
+
+def _same_text(job: Job, manifest: dict[str, Any]) -> bool:
+    dataset = job.loaded.calibration_dataset()
+    known: str | None = (manifest["calibration"] or {}).get("dataset_sha256")
+    return known == (None if dataset is None else digest_of(dataset))
+
+
+def _write(run: Run, job: Job) -> list[LayerReport]:
+    if isinstance(job.plan, GgufFilePlan):
+        method = job.loaded.recipe.quantize
+        assert isinstance(method, Ggml | GptqGguf | Rtn | Gptq | Awq)
+        layers = write_gguf(run, job.plan, job.name, method)
+        # ggml's own tensors were decoded again and compared when they were written.
+        if job.plan.linears is not None:
+            _check_runs(job.plan.linears.skeleton, run, job.loaded.recipe.name)
+        return layers
+    if isinstance(job.plan, LinearPlan):
+        layers = write_linears(run, job.plan)
+        _check_runs(job.plan.skeleton, run, job.loaded.recipe.name)
+        return layers
+    raise TypeError(f"no way to write a {type(job.plan).__name__}")
+
+
+def _calibration_rows(job: Job, progress: Progress) -> Rows | None:
+    settings, dataset = job.loaded.recipe.calibration, job.loaded.calibration_dataset()
+    if settings is None or dataset is None:
+        return None
+    rows = pack(
+        dataset,
+        load_tokenizer(tokenizer_directory(job.checkpoint)),
+        sequence_length=settings.sequence_length,
+        rows=settings.samples,
+        seed=settings.seed,
+    )
+    if rows.count < settings.samples:
+        name = dataset.name if isinstance(dataset, Path) else str(dataset)
+        progress.note(
+            f"{name} fills {rows.count} of the {settings.samples} calibration rows wanted"
+        )
+    return rows
+
+
+def _check_runs(skeleton: Skeleton, run: Run, recipe: str) -> None:
+    """One streamed forward on what was written must give finite logits."""
+    stream = Stream(skeleton, packed.open_artifact(run.directory), torch.device("cpu"))
+    ids = torch.arange(_CHECKED_TOKENS)[None] % stream.vocabulary
+    if run.rows is not None:
+        ids = run.rows.ids[:1, :_CHECKED_TOKENS]
+    batches = stream.begin(ids, 1)
+    for index in range(len(skeleton.layers)):
+        with stream.block(index) as block:
+            stream.advance(index, block, batches)
+    with stream.head() as logits:
+        finite = all(
+            bool(logits(batch, part).isfinite().all())
+            for batch in batches
+            for part in slices(stream.vocabulary)
+        )
+    if not finite:
+        raise QuantkitError(
+            "the quantized model's logits aren't finite; nothing was written",
+            where=recipe,
+            mend="Try another method or more bits.",
+        )

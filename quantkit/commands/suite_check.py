@@ -1,0 +1,107 @@
+"""check: a suite, and the recipes that it is to judge → what is wrong with it, running no model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quantkit.base.errors import InputError, MachineError, QuantkitError
+from quantkit.documents.dataset import Document, read
+from quantkit.judging.gates import check_slices
+from quantkit.judging.harness import Harness
+from quantkit.judging.overlap import find_overlaps, listed, of_cases
+from quantkit.judging.regression import load_cases
+from quantkit.recipes.recipe import Loaded
+from quantkit.recipes.suite import LoadedSuite
+
+
+@dataclass(frozen=True)
+class Findings:
+    """problems: what must be mended; notes: what was seen, and what couldn't be checked."""
+
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def check(loaded: LoadedSuite, recipes: Sequence[Loaded], *, allow_code: bool) -> Findings:
+    """Read all that a suite names, and hold its text against the recipes' calibration text.
+
+    allow_code: whether Python that the suite brings may be imported.
+    """
+    problems: list[str] = []
+    notes: list[str] = []
+    texts: list[Document] = []
+    parts = (_gates, _likelihood, _cases, _harness)
+    for part in parts:
+        try:
+            note, found = part(loaded, allow_code)
+            texts += found
+            notes += [note] if note else []
+        except MachineError as error:
+            notes.append(f"not checked: {_line(error)}")
+        except QuantkitError as error:
+            problems.append(_line(error))
+    for recipe in recipes:
+        try:
+            notes.append(_overlap(recipe, texts))
+        except MachineError as error:
+            notes.append(f"not checked: {recipe.recipe.name}: {_line(error)}")
+        except QuantkitError as error:
+            problems.append(_line(error))
+    return Findings(tuple(problems), tuple(notes))
+
+
+Part = tuple[str, list[Document]]
+
+
+def _gates(loaded: LoadedSuite, allow_code: bool) -> Part:
+    gates = loaded.suite.gates
+    return f"gates: {len(gates)}" if gates else "no gates, so there will be no verdict", []
+
+
+def _likelihood(loaded: LoadedSuite, allow_code: bool) -> Part:
+    documents, digest = read(loaded.likelihood_dataset())
+    words = sum(len(document.words.split()) for document in documents)
+    return f"likelihood: {len(documents)} documents, {words:,} words, {digest[:12]}", documents
+
+
+def _cases(loaded: LoadedSuite, allow_code: bool) -> Part:
+    if loaded.suite.regression is None:
+        return "no regression cases", []
+    path = loaded.resolve(loaded.suite.regression.cases)
+    cases = load_cases(path, allow_code=allow_code)
+    check_slices(loaded.suite, cases)
+    checks = Counter(name for case in cases for check in case.check for name in check.names)
+    kinds = ", ".join(f"{count} {name}" for name, count in checks.most_common())
+    critical = sum(case.critical for case in cases)
+    note = f"regression: {len(cases)} cases, {critical} of them critical; checks: {kinds}"
+    return note, of_cases(cases, path)
+
+
+def _harness(loaded: LoadedSuite, allow_code: bool) -> Part:
+    tasks = loaded.harness_tasks()
+    if tasks is None:
+        return "", []
+    harness = Harness(tasks, allow_code=allow_code)
+    harness.check_metrics([gate.metric for gate in loaded.suite.gates])
+    return f"harness: {', '.join(tasks.names)}", []
+
+
+def _overlap(loaded: Loaded, texts: Sequence[Document]) -> str:
+    name, dataset = loaded.recipe.name, loaded.calibration_dataset()
+    if dataset is None:
+        return f"{name}: calibrates on nothing"
+    found = find_overlaps(texts, read(dataset)[0])
+    if found:
+        raise InputError(
+            f"{len(found)} of the suite's {len(texts)} texts overlap with {dataset}\n"
+            f"{listed(found)}",
+            where=name,
+        )
+    return f"{name}: no overlap with {dataset}"
+
+
+def _line(error: QuantkitError) -> str:
+    mend = f" {error.mend}" if error.mend else ""
+    return f"{error}.{mend}" if mend and not str(error).endswith(".") else f"{error}{mend}"

@@ -1,0 +1,182 @@
+"""record: prompts + baseline → a suite to start from, with the baseline's answers as cases."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantkit.base.errors import InputError
+from quantkit.base.progress import Progress
+from quantkit.calibration.text import load_tokenizer, pack
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.writer import check_replaceable, new_directory
+from quantkit.engines import transformers as hf
+from quantkit.judging.checks import Answer
+from quantkit.judging.regression import Case, answer, load_cases
+from quantkit.lora.open import tokenizer_directory
+from quantkit.model.device import resolve_device
+from quantkit.model.skeleton import Skeleton
+from quantkit.model.stream import Stream
+from quantkit.recipes.suite import load_suite
+
+SUITE, CASES, TEXT = "suite.yaml", "cases.jsonl", "text.jsonl"
+_SHORT = 5  # words of an answer that is asked for to the letter
+_ALIKE = 0.8
+_ROWS = 16  # of likelihood text, at least, where there is enough of it
+_BATCH = 32
+_LENGTHS = (512, 256, 128, 64, 32, 16, 8)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What was written: the suite's file, its cases, checks by name, answers cut at the limit."""
+
+    suite: Path
+    cases: int
+    checks: dict[str, int]
+    cut: tuple[str, ...]
+
+
+def record(
+    prompts: Path,
+    baseline: Checkpoint,
+    out: Path,
+    *,
+    name: str,
+    text: Path | None,
+    max_new_tokens: int,
+    device: str,
+    force: bool,
+    progress: Progress,
+) -> Recorded:
+    """Ask the baseline each prompt, greedily in float32, and write a suite of what it answers.
+
+    prompts: a line each, or a .jsonl file of cases whose ``check`` may be left out. Lines are
+    asked through the chat template where the model has one. text: held-out text for likelihoods;
+    prompts with their answers if None.
+
+    Raises QuantkitError; nothing is written then.
+    """
+    check_replaceable(out, "a suite", SUITE, force=force)
+    tokenizer = load_tokenizer(tokenizer_directory(baseline))
+    chat = getattr(tokenizer, "chat_template", None) is not None
+    asked = _read_prompts(prompts, max_new_tokens, chat)
+    hf.check_memory(baseline.parameters(), torch.float32, "recording answers")
+    stream = Stream(Skeleton(baseline, torch.float32), baseline, resolve_device(device))
+    end = hf.end_tokens(baseline.directory, tokenizer)
+    with (
+        progress.task("record the baseline's answers", len(asked)) as task,
+        stream.whole() as model,
+    ):
+        answers: list[Answer] = []
+        generate, score = partial(hf.generate, model, end=end), partial(hf.score, model)
+        for start in range(0, len(asked), _BATCH):
+            batch = asked[start : start + _BATCH]
+            answers += answer(batch, tokenizer, generate, score)
+            task.advance(len(batch))
+    with new_directory(out) as directory:
+        cases = [_checked(case, said) for case, said in zip(asked, answers, strict=True)]
+        _write_lines(directory / CASES, cases)
+        dataset = TEXT if text is None else f"text{text.suffix or '.txt'}"
+        if text is None:
+            documents = [_document(c, a) for c, a in zip(asked, answers, strict=True)]
+            _write_lines(directory / TEXT, documents)
+        else:
+            shutil.copyfile(text, directory / dataset)
+        length = _row_length(directory / dataset, tokenizer, baseline.config)
+        content = _SUITE.format(name=name, dataset=dataset, length=length)
+        (directory / SUITE).write_text(content, encoding="utf-8")
+        load_suite(str(directory / SUITE))
+        load_cases(directory / CASES, allow_code=True)
+    checks = Counter(name for case in cases for check in case["check"] for name in check)
+    cut = [c.id for c, a in zip(asked, answers, strict=True) if a.tokens >= c.max_new_tokens]
+    return Recorded(out / SUITE, len(cases), dict(checks), tuple(cut))
+
+
+def _read_prompts(path: Path, max_new_tokens: int, chat: bool) -> list[Case]:
+    """Prompts as cases that ask for likeness to the baseline until its answer is known."""
+    asked = {"max_new_tokens": max_new_tokens, "check": {"similarity": _ALIKE}}
+
+    def parse(number: int, line: str) -> Any:
+        named = {"id": f"prompt-{number:03}", **asked}
+        if path.suffix == ".jsonl":
+            value = json.loads(line)
+            return {**named, **value} if isinstance(value, dict) else value
+        text = line.strip()
+        if chat:
+            return {**named, "messages": [{"role": "user", "content": text}]}
+        return {**named, "prompt": text}
+
+    return load_cases(path, parse=parse)
+
+
+def _checked(case: Case, said: Answer) -> dict[str, Any]:
+    """A case with what the baseline said to it as its check, unless it came with one."""
+    content = case.model_dump(mode="json", exclude_defaults=True)
+    if content["check"] != [{"similarity": {"min": _ALIKE}}]:
+        return content
+    text = said.text.strip()
+    short = 0 < len(text.split()) <= _SHORT and said.tokens < case.max_new_tokens
+    alike = {"similarity": {"min": _ALIKE, "to": said.text}}
+    return {**content, "check": [{"exact": text} if short else alike]}
+
+
+def _document(case: Case, said: Answer) -> dict[str, Any]:
+    """Prompt and answer as one document of likelihood text."""
+    if case.messages is None:
+        return {"text": f"{case.prompt}{said.text}"}
+    return {"messages": [*case.messages, {"role": "assistant", "content": said.text}]}
+
+
+def _row_length(dataset: Path, tokenizer: Any, config: dict[str, Any]) -> int:
+    """The longest rows of which there are enough to take an interval over."""
+    tokens = pack(dataset, tokenizer, sequence_length=1, rows=None, seed=None).count
+    limit = config.get("max_position_embeddings") or _LENGTHS[0]
+    for length in _LENGTHS:
+        if length <= limit and tokens >= _ROWS * length:
+            return length
+    if tokens >= 2 * _LENGTHS[-1]:
+        return _LENGTHS[-1]
+    raise InputError(
+        f"prompts and answers are {tokens} tokens; likelihoods need at least {2 * _LENGTHS[-1]}",
+        where=str(dataset.name),
+        mend="Give more prompts, or held-out text by --text.",
+    )
+
+
+def _write_lines(path: Path, values: Sequence[dict[str, Any]]) -> None:
+    lines = (json.dumps(value, ensure_ascii=False) for value in values)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+_SUITE = """\
+schema: 1
+name: {name}
+version: 1.0.0
+description: Cases recorded from the baseline's own answers.
+likelihood:
+  # Held-out text like what the model is used for. Prompts and the baseline's answers will do to
+  # begin with; a few dozen rows make the intervals mean something.
+  dataset: {dataset}
+  sequence_length: {length}
+regression:
+  # Short answers are asked for to the letter, long ones by likeness to what the baseline said.
+  # Read them: a wrong answer recorded is a wrong answer asked for. Mark what must never break
+  # with "critical": true, and say what an answer must hold rather than how it must read.
+  cases: cases.jsonl
+gates:
+  # Bounds to begin with. Judge an artifact that you know to be good and one that you know to be
+  # bad (2 bits, rounded to nearest), and put the bounds between them.
+  - {{metric: kl_divergence.mean, max: 0.05}}
+  - {{metric: perplexity.ratio, max: 1.05}}
+  - {{metric: regression.broken_critical, max: 0}}
+  - {{metric: regression.pass_rate, min: 0.9}}
+"""

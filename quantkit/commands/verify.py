@@ -1,0 +1,226 @@
+"""verify: is an artifact whole, is it made of its baseline's parts, and does it speak?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quantkit.artifact.findings import Check, Verification
+from quantkit.artifact.manifest import RUN, digests, read_manifest
+from quantkit.base.errors import InputError
+from quantkit.base.progress import Progress, Task
+from quantkit.calibration.text import load_tokenizer
+from quantkit.checkpoint.reader import INDEX_FILE, Checkpoint, Weights, read_json
+from quantkit.checkpoint.writer import MANIFEST
+from quantkit.engines import transformers as hf
+from quantkit.engines import trial
+from quantkit.engines.choose import LLAMACPP, check_engine, engine_for
+from quantkit.formats.gguf.reader import GgufWeights, gguf_files
+from quantkit.formats.packed import PackedCheckpoint, open_artifact
+from quantkit.judging import prompts
+from quantkit.lora.open import tokenizer_directory
+from quantkit.model.skeleton import Skeleton
+
+_NEW_TOKENS = 24
+_LOOP = 8  # as many tokens of one kind are no answer
+_ROWS_AT_ONCE = 1 << 14
+
+
+def verify(
+    path: Path, baseline: Checkpoint | None, engine: str | None, progress: Progress
+) -> Verification:
+    """Run every check; what fails is in the result.
+
+    ``path``: a directory, or a .gguf file. Raises InputError for what isn't an artifact at all or
+    an engine that can't run it, MachineError for an engine that isn't installed.
+    """
+    if not path.exists():
+        raise InputError("no such file or directory", where=str(path))
+    usual, target = engine_for(path)
+    engine = engine or usual
+    check_engine(engine, path)
+    subject = _Subject(path, target, open_artifact(path), baseline)
+    steps: list[tuple[str, Callable[[Task], Iterator[Check]]]] = [
+        ("files", subject.files),
+        ("tensors", subject.tensors),
+        ("tokenizer", subject.tokenizer),
+        (engine, lambda task: subject.answers(engine)),
+    ]
+    found: list[Check] = []
+    with progress.task("verify", len(steps)) as task:
+        for doing, step in steps:
+            task.advance(0, doing=doing)
+            found += step(task)
+            task.advance()
+    name = None if baseline is None else str(baseline.directory)
+    return Verification(str(path), name, engine, tuple(found))
+
+
+@dataclass
+class _Subject:
+    """An artifact under examination. ``target``: what engines are given to load."""
+
+    path: Path
+    target: Path
+    source: Weights
+    baseline: Checkpoint | None
+
+    @property
+    def directory(self) -> Path:
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def files(self, task: Task | None = None) -> Iterator[Check]:
+        """Every file is the one that the manifest has, and there is no other."""
+        manifest = read_manifest(self.path) if self.path.is_dir() else None
+        if manifest is None or "files" not in manifest:
+            yield Check("digests", None, "no quantkit.json to hold the files against")
+            yield from self._shards()
+            return
+        recorded: dict[str, Any] = manifest["files"]
+        present = {file.name: file for file in self.path.iterdir() if file.name not in _OWN}
+        found = digests([file for name, file in present.items() if name in recorded])
+        changed = [name for name, value in found.items() if value != recorded[name]["sha256"]]
+        yield _check(
+            "digests", changed, f"{len(found)} files have the digests of {MANIFEST}", "changed"
+        )
+        yield _check(
+            "files missing", sorted(recorded.keys() - present.keys()), "none", "the manifest names"
+        )
+        yield _check(
+            "files extra", sorted(present.keys() - recorded.keys()), "none", "not in the manifest"
+        )
+
+    def _shards(self) -> Iterator[Check]:
+        index = self.directory / INDEX_FILE
+        if gguf_files(self.path) or not index.is_file():
+            return
+        stored = _checkpoint(self.source).entries
+        listed: dict[str, str] = read_json(index).get("weight_map", {})
+        wrong = [
+            key
+            for key in stored.keys() | listed.keys()
+            if key not in stored or listed.get(key) != stored[key].file.name
+        ]
+        yield _check("shards", sorted(wrong), "hold what the index says", "the index is wrong for")
+
+    def tensors(self, task: Task) -> Iterator[Check]:
+        """Shapes are those of the model, and every value is a number."""
+        yield self.shapes()
+        broken, count = [], 0
+        for key in self.source.keys():  # noqa: SIM118 (it's no dictionary)
+            task.advance(0, doing=key)
+            count += 1
+            if not all(bool(piece.isfinite().all()) for piece in self._pieces(key)):
+                broken.append(key)
+        yield _check("finite", broken, f"{count} tensors", "NaN or infinity in")
+
+    def shapes(self) -> Check:
+        """Every tensor of the model is there, in its shape, and no other."""
+        if self.baseline is None and isinstance(self.source, GgufWeights):
+            return Check("shapes", None, "no baseline to hold them against")
+        model = self.baseline or self.source
+        try:
+            skeleton = Skeleton(model, weights=self.source)
+        except InputError as error:
+            return Check("shapes", False, error.what)
+        whose = "the baseline" if self.baseline else "config.json"
+        return Check("shapes", True, f"{len(set(skeleton.names.values()))} as {whose} has them")
+
+    def _pieces(self, key: str) -> Iterator[torch.Tensor]:
+        """A tensor as it is unpacked; the rows of a vocabulary some at a time."""
+        shape = self.source.shape(key)
+        packed = isinstance(self.source, PackedCheckpoint) and key in self.source.quantized()
+        if packed or len(shape) < 2 or shape[0] <= _ROWS_AT_ONCE:
+            yield self.source.read(key).float()
+            return
+        for start in range(0, shape[0], _ROWS_AT_ONCE):
+            yield self.source.read_rows(key, start, start + _ROWS_AT_ONCE).float()
+
+    def tokenizer(self, task: Task | None = None) -> Iterator[Check]:
+        """The same text and the same chats become the same ids. GGUF's wait for the engine."""
+        if self.baseline is None:
+            yield Check("tokens", None, "no baseline to compare with")
+            return
+        original = load_tokenizer(tokenizer_directory(self.baseline))
+        if isinstance(self.source, GgufWeights):
+            metadata = self.source.header.metadata
+            yield from prompts.compare_template(
+                original, original, metadata.get("tokenizer.chat_template")
+            )
+            yield prompts.compare_special_ids(original, metadata)
+            return
+        try:
+            own = load_tokenizer(self.directory)
+        except InputError as error:
+            yield Check("tokens", False, error.what)
+            return
+        yield from prompts.compare_template(original, own, own.chat_template)
+        texts = prompts.texts(original)
+        yield prompts.compare_ids(texts, *([t.encode(x) for x in texts] for t in (original, own)))
+
+    def answers(self, engine: str) -> Iterator[Check]:
+        """The engine loads it and says something."""
+        is_gguf = isinstance(self.source, GgufWeights)
+        tokenizer = None
+        if self.baseline is not None:
+            tokenizer = load_tokenizer(tokenizer_directory(self.baseline))
+        elif not is_gguf:
+            tokenizer = load_tokenizer(self.directory)
+        texts = []
+        if tokenizer is not None and self.baseline is not None and engine == LLAMACPP:
+            texts = prompts.texts(tokenizer, self._marks_beginnings())
+        asked = prompts.openings(tokenizer) if tokenizer else list(prompts.PLAIN)
+        end = hf.end_tokens(self.directory, tokenizer) if tokenizer else []
+        request = trial.Request(
+            str(self.target), engine, tuple(asked), _NEW_TOKENS, tuple(end), tuple(texts)
+        )
+        try:
+            outcome = trial.attempt(request)
+        except InputError as error:
+            yield Check("loads", False, error.what)
+            return
+        yield Check("loads", True, f"in {engine}")
+        if tokenizer is not None and texts:
+            yield prompts.compare_ids(texts, [tokenizer.encode(t) for t in texts], outcome.tokens)
+        elif is_gguf and self.baseline is not None:
+            yield Check("tokens", None, f"{engine} doesn't tokenize; use --engine {LLAMACPP}")
+        if outcome.finite is not None:
+            yield Check("logits", outcome.finite, "finite" if outcome.finite else "NaN or infinity")
+        yield _speaks(outcome.ids, tokenizer)
+
+    def _marks_beginnings(self) -> bool:
+        """Whether llama.cpp marks a text's beginning even before a space, as SentencePiece."""
+        metadata = self.source.header.metadata if isinstance(self.source, GgufWeights) else {}
+        return metadata.get("tokenizer.ggml.model") == "llama"
+
+
+_OWN = (MANIFEST, RUN)
+
+
+def _speaks(answers: list[list[int]], tokenizer: Any) -> Check:
+    """Fails where every answer is empty, or one token again and again."""
+    lively = [ids for ids in answers if ids and (len(ids) < _LOOP or len(set(ids)) > 1)]
+    shown = lively[0] if lively else answers[0]
+    text = repr(tokenizer.decode(shown)) if tokenizer else f"tokens {shown}"
+    if not lively:
+        return Check("speaks", False, f"all answers are empty or one token repeated: {text}")
+    return Check("speaks", True, f"{len(lively)} of {len(answers)} prompts: {text}")
+
+
+def _check(name: str, wrong: list[str], well: str, prefix: str) -> Check:
+    if not wrong:
+        return Check(name, True, well)
+    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    return Check(name, False, f"{prefix} {', '.join(wrong[:3])}{more}")
+
+
+def _checkpoint(source: Weights) -> Checkpoint:
+    if isinstance(source, PackedCheckpoint):
+        return source.checkpoint
+    if isinstance(source, Checkpoint):
+        return source
+    raise TypeError(f"{type(source).__name__} isn't in safetensors")

@@ -1,0 +1,230 @@
+"""Where text comes from: a file, or a data set of the Hub; the same documents for everyone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from quantkit.base.errors import InputError, MachineError, not_installed
+from quantkit.documents.document import Strict
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class HubDataset(Strict):
+    """A data set of the Hub, pinned to a commit, or a folder in the form of one.
+
+    The library ``datasets`` reads it, from its cache where it is there already.
+    """
+
+    hub: str = Field(description="owner/name, or a folder: ./data, ../data, /data")
+    config: str | None = Field(default=None, description="such as wikitext-2-raw-v1")
+    split: str = "train"
+    column: str = Field(default="text", description="of strings, or of lists of chat messages")
+    revision: str | None = Field(default=None, description="commit; a folder has none")
+    rows: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="the first so many; the rest isn't downloaded"
+    )
+    join: str | None = Field(
+        default=None, description="put between rows to make one document of them all"
+    )
+
+    @model_validator(mode="after")
+    def _is_pinned(self) -> HubDataset:
+        if self.is_folder and self.revision is not None:
+            raise ValueError("a folder has no revision")
+        if not self.is_folder and not _COMMIT.fullmatch(self.revision or ""):
+            raise ValueError(
+                f"revision must pin {self.hub} to a commit of 40 hexadecimal digits "
+                f"(huggingface.co/datasets/{self.hub}/commits/main lists them)"
+            )
+        return self
+
+    @property
+    def is_folder(self) -> bool:
+        return self.hub.startswith(("./", "../", "/")) or self.hub in (".", "..")
+
+    def relative_to(self, directory: Path) -> HubDataset:
+        """The same with a folder's path taken from ``directory``."""
+        if not self.is_folder:
+            return self
+        return self.model_copy(update={"hub": str((directory / self.hub).resolve())})
+
+    def __str__(self) -> str:
+        parts = [self.hub, self.config, self.split, self.column]
+        return ":".join(part for part in parts if part)
+
+
+Dataset = Path | HubDataset
+# What a document's key ``dataset`` may hold. Tags in <> are left out of errors' keys.
+DatasetKey = Annotated[
+    Annotated[str, Tag("<file>")] | Annotated[HubDataset, Tag("<hub>")],
+    Discriminator(lambda value: "<hub>" if isinstance(value, dict | HubDataset) else "<file>"),
+]
+
+
+def resolve(dataset: str | HubDataset, directory: Path) -> Dataset:
+    """A document's ``dataset`` with its path taken from the document's ``directory``."""
+    if isinstance(dataset, HubDataset):
+        return dataset.relative_to(directory)
+    return (directory / dataset).resolve()
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document of a data set: text, or chat messages. where: the file and line, or row."""
+
+    where: str
+    content: str | list[dict[str, Any]]
+
+    @property
+    def words(self) -> str:
+        """The text without any template: what the messages say."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(str(message.get("content", "")) for message in self.content)
+
+
+def check_exists(dataset: Dataset) -> None:
+    """Raise InputError where a file or folder isn't there, MachineError without ``datasets``."""
+    if isinstance(dataset, Path):
+        if not dataset.is_file():
+            raise _nowhere(dataset)
+        return
+    _library()
+    if dataset.is_folder and not Path(dataset.hub).is_dir():
+        raise _nowhere(Path(dataset.hub))
+
+
+def read(dataset: Dataset) -> tuple[list[Document], str]:
+    """The documents of a data set in their order, and its digest.
+
+    A .jsonl file has an object a line with ``text``, or ``messages`` for the chat template; any
+    other file is one document of plain text. The digest is the sha256 of the file, or, of a data
+    set of the Hub, of its documents as JSON lines.
+
+    Raises InputError for what is unreadable, malformed or empty.
+    """
+    if isinstance(dataset, HubDataset):
+        return _from_hub(dataset)
+    try:
+        raw = dataset.read_bytes()
+        text = raw.decode("utf-8")
+    except FileNotFoundError:
+        raise _nowhere(dataset) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"can't be read as UTF-8 text ({error})", where=str(dataset)) from error
+    if not text.strip():
+        raise InputError("is empty", where=str(dataset), mend="Give it text.")
+    if dataset.suffix != ".jsonl":
+        documents = [Document(str(dataset), text)]
+    else:
+        documents = [
+            _from_line(line, f"{dataset}:{number}")
+            for number, line in enumerate(text.split("\n"), 1)
+            if line.strip()
+        ]
+    return documents, hashlib.sha256(raw).hexdigest()
+
+
+def digest_of(dataset: Dataset) -> str:
+    """The digest that ``read`` gives."""
+    if isinstance(dataset, HubDataset):
+        return read(dataset)[1]
+    return hashlib.sha256(dataset.read_bytes()).hexdigest()
+
+
+def _nowhere(path: Path) -> InputError:
+    return InputError(
+        "no such file" if path.suffix else "no such file or folder",
+        where=str(path),
+        mend="Paths in a YAML file are relative to that file.",
+    )
+
+
+def _from_line(line: str, where: str) -> Document:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"isn't valid JSON ({error})", where=where) from error
+    for key, kind in (("text", str), ("messages", list)):
+        if isinstance(value, dict) and isinstance(value.get(key), kind):
+            return Document(where, value[key])
+    raise InputError('needs an object with "text" or "messages"', where=where)
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise not_installed("datasets", "datasets") from None
+    return datasets
+
+
+def _from_hub(dataset: HubDataset) -> tuple[list[Document], str]:
+    values = _column(dataset)
+    documents = []
+    for number, value in enumerate(values):
+        where = f"{dataset} row {number}"
+        if not isinstance(value, str | list) or (
+            isinstance(value, list) and not all(isinstance(part, dict) for part in value)
+        ):
+            raise InputError("is neither text nor a list of chat messages", where=where)
+        if value and (isinstance(value, list) or value.strip()):
+            documents.append(Document(where, value))
+    if not documents:
+        raise InputError("is empty", where=str(dataset), mend="Is it the right split and column?")
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(json.dumps(document.content, ensure_ascii=False).encode() + b"\n")
+    if dataset.join is not None:
+        texts = [document.content for document in documents]
+        if not all(isinstance(text, str) for text in texts):
+            raise InputError("join is for text, not for messages", where=str(dataset))
+        documents = [Document(str(dataset), dataset.join.join(str(text) for text in texts))]
+    return documents, digest.hexdigest()
+
+
+def _column(dataset: HubDataset) -> list[Any]:
+    """The values of a data set's column."""
+    library = _library()
+    check_exists(dataset)
+    library.disable_progress_bars()
+    try:
+        table = library.load_dataset(
+            dataset.hub,
+            dataset.config,
+            split=dataset.split,
+            revision=dataset.revision,
+            streaming=dataset.rows is not None,
+        )
+        columns = list(table.column_names or [])
+        values = [row.get(dataset.column) for row in islice(table, dataset.rows)]
+    except (ConnectionError, TimeoutError) as error:
+        raise MachineError(
+            f"the hub can't be reached ({type(error).__name__}: {_first(error)})",
+            where=str(dataset),
+            mend="It is read from the cache of datasets once it has been downloaded.",
+        ) from error
+    except Exception as error:  # datasets raises errors of many libraries
+        raise InputError(
+            f"datasets can't load it ({type(error).__name__}: {_first(error)})",
+            where=str(dataset),
+            mend="Check hub, config, split and revision, and HF_TOKEN for a gated data set.",
+        ) from error
+    if columns and dataset.column not in columns:
+        raise InputError(
+            f"has no column {dataset.column}; it has {', '.join(columns)}", where=str(dataset)
+        )
+    return values
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]

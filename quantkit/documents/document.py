@@ -1,0 +1,195 @@
+"""Versioned YAML documents, validated so that no misspelt key is ever ignored."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from quantkit.base.errors import InputError
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors, and "4" is not 4: a typo must not fall back to a default."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Versioned(Strict):
+    schema_: Literal[1] = Field(alias="schema")
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._+-]*$")]
+    version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")]
+    description: str = ""
+
+    def canonical(self) -> str:
+        """The content without what equals its default: what the digest is taken of.
+
+        So a key that a later version of the program adds changes no published digest. In return
+        defaults never change.
+        """
+        content = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+
+Document = TypeVar("Document", bound=Versioned)
+
+
+def find(name_or_path: str, folder: Path, kind: str) -> Path:
+    """The file of that path, or the one shipped in ``folder`` by that name."""
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    shipped = folder / f"{name_or_path}.yaml"
+    if path.name == name_or_path and shipped.is_file():
+        return shipped
+    names = sorted(p.stem for p in folder.glob("*.yaml"))
+    close = difflib.get_close_matches(name_or_path, names, n=1)
+    hint = f"Did you mean {close[0]}? " if close else ""
+    raise InputError(
+        f"no such {kind}: neither a file nor a shipped name",
+        where=name_or_path,
+        mend=f"{hint}Shipped: {', '.join(names)}.",
+    )
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key given twice is an error, not a silent choice of the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds."""
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"isn't valid YAML: {error}", where=str(path)) from error
+    if not isinstance(data, dict):
+        raise InputError("holds no mapping of keys to values", where=str(path))
+    return data
+
+
+def apply(data: dict[str, Any], setting: str) -> None:
+    """Set one ``key=value`` with a dotted key and a YAML value."""
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise InputError("is not key=value", where=f"--set {setting}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError("its value isn't valid YAML", where=f"--set {setting}") from error
+    *parents, last = key.split(".")
+    target: Any = data
+    for parent in parents:
+        target = target.setdefault(parent, {}) if isinstance(target, dict) else None
+    if not isinstance(target, dict):
+        raise InputError("names no section of the recipe", where=f"--set {setting}")
+    if key == "calibration.dataset":
+        value = _from_here(value)
+    target[last] = value
+
+
+def _from_here(dataset: Any) -> Any:
+    """A data set given on the command line is relative to the working directory."""
+    if isinstance(dataset, str):
+        return str(Path(dataset).resolve())
+    if isinstance(dataset, dict) and str(dataset.get("hub", "")).startswith("."):
+        return {**dataset, "hub": str(Path(dataset["hub"]).resolve())}
+    return dataset
+
+
+def validate(
+    model: type[Document],
+    data: dict[str, Any],
+    path: Path,
+    tags: Mapping[str, type[Strict]] | None = None,
+) -> Document:
+    """Make the document of what a file holds. Raises InputError that names file, key and mend.
+
+    ``tags``: the classes that a section may have by its ``method``.
+    """
+    tags = tags or {}
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problems = [explain(model, problem, tags) for problem in error.errors()]
+        raise InputError(
+            "; ".join(problems),
+            where=str(path),
+            mend=f"docs/{model.__name__.lower()}s.md has every key.",
+        ) from error
+
+
+def explain(
+    model: type[BaseModel], problem: Any, tags: Mapping[str, type[Strict]] | None = None
+) -> str:
+    """One of a ValidationError's ``errors()`` in a line: the key, what is wrong, and a mend."""
+    tags = tags or {}
+    location = [
+        part
+        for index, part in enumerate(problem["loc"])
+        if not (index == 1 and part in tags) and not str(part).startswith("<")
+    ]
+    key = ".".join(str(part) for part in location)
+    kind = problem["type"]
+    given = problem.get("input")
+    if kind == "extra_forbidden":
+        known = _known_keys(model, problem["loc"], tags)
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
+        return f"{key}: unknown key; {hint}"
+    if kind == "missing":
+        return f"{key}: missing"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        methods = ", ".join(name for name in tags if "-" not in name)
+        return f"{key}.method: must be one of {methods}"
+    message = problem["msg"].removeprefix("Value error, ")
+    where = f"{key}: " if key else ""
+    if kind == "value_error":
+        return f"{where}{message}"
+    return f"{where}{message[0].lower()}{message[1:]}, not {given!r}"
+
+
+def _known_keys(
+    model: type[BaseModel], location: tuple[Any, ...], tags: Mapping[str, type[Strict]]
+) -> list[str]:
+    """The keys that the section around ``location`` knows."""
+    current: Any = model
+    for part in location[:-1]:
+        if isinstance(part, int) or part.startswith("<"):
+            continue
+        if part in tags:
+            current = tags[part]
+            continue
+        field = next((f for n, f in current.model_fields.items() if (f.alias or n) == part), None)
+        if field is None:
+            return []
+        current = next((a for a in _flatten(field.annotation) if issubclass(a, BaseModel)), current)
+    return sorted(field.alias or name for name, field in current.model_fields.items())
+
+
+def _flatten(annotation: Any) -> list[type]:
+    """All classes inside a possibly nested annotation such as ``list[Gate] | None``."""
+    arguments = getattr(annotation, "__args__", ())
+    if not arguments:
+        return [annotation] if isinstance(annotation, type) else []
+    return [found for argument in arguments for found in _flatten(argument)]

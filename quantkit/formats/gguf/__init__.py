@@ -1,0 +1,1 @@
+"""GGUF files: metadata, tokenizer, tensor names and types, written and read."""

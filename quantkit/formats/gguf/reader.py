@@ -1,0 +1,228 @@
+"""GGUF files, ours and llama.cpp's: their headers, and their weights one tensor at a time.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A model may lie in several
+files (``NAME-00001-of-00003.gguf``), of which the first has the metadata.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantkit.base.errors import InputError
+from quantkit.formats.gguf import architectures
+from quantkit.formats.gguf.architectures import EMBEDDING, Dimensions
+from quantkit.methods.ggml.types import GgmlTensor, load_gguf
+
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+# Computed from the config, so that no checkpoint has them.
+_CONSTANTS = re.compile(r"rope_(freqs|factors_long|factors_short)\.weight")
+
+
+@dataclass(frozen=True)
+class GgufEntry:
+    """Where one tensor lies: name, ggml type, shape as in torch, file, offset and bytes."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    nbytes: int
+
+    @property
+    def row_bytes(self) -> int:
+        return self.nbytes // math.prod(self.shape[:-1])
+
+
+def gguf_files(path: Path) -> list[Path]:
+    """The files of the GGUF model at ``path``, a file or a directory; none where there is none.
+
+    Raises InputError where a directory holds several models, or a part is missing.
+    """
+    found = [path] if path.suffix == ".gguf" and not path.is_dir() else sorted(path.glob("*.gguf"))
+    found = [file for file in found if not file.name.startswith("mmproj")]  # of another model
+    if not found:
+        return []
+    match = _PART.fullmatch(found[0].name)
+    if match is None:
+        if len(found) > 1:
+            raise InputError(
+                f"holds {len(found)} .gguf files, not one",
+                where=str(path),
+                mend=f"Name one of them: {found[0]}",
+            )
+        return found
+    folder, name, count = found[0].parent, match[1], match[3]
+    parts = [folder / f"{name}-{n:05d}-of-{count}.gguf" for n in range(1, int(count) + 1)]
+    for part in parts:
+        if not part.is_file():
+            raise InputError("is missing: the model lies in parts", where=str(part))
+    if others := set(found) - set(parts):
+        raise InputError(f"holds another model too: {min(others).name}", where=str(path))
+    return parts
+
+
+class GgufHeader:
+    """What a GGUF model says of itself.
+
+    ``metadata``: every key; ``entries``: its tensors, in the files' order.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        """Raises InputError for a damaged file."""
+        self.files = list(files)
+        readers = [_reader(file) for file in files]
+        self.metadata: dict[str, Any] = {
+            name: field.contents()
+            for name, field in readers[0].fields.items()
+            if not name.startswith("GGUF.")
+        }
+        self.entries = [
+            GgufEntry(
+                tensor.name,
+                tensor.tensor_type.name,
+                tuple(int(n) for n in reversed(tensor.shape)),
+                file,
+                int(tensor.data_offset),
+                int(tensor.n_bytes),
+            )
+            for file, reader in zip(files, readers, strict=True)
+            for tensor in reader.tensors
+        ]
+
+    @property
+    def architecture(self) -> str:
+        return str(self.metadata.get("general.architecture"))
+
+    def dimensions(self) -> Dimensions:
+        """The sizes by the metadata; 0 for what it doesn't say."""
+
+        def number(key: str) -> int:
+            value = self.metadata.get(f"{self.architecture}.{key}") or 0
+            if isinstance(value, list):  # one for each layer
+                if len(set(value)) > 1:
+                    raise InputError(
+                        f"its layers differ in {key}, which can't be read",
+                        where=str(self.files[0]),
+                    )
+                value = value[0]
+            return int(value)
+
+        heads, hidden = number("attention.head_count"), number("embedding_length")
+        tokens = next((e.shape[0] for e in self.entries if e.name == EMBEDDING), 0)
+        return Dimensions(
+            layers=number("block_count"),
+            hidden=hidden,
+            inner=number("feed_forward_length"),
+            heads=heads,
+            kv_heads=number("attention.head_count_kv") or heads,
+            head_dim=number("attention.key_length") or hidden // max(heads, 1),
+            vocabulary=number("vocab_size") or tokens,
+        )
+
+
+class GgufWeights:
+    """The weights of a GGUF model under their checkpoint keys. Implements ``Weights``.
+
+    ``types``: checkpoint key → ggml type. Tensors are read, not mapped, and dequantized one at
+    a time, in float32, in the shape and order of rows that the checkpoint had.
+    """
+
+    format = "gguf"
+
+    def __init__(self, path: Path) -> None:
+        """Read the header of the file, or of the one model in a directory.
+
+        Raises InputError for a damaged file, for an architecture that isn't known, and for
+        tensors that it doesn't have.
+        """
+        self.path = path
+        self.files = gguf_files(path)
+        if not self.files:
+            raise InputError("holds no .gguf file", where=str(path))
+        self.directory = self.files[0].parent
+        self.header = GgufHeader(self.files)
+        where = str(self.files[0])
+        try:
+            self._architecture = architectures.find(self.header.architecture)
+        except InputError as error:
+            raise InputError(error.what, where=where, mend=error.mend) from error
+        self._dimensions = self.header.dimensions()
+        keys = self._architecture.names(self._dimensions.layers)
+        unknown = [
+            entry.name
+            for entry in self.header.entries
+            if entry.name not in keys and not _CONSTANTS.fullmatch(entry.name)
+        ]
+        if unknown:
+            raise InputError(
+                f"holds {unknown[0]}, which {self.header.architecture} models don't have "
+                f"({len(unknown)} such tensors)",
+                where=where,
+            )
+        self._tensors = {keys[e.name]: e for e in self.header.entries if e.name in keys}
+        output = f"{self._architecture.head}.weight"
+        embedding = f"{self._architecture.embedding}.weight"
+        if output not in self._tensors and embedding in self._tensors:
+            # llama.cpp uses the embedding; checkpoints may name it
+            self._tensors[output] = self._tensors[embedding]
+        self.types = {key: entry.type for key, entry in self._tensors.items()}
+
+    def keys(self) -> Iterable[str]:
+        return self._tensors.keys()
+
+    def quantized(self) -> Iterable[str]:
+        return [key for key, type in self.types.items() if type not in ("F32", "F16", "BF16")]
+
+    def parameters(self) -> int:
+        shapes = {entry.name: entry.shape for entry in self._tensors.values()}
+        return sum(map(math.prod, shapes.values()))
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._tensors[key].shape
+
+    def scheme(self, key: str) -> str:
+        return self._tensors[key].type
+
+    def stored_bytes(self, key: str) -> int:
+        return self._tensors[key].nbytes
+
+    def read(self, key: str) -> Tensor:
+        """Return one tensor in float32."""
+        shape = self._tensors[key].shape
+        value = self._rows(key, 0, math.prod(shape[:-1])).view(shape)
+        return self._architecture.transform(key, self._dimensions).undo(value)
+
+    def read_rows(self, key: str, start: int, stop: int) -> Tensor:
+        shape = self._tensors[key].shape
+        transform = self._architecture.transform(key, self._dimensions)
+        if len(shape) == 1 or transform.rows != 1:
+            return self.read(key)[start:stop]
+        return transform.undo(self._rows(key, start, min(stop, shape[0])))
+
+    def _rows(self, key: str, start: int, stop: int) -> Tensor:
+        """Rows as they lie in the file, (stop - start, columns)."""
+        entry = self._tensors[key]
+        blocks = torch.empty(stop - start, entry.row_bytes, dtype=torch.uint8)
+        with entry.file.open("rb") as file:
+            file.seek(entry.offset + start * entry.row_bytes)
+            if file.readinto(blocks.numpy().data) != blocks.nbytes:
+                raise InputError(f"ended while reading {entry.name}", where=str(entry.file))
+        return GgmlTensor(entry.type, blocks, (stop - start, entry.shape[-1])).dequantize()
+
+
+def _reader(path: Path) -> Any:
+    try:
+        return load_gguf().GGUFReader(path)
+    except FileNotFoundError:
+        raise InputError("no such file", where=str(path)) from None
+    except (ValueError, KeyError, IndexError) as error:
+        raise InputError(f"isn't a readable GGUF file ({error})", where=str(path)) from error

@@ -1,0 +1,163 @@
+"""Rotary embeddings: what config.json says of them, as GGUF metadata and tensors.
+
+References: transformers' ``modeling_rope_utils.py`` (what the settings mean), llama.cpp's
+``src/llama-model.cpp`` (what it reads) and ``ggml_rope_ext`` (what it computes).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantkit.base.errors import InputError
+
+FREQS = "rope_freqs.weight"
+LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+_DEFAULT_THETA = 10000.0
+
+
+@dataclass(frozen=True)
+class Rope:
+    """The settings of the layers with full attention.
+
+    ``theta``: the base of the frequencies; ``partial``: the part of a head that is rotated;
+    ``local_theta``: the base in sliding layers, where it is another one. ``settings``: all else.
+    """
+
+    kind: str
+    theta: float
+    partial: float
+    local_theta: float | None
+    settings: Mapping[str, Any]
+
+    def number(self, name: str) -> float:
+        """A setting that must be there. Raises InputError when it isn't."""
+        value = self.settings.get(name)
+        if not isinstance(value, int | float):
+            raise InputError(f"rope type {self.kind} without a number {name}", where="config.json")
+        return float(value)
+
+
+def read(config: Mapping[str, Any]) -> Rope:
+    """Find the settings wherever they are.
+
+    transformers 5 writes ``rope_parameters``, nested by the layers' kind where there are two;
+    before that it was ``rope_theta`` at top level and ``rope_scaling`` (``type`` before 4.43),
+    and ``rope_local_base_freq`` for sliding layers; GPT-NeoX had names of its own.
+    """
+    found = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    local = dict(found.get("sliding_attention") or {})
+    settings = dict(found.get("full_attention") or found)
+    kind = str(settings.get("rope_type") or settings.get("type") or "default")
+    for key in ("original_max_position_embeddings", "max_position_embeddings"):
+        if config.get(key) is not None:
+            settings.setdefault(key, config[key])
+    if local.get("rope_type", "default") != "default":
+        raise InputError(
+            f"rope type {local['rope_type']} in sliding layers can't be written as GGUF",
+            where="config.json",
+        )
+    theta = _first(settings, config, "rope_theta", "rotary_emb_base")
+    partial = _first(settings, config, "partial_rotary_factor", "rotary_pct")
+    local_theta = _first(local, config, "rope_theta" if local else "rope_local_base_freq")
+    return Rope(
+        "longrope" if kind == "su" else kind,
+        float(theta or _DEFAULT_THETA),
+        1.0 if partial is None else float(partial),
+        None if local_theta is None else float(local_theta),
+        settings,
+    )
+
+
+def metadata(rope: Rope) -> dict[str, Any]:
+    """The keys of the scaling, without the architecture's prefix.
+
+    Raises InputError for a scaling that llama.cpp would compute otherwise.
+    """
+    if rope.kind in ("default", "llama3"):  # llama3: in the tensor rope_freqs.weight
+        return {}
+    if rope.kind == "linear":
+        return {"rope.scaling.type": "linear", "rope.scaling.factor": rope.number("factor")}
+    if rope.kind == "yarn":
+        return _yarn(rope)
+    if rope.kind == "longrope":
+        original = rope.number("original_max_position_embeddings")
+        return {
+            "rope.scaling.original_context_length": int(original),
+            "rope.scaling.attn_factor": _longrope_attention(rope, original),
+        }
+    raise InputError(f"rope type {rope.kind!r} can't be written as GGUF", where="config.json")
+
+
+def tensors(rope: Rope, width: int) -> dict[str, Tensor]:
+    """Divisors of the ``width / 2`` frequencies, float32, by GGUF name; none for most kinds."""
+    if rope.kind == "llama3":
+        return {FREQS: _llama3_divisors(rope, width)}
+    if rope.kind == "longrope":
+        return {
+            LONG: _listed_divisors(rope, "long_factor", width),
+            SHORT: _listed_divisors(rope, "short_factor", width),
+        }
+    return {}
+
+
+def _first(settings: Mapping[str, Any], config: Mapping[str, Any], *names: str) -> Any:
+    """The first of the names that is set, in the rope's settings or at top level."""
+    values = [settings.get(name) for name in names] + [config.get(name) for name in names]
+    return next((value for value in values if value is not None), None)
+
+
+def _yarn(rope: Rope) -> dict[str, Any]:
+    special = ("attention_factor", "mscale", "mscale_all_dim")
+    changed = [key for key in special if rope.settings.get(key) is not None]
+    if changed or rope.settings.get("truncate") is False:
+        raise InputError(
+            f"yarn rope with {', '.join(changed) or 'truncate: false'} can't be written as "
+            "GGUF: llama.cpp would compute other angles or another attention scale",
+            where="config.json",
+        )
+    betas = {
+        f"rope.scaling.yarn_{key}": float(rope.settings[key])
+        for key in ("beta_fast", "beta_slow")
+        if rope.settings.get(key) is not None
+    }
+    return {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": rope.number("factor"),
+        "rope.scaling.original_context_length": int(
+            rope.number("original_max_position_embeddings")
+        ),
+        **betas,
+    }
+
+
+def _longrope_attention(rope: Rope, original: float) -> float:
+    """The scale of the rotated q and k: LongRoPE, arXiv 2402.13753, as transformers has it."""
+    if rope.settings.get("attention_factor") is not None:
+        return rope.number("attention_factor")
+    factor = rope.number("max_position_embeddings") / original
+    return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+
+
+def _llama3_divisors(rope: Rope, width: int) -> Tensor:
+    """Formula: ``_compute_llama3_parameters`` of transformers, divided out."""
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    factor, low, high, old_context = (rope.number(name) for name in names)
+    exponents = torch.arange(0, width, 2, dtype=torch.float32) / width
+    wavelengths = 2 * math.pi * rope.theta**exponents
+    smooth = (old_context / wavelengths - low) / (high - low)
+    divisors = 1 / ((1 - smooth) / factor + smooth)
+    divisors = torch.where(wavelengths > old_context / low, factor, divisors)
+    return torch.where(wavelengths < old_context / high, 1.0, divisors)
+
+
+def _listed_divisors(rope: Rope, name: str, width: int) -> Tensor:
+    values = rope.settings.get(name)
+    if not isinstance(values, list) or len(values) != width // 2:
+        raise InputError(f"longrope without {width // 2} numbers {name}", where="config.json")
+    return torch.tensor(values, dtype=torch.float32)

@@ -1,0 +1,321 @@
+"""GGUF files, written a few rows at a time.
+
+The header comes first, since every size is known from the plan; a tensor's rows are then read,
+quantized and compared in threads, and written where the header says. Format:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3; the header's bytes are laid
+out by gguf-py, llama.cpp's own writer, where dimensions are reversed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quantkit.base.errors import InputError
+from quantkit.base.parallel import pool
+from quantkit.base.progress import Task
+from quantkit.checkpoint.reader import Checkpoint, TensorSource
+from quantkit.checkpoint.writer import write_at
+from quantkit.formats.gguf.architectures import Metadata
+from quantkit.formats.gguf.file import GgufPlan, GgufTensorPlan, plan_file
+from quantkit.methods.ggml.types import Encoder, GgmlTensor, load_gguf, row_bytes, rows_at_once
+
+_ALIGNMENT = 32
+_AHEAD = 4  # pieces of work a thread may be ahead of the writing
+
+
+@dataclass(frozen=True)
+class WrittenTensor:
+    """What quantizing did to one tensor, and where it lies in the file.
+
+    ``error``: ‖W-Ŵ‖²/‖W‖², or of the outputs (``measured_on``). ``weighted_error``: the former
+    with every input feature's squares multiplied by its importance; None without importance.
+    """
+
+    name: str
+    key: str | None
+    type: str
+    error: float
+    weighted_error: float | None
+    start: int
+    nbytes: int
+    sha256: str
+    measured_on: str = "weights"
+
+
+@dataclass(frozen=True)
+class Made:
+    """A tensor that was quantized elsewhere; ``error`` as in ``WrittenTensor``."""
+
+    plan: GgufTensorPlan
+    value: GgmlTensor
+    error: float
+    measured_on: str
+
+
+def write_blocks(
+    path: Path, plan: GgufPlan, quantized: Iterable[Made], known: WrittenTensor | None
+) -> list[WrittenTensor]:
+    """Write tensors that were quantized elsewhere.
+
+    ``known``: any tensor that lies in the file already; without one the file is begun.
+    """
+    start = _data_start(path, plan, known)
+    places = {}
+    for tensor in plan.tensors:
+        places[tensor.name] = start
+        start += _padded(tensor.nbytes)
+    written = []
+    with path.open("r+b", buffering=0) as file:
+        for made in quantized:
+            tensor = made.plan
+            data = made.value.blocks.contiguous().numpy().data
+            place = places[tensor.name]
+            write_at(file, place, data)
+            digest = hashlib.sha256(data).hexdigest()
+            written.append(
+                WrittenTensor(
+                    tensor.name,
+                    tensor.key,
+                    tensor.type,
+                    made.error,
+                    None,
+                    place,
+                    tensor.nbytes,
+                    digest,
+                    made.measured_on,
+                )
+            )
+    return written
+
+
+def write_file(
+    path: Path,
+    plan: GgufPlan,
+    source: TensorSource,
+    importance: Callable[[str], Tensor | None] = lambda key: None,
+    *,
+    finished: Iterable[WrittenTensor] = (),
+    record: Callable[[WrittenTensor], None] = lambda tensor: None,
+    progress: Task | None = None,
+    threads: int | None = None,
+) -> list[WrittenTensor]:
+    """Write the planned file, holding a few rows at a time.
+
+    ``source`` gives the weights (a checkpoint, or one with an adapter folded in); ``importance``
+    gives a checkpoint key's importance, (in_features,), or None. ``finished`` are the tensors
+    that an earlier run has written to ``path`` already (see ``intact``); ``record`` is told of
+    each further one when its bytes lie there. ``progress`` advances by one for every tensor.
+
+    Raises InputError naming the tensor for NaN, infinite values or a shape unlike the plan's.
+    """
+    done = {tensor.name: tensor for tensor in finished}
+    start = _data_start(path, plan, next(iter(done.values()), None))
+    todo = [tensor for tensor in plan.tensors if tensor.name not in done]
+    threads = threads or os.cpu_count() or 1
+    with path.open("r+b", buffering=0) as file, pool(threads) as workers:
+        pieces = _in_order(workers, _work(todo, source, importance), threads * _AHEAD)
+        for tensor in plan.tensors:
+            if tensor.name not in done:
+                weights = _importance_of(tensor, importance)
+                found = _write(file, tensor, start, pieces, weights)
+                done[tensor.name] = found
+                record(found)
+            start += _padded(tensor.nbytes)
+            if progress is not None:
+                progress.advance(doing=tensor.name)
+        file.truncate(start)
+    return [done[tensor.name] for tensor in plan.tensors]
+
+
+def intact(path: Path, tensors: Iterable[WrittenTensor]) -> bool:
+    """Whether the unfinished file holds the bytes of these tensors."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        for tensor in tensors:
+            file.seek(tensor.start)
+            if hashlib.sha256(file.read(tensor.nbytes)).hexdigest() != tensor.sha256:
+                return False
+    return True
+
+
+def write_bf16(path: Path, source: Checkpoint) -> None:
+    """Write the checkpoint unquantized: llama.cpp's own baseline, and exact for BF16 weights."""
+    write_file(path, plan_file(source, "bf16"), source)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some rows of a tensor as blocks (rows, bytes), with what was lost of each column's squares
+    and what there was, both float32 (columns,)."""
+
+    blocks: Tensor
+    lost: Tensor
+    whole: Tensor
+
+
+def _data_start(path: Path, plan: GgufPlan, known: WrittenTensor | None) -> int:
+    """Where the tensors begin; the header is written unless an earlier run has."""
+    if known is None:
+        return _write_header(path, plan)
+    start = known.start
+    for tensor in plan.tensors:
+        if tensor.name == known.name:
+            break
+        start -= _padded(tensor.nbytes)
+    return start
+
+
+def _write_header(path: Path, plan: GgufPlan) -> int:
+    gguf = load_gguf()
+    writer = gguf.GGUFWriter(path, plan.architecture)
+    _add_metadata(writer, plan.metadata, gguf.GGUFValueType)
+    for tensor in plan.tensors:
+        byte_shape = (*tensor.shape[:-1], row_bytes(tensor.type, tensor.shape[-1]))
+        kind = gguf.GGMLQuantizationType[tensor.type]
+        writer.add_tensor_info(tensor.name, byte_shape, np.dtype(np.uint8), tensor.nbytes, kind)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+    finally:
+        writer.close()
+    return _padded(path.stat().st_size)
+
+
+def _padded(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def _importance_of(
+    tensor: GgufTensorPlan, importance: Callable[[str], Tensor | None]
+) -> Tensor | None:
+    return importance(tensor.key) if tensor.key and len(tensor.shape) > 1 else None
+
+
+def _work(
+    tensors: Iterable[GgufTensorPlan],
+    source: TensorSource,
+    importance: Callable[[str], Tensor | None],
+) -> Iterator[Callable[[], _Piece]]:
+    """The pieces of all tensors, in order, each to be computed in any thread."""
+    for tensor in tensors:
+        columns = tensor.shape[-1]
+        try:
+            encode = Encoder(tensor.type, columns, _importance_of(tensor, importance))
+        except InputError as error:
+            raise _named(error, tensor) from error
+        read = _reader(tensor, source)
+        count, step = math.prod(tensor.shape[:-1]), rows_at_once(columns)
+        for first in range(0, count, step):
+            yield partial(_encode, tensor, encode, read, first, min(first + step, count))
+
+
+def _reader(tensor: GgufTensorPlan, source: TensorSource) -> Callable[[int, int], Tensor]:
+    """A function from a range of rows to their values (rows, columns)."""
+    key = tensor.key
+    if key is None or len(tensor.shape) != 2 or tensor.transform.rows != 1:
+        whole = tensor.value(source).reshape(-1, tensor.shape[-1])
+        return lambda start, stop: whole[start:stop]
+    return lambda start, stop: tensor.transform.apply(source.read_rows(key, start, stop))
+
+
+def _encode(
+    tensor: GgufTensorPlan,
+    encode: Encoder,
+    read: Callable[[int, int], Tensor],
+    start: int,
+    stop: int,
+) -> _Piece:
+    rows = read(start, stop)
+    if tuple(rows.shape) != (stop - start, tensor.shape[-1]):
+        shape = (len(rows), *rows.shape[1:])
+        raise InputError(f"gave rows of {shape} where {tensor.shape} was planned", where=tensor.key)
+    try:
+        blocks = encode(rows)
+    except InputError as error:
+        raise _named(error, tensor) from error
+    values = rows.float()
+    difference = GgmlTensor(tensor.type, blocks, tuple(rows.shape)).dequantize() - values
+    return _Piece(blocks, difference.square_().sum(0), values.square().sum(0))
+
+
+def _in_order(
+    workers: ThreadPoolExecutor, work: Iterator[Callable[[], _Piece]], ahead: int
+) -> Iterator[_Piece]:
+    """Results in order, computed at most ``ahead`` pieces before they are wanted."""
+    under_way: deque[Future[_Piece]] = deque()
+    try:
+        for function in work:
+            under_way.append(workers.submit(function))
+            if len(under_way) > ahead:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    finally:
+        for future in under_way:
+            future.cancel()
+
+
+def _write(
+    file: FileIO,
+    tensor: GgufTensorPlan,
+    start: int,
+    pieces: Iterator[_Piece],
+    importance: Tensor | None,
+) -> WrittenTensor:
+    """Write one tensor's pieces from ``start`` on."""
+    columns = tensor.shape[-1]
+    lost, whole = torch.zeros(2, columns, dtype=torch.float64)
+    digest, done = hashlib.sha256(), 0
+    while done < tensor.nbytes:
+        piece = next(pieces)
+        data = piece.blocks.contiguous().numpy().data
+        write_at(file, start + done, data)
+        digest.update(data)
+        done += piece.blocks.nbytes
+        lost += piece.lost
+        whole += piece.whole
+    weighted = None
+    if importance is not None:
+        weights = importance.double()
+        weighted = _ratio(lost * weights, whole * weights)
+    plain = _ratio(lost, whole)
+    kind, nbytes = tensor.type, tensor.nbytes
+    return WrittenTensor(
+        tensor.name, tensor.key, kind, plain, weighted, start, nbytes, digest.hexdigest()
+    )
+
+
+def _ratio(part: Tensor, whole: Tensor) -> float:
+    """Sum by sum, the same for any number of threads."""
+    total = math.fsum(whole.tolist())
+    return math.fsum(part.tolist()) / total if total else 0.0
+
+
+def _named(error: InputError, tensor: GgufTensorPlan) -> InputError:
+    return InputError(error.what, where=tensor.key or tensor.name, mend=error.mend)
+
+
+def _add_metadata(writer: Any, metadata: Metadata, types: Any) -> None:
+    """Add every key with the GGUF type that its Python type stands for."""
+    scalars = {bool: types.BOOL, int: types.UINT32, float: types.FLOAT32, str: types.STRING}
+    for key, value in metadata.items():
+        if isinstance(value, list):
+            writer.add_array(key, value)
+        else:
+            writer.add_key_value(key, value, scalars[type(value)])

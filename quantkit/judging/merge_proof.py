@@ -1,0 +1,177 @@
+"""Proof that a merge is what the adapter does at run time, and what its rounding costs.
+
+Three models are streamed over the same rows, block by block and in float32: the base with the
+adapter applied to activations as they pass, y + scale · B(A x); the merged weights before they
+are cast; the merged weights as they lie on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantkit.base.errors import QuantkitError
+from quantkit.checkpoint.reader import Checkpoint, TensorSource
+from quantkit.judging.likelihood import Finished, compare, finish
+from quantkit.lora.changes import Factors
+from quantkit.lora.checkpoint import AdaptedCheckpoint
+from quantkit.model.skeleton import Skeleton
+from quantkit.model.stream import Stream
+
+LIMIT = 1e-4
+_ROWS, _TOKENS = 2, 64
+PASSES = 3
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was found on ``rows`` × ``tokens`` fixed inputs.
+
+    difference: of the logits of the float32 merge from those of base and adapter at run time,
+    ‖Δ‖ / ‖logits‖ of the token where it is largest; kl: mean KL(float32 merge ‖ stored), in nats.
+    """
+
+    difference: float
+    kl: float
+    rows: int
+    tokens: int
+    limit: float = LIMIT
+
+
+def prove(
+    adapted: AdaptedCheckpoint, merged: Checkpoint, step: Callable[[], None] = lambda: None
+) -> Proof:
+    """Compare ``merged``, as written, with what it was made of; ``step`` is called PASSES times.
+
+    Raises QuantkitError where the difference is more than ``LIMIT``.
+    """
+    skeletons = [Skeleton(merged, torch.float32) for _ in range(PASSES)]
+    rows = _inputs(skeletons[0], adapted.trained_tokens())
+    sources: tuple[TensorSource, ...] = (
+        _Source(adapted, adapted.read_unmerged),
+        _Source(adapted, adapted.read_float32),
+        merged,
+    )
+    at_run_time, in_float32, stored = (
+        Stream(skeleton, source, torch.device("cpu"))
+        for skeleton, source in zip(skeletons, sources, strict=True)
+    )
+    with _applied(at_run_time.skeleton.model, adapted):
+        expected = _logits(finish(at_run_time, rows))
+    step()
+    exact = finish(in_float32, rows)
+    difference = _difference(expected, _logits(exact))
+    step()
+    kl = compare(exact, finish(stored, rows)).kl.mean().item()
+    step()
+    if not difference <= LIMIT:
+        raise QuantkitError(
+            f"merged logits differ from those of base and adapter by {difference:.2e}, more than "
+            f"{LIMIT:.0e}; nothing was written",
+            where=", ".join(adapter.directory.name for adapter in adapted.adapters),
+            mend="Please report it with the adapter's config. --no-proof skips the comparison.",
+        )
+    return Proof(difference, kl, *rows.shape)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The tensors of ``adapted`` in one of the ways in which it can be read."""
+
+    adapted: AdaptedCheckpoint
+    read: Callable[[str], Tensor]
+
+    def keys(self) -> list[str]:
+        return list(self.adapted.keys())
+
+    def read_rows(self, key: str, start: int, stop: int) -> Tensor:
+        return self.read(key)[start:stop]
+
+
+def _inputs(skeleton: Skeleton, tokens: list[int]) -> Tensor:
+    """Fixed rows (rows, tokens) of token ids from the whole vocabulary, ``tokens`` among them."""
+    vocabulary = int(skeleton.model.get_input_embeddings().weight.shape[0])
+    positions = getattr(skeleton.config.get_text_config(), "max_position_embeddings", _TOKENS)
+    shape = (_ROWS, min(_TOKENS, int(positions)))
+    ids = torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(0))
+    ids[0, -1] = vocabulary - 1
+    special = torch.tensor(tokens[: shape[1]], dtype=ids.dtype)
+    ids[1, : len(special)] = special
+    return ids
+
+
+def _logits(finished: Finished) -> list[Tensor]:
+    """Logits (rows, tokens, vocabulary) of every batch; the whole vocabulary at once, so that
+    what is added to the output embedding's result sees all of it."""
+    with finished.stream.head() as logits:
+        return [logits(batch, slice(0, finished.stream.vocabulary)) for batch in finished.batches]
+
+
+def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
+    worst = [
+        ((one - other).double().norm(dim=-1) / one.double().norm(dim=-1)).max()
+        for one, other in zip(expected, found, strict=True)
+    ]
+    return torch.stack(worst).max().item()
+
+
+@contextmanager
+def _applied(model: nn.Module, adapted: AdaptedCheckpoint) -> Iterator[None]:
+    """Let every module of ``model`` that the adapters change add to its own output."""
+    handles = []
+    for name, module in model.named_modules():
+        weight, bias = f"{name}.weight", f"{name}.bias"
+        if "weight" in module._parameters and adapted.touches(weight):
+            hook = partial(_add, partial(adapted.factors, weight))
+            handles.append(module.register_forward_hook(hook))
+        if "bias" in module._parameters and adapted.touches(bias):
+            hook = partial(_shift, partial(adapted.added, bias))
+            handles.append(module.register_forward_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _shift(
+    added: Callable[[], Tensor | None], module: nn.Module, inputs: tuple[Any, ...], output: Tensor
+) -> Tensor:
+    bias = added()
+    return output if bias is None else output + bias
+
+
+def _add(
+    read: Callable[[], Factors | None],
+    module: nn.Module,
+    inputs: tuple[Any, ...],
+    output: Tensor,
+) -> Tensor:
+    """What a module with factors gives for what it was given, and for what it gave without."""
+    factors = read()
+    if factors is None:
+        return output
+    bias = getattr(module, "bias", None)
+    if isinstance(module, nn.Embedding):
+        update = nn.functional.embedding(inputs[0], factors.a.T) @ factors.b.T
+        # Some embeddings multiply what they look up (Gemma 3).
+        update = update * getattr(module, "embed_scale", 1.0)
+    elif isinstance(module, nn.Linear) and factors.transposed:  # tied to an embedding
+        update = inputs[0] @ factors.b @ factors.a
+    else:
+        update = inputs[0] @ factors.a.T @ factors.b.T
+    update = update * factors.scale
+    if factors.magnitude is None:
+        return output + update
+    weight = module._parameters["weight"]
+    assert weight is not None
+    stored = weight.T if factors.transposed else weight
+    lengths = (stored + factors.scale * factors.b @ factors.a).norm(dim=1)
+    shift = torch.zeros(()) if bias is None else bias
+    return (output - shift + update) * (factors.magnitude / lengths) + shift

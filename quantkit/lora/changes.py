@@ -1,0 +1,221 @@
+"""What adapters do to one parameter: the arithmetic of LoRA and DoRA, as PEFT does it.
+
+Sums are made in float32, in slices of rows, and cast once: beside the factors of one weight no
+more than that weight is in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantkit.base.errors import InputError
+from quantkit.lora.adapter import Adapter, Part
+
+_SLICE = 1 << 22  # elements summed at a time
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What is added to one weight: scale · b · a, then DoRA's lengths.
+
+    a: (r, in) and b: (out, r), float32; magnitude: (out,) or None; transposed: whether the weight
+    is stored as (in, out), as those of Conv1D and of embeddings are.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    magnitude: Tensor | None
+    transposed: bool
+
+    def merge(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """The adapted weight in ``dtype``. ``weight`` is overwritten where it has that dtype."""
+        ratio = None if self.magnitude is None else self.magnitude / self._lengths(weight)
+        out = weight if weight.dtype == dtype else torch.empty(weight.shape, dtype=dtype)
+        for rows, part in self._sums(weight):
+            if ratio is not None:
+                part *= ratio if self.transposed else ratio[rows, None]
+            out[rows] = part
+        return out
+
+    def _sums(self, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """W + scale · B · A (or its transpose) in float32, a slice of rows at a time."""
+        left, right = (self.a.T, self.b.T) if self.transposed else (self.b, self.a)
+        count = max(1, _SLICE // weight.shape[1])
+        for start in range(0, len(weight), count):
+            rows = slice(start, start + count)
+            yield rows, torch.addmm(weight[rows].float(), left[rows], right, alpha=self.scale)
+
+    def _lengths(self, weight: Tensor) -> Tensor:
+        """Euclidean length (out,) of each output of the sum."""
+        across = 0 if self.transposed else 1
+        squares = [part.double().square_().sum(across) for _, part in self._sums(weight)]
+        total = torch.stack(squares).sum(0) if self.transposed else torch.cat(squares)
+        return total.sqrt().float()
+
+
+@dataclass
+class Change:
+    """What one or several adapters do to one parameter of ``module``.
+
+    conv1d: whether the module stores its weight as (in, out); parts: by adapter; combined: None
+    for a lone adapter, else what PEFT multiplies a combination by.
+    """
+
+    module: str
+    conv1d: bool
+    combined: float | None
+    parts: list[tuple[Adapter, Part]]
+
+    def replaced(self) -> Tensor | None:
+        """The tensor that stands in for the base's, in its stored dtype."""
+        for adapter, part in self.parts:
+            if part.replaced:
+                return adapter.read(part.replaced)
+        return None
+
+    def with_tokens(self, tensor: Tensor) -> Tensor:
+        """``tensor`` (vocabulary, hidden) with its trained rows in place."""
+        for adapter, part in self.parts:
+            if part.tokens:
+                rows = torch.tensor(adapter.lora.rows_of(self.module))
+                tensor[rows] = adapter.read(part.tokens).to(tensor.dtype)
+        return tensor
+
+    def added(self) -> Tensor | None:
+        """What is added to a bias: (out,) float32."""
+        for adapter, part in self.parts:
+            if part.added:
+                return adapter.read(part.added).float() * self._scale(adapter)
+        return None
+
+    def factors(self) -> Factors | None:
+        """The factors of all adapters as one pair.
+
+        Several are summed side by side, A with A and B with B, each times the root of its weight
+        and scale (PEFT's ``add_weighted_adapter`` with ``combination_type="linear"``), so that
+        products of one adapter's B with another's A are in the result.
+        """
+        paired = [(adapter, part) for adapter, part in self.parts if part.a and part.b]
+        if not paired:
+            return None
+        adapter, part = paired[0]
+        transposed = self.conv1d or is_embedding(part)
+        if self.combined is None:
+            a, b = (adapter.read(key or "").float() for key in (part.a, part.b))
+            magnitude = adapter.read(part.magnitude).float() if part.magnitude else None
+            return Factors(a, b, self._scale(adapter), magnitude, transposed)
+        sums: list[Tensor] = []
+        for field in ("a", "b"):
+            total = torch.zeros(())
+            for adapter, part in paired:
+                scale = self._scale(adapter)
+                root = math.sqrt(abs(scale))
+                if field == "a":
+                    root = math.copysign(root, scale)
+                total = total + root * adapter.read(getattr(part, field)).float()
+            sums.append(total)
+        return Factors(sums[0], sums[1], self.combined, None, transposed)
+
+    def check(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape afterwards of a tensor of ``shape``; rows may be replaced by more or fewer.
+
+        Raises InputError where shapes or ranks don't fit, or several adapters replace it.
+        """
+        whole = [adapter for adapter, part in self.parts if part.replaced or part.tokens]
+        if len(whole) > 1:
+            raise InputError(
+                f"{whole[0].directory.name} and {whole[1].directory.name} both replace it",
+                where=self.module,
+                mend="Only one of several adapters may bring a module or token rows of its own.",
+            )
+        for adapter, part in self.parts:  # what is replaced decides what the rest must fit
+            if part.replaced:
+                found = adapter.shape(part.replaced)
+                if found[1:] != shape[1:] or len(found) != len(shape):
+                    raise _misfit(adapter, part.replaced, found, shape)
+                shape = found
+        for adapter, part in self.parts:
+            rows = adapter.lora.rows_of(self.module) if part.tokens else ()
+            if part.tokens and (
+                adapter.shape(part.tokens)[1:] != shape[1:] or max(rows, default=0) >= shape[0]
+            ):
+                raise _misfit(adapter, part.tokens, adapter.shape(part.tokens), shape)
+            if part.added and adapter.shape(part.added) != shape:
+                raise _misfit(adapter, part.added, adapter.shape(part.added), shape)
+            if part.a and part.b:
+                fits = adapter.shape(part.b)[0], adapter.shape(part.a)[1]
+                if part.magnitude and adapter.shape(part.magnitude) != fits[:1]:
+                    found = adapter.shape(part.magnitude)
+                    raise _misfit(adapter, part.magnitude, found, fits[:1])
+                if self.conv1d or is_embedding(part):
+                    fits = fits[1], fits[0]
+                if fits != shape:
+                    raise _misfit(adapter, f"B · A of {self.module}", fits, shape)
+        ranks = {a.lora.rank_of(self.module) for a, part in self.parts if part.a}
+        if len(ranks) > 1:
+            raise InputError(
+                f"the adapters have ranks {', '.join(map(str, sorted(ranks)))} here, "
+                "which can't be combined",
+                where=self.module,
+                mend="Merge one, then merge the next into the result.",
+            )
+        return shape
+
+    def same(self, other: Change) -> bool:
+        """Whether both make the same tensor of the same tensor.
+
+        The factors of an embedding and of the linear that is tied to it are each other's
+        transposes.
+        """
+        if self is other:
+            return True
+        mine, yours = self.replaced(), other.replaced()
+        if (mine is None) != (yours is None) or (
+            mine is not None and yours is not None and not torch.equal(mine, yours)
+        ):
+            return False
+        if not _same_tokens(self, other):
+            return False
+        one, two = self.factors(), other.factors()
+        if one is None or two is None:
+            return one is two
+        if one.scale != two.scale or one.magnitude is not None or two.magnitude is not None:
+            return False
+        a, b = (two.a, two.b) if one.transposed == two.transposed else (two.b.T, two.a.T)
+        return torch.equal(one.a, a) and torch.equal(one.b, b)
+
+    def _scale(self, adapter: Adapter) -> float:
+        return adapter.weight * adapter.lora.scale_of(self.module)
+
+
+def _same_tokens(one: Change, other: Change) -> bool:
+    mine, yours = (
+        [(a.lora.rows_of(c.module), a.read(p.tokens)) for a, p in c.parts if p.tokens]
+        for c in (one, other)
+    )
+    return len(mine) == len(yours) and all(
+        rows == others and torch.equal(tensor, counterpart)
+        for (rows, tensor), (others, counterpart) in zip(mine, yours, strict=True)
+    )
+
+
+def is_embedding(part: Part) -> bool:
+    """Whether the factors are those of an embedding: its inputs are rows of the weight."""
+    return part.a is not None and part.a.endswith(".lora_embedding_A")
+
+
+def _misfit(
+    adapter: Adapter, what: str, found: tuple[int, ...], wanted: tuple[int, ...]
+) -> InputError:
+    return InputError(
+        f"{what} has shape {found}, the base's tensor {wanted}",
+        where=str(adapter.directory),
+        mend="It was trained for another base"
+        + (f": {adapter.lora.base}." if adapter.lora.base else "."),
+    )

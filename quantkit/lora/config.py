@@ -1,0 +1,203 @@
+"""adapter_config.json of a LoRA adapter, as PEFT saves it.
+
+Field names and matching rules are PEFT's (https://huggingface.co/docs/peft/package_reference/lora).
+What changes the merge in a way that isn't computed here is refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.base.errors import InputError
+from quantkit.checkpoint.reader import read_json
+
+CONFIG_FILE = "adapter_config.json"
+_SOFT = {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT"}
+# Options whose adapters add something other than scale · B · A to a weight that is on disk.
+_UNMERGEABLE = {
+    "alora_invocation_tokens": "Activated LoRA acts on some tokens only",
+    "arrow_config": "Arrow routes between adapters at run time",
+    "kasa_config": "KaSA truncates the base weights and adds a diagonal",
+    "layer_replication": "replicated layers need a base of another depth",
+    "monteclora_config": "MonteCLoRA samples at run time",
+    "target_parameters": "LoRA on bare parameters (experts) isn't supported",
+    "use_bdlora": "block-diagonal LoRA isn't supported",
+    "use_qalora": "QA-LoRA pools its inputs",
+}
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """What adapter_config.json says about the tensors beside it.
+
+    rank and alpha hold where no pattern says otherwise; targets is a regular expression, a list
+    of module names, or None where nothing can be checked (PEFT's defaults, ``all-linear``);
+    tokens maps an embedding module's name to its trained rows ("" stands for the input
+    embedding); tied: whether the output embedding shares what the input embedding has.
+    """
+
+    base: str | None
+    rank: int
+    alpha: float
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    rslora: bool
+    dora: bool
+    fan_in_fan_out: bool
+    targets: str | tuple[str, ...] | None
+    excluded: str | tuple[str, ...]
+    saved: tuple[str, ...]
+    layers: tuple[int, ...]
+    layers_pattern: tuple[str, ...]
+    tokens: Mapping[str, tuple[int, ...]]
+    tied: bool
+
+    @classmethod
+    def read(cls, directory: Path) -> LoraConfig:
+        """Read the config. Raises InputError for another method than LoRA and for its variants
+        that can't be merged."""
+        path = directory / CONFIG_FILE
+        if not path.is_file():
+            raise InputError(
+                f"holds no {CONFIG_FILE}",
+                where=str(directory),
+                mend="Pass the directory that PEFT's save_pretrained made.",
+            )
+        values = read_json(path)
+        _refuse(values, str(path))
+        try:
+            return cls._of(values)
+        except (TypeError, ValueError, AttributeError, re.error) as error:
+            raise InputError(f"isn't a LoRA config of PEFT ({error})", where=str(path)) from error
+
+    @classmethod
+    def _of(cls, values: dict[str, Any]) -> LoraConfig:
+        targets = values.get("target_modules")
+        tokens = values.get("trainable_token_indices") or {}
+        if isinstance(tokens, list):
+            tokens = {"": tokens}
+        found = cls(
+            base=values.get("base_model_name_or_path") or None,
+            rank=int(values.get("r", 8)),
+            alpha=float(values.get("lora_alpha", 8)),
+            rank_pattern=dict(values.get("rank_pattern") or {}),
+            alpha_pattern=dict(values.get("alpha_pattern") or {}),
+            rslora=bool(values.get("use_rslora")),
+            dora=bool(values.get("use_dora")),
+            fan_in_fan_out=bool(values.get("fan_in_fan_out")),
+            targets=None if targets in (None, "all-linear") else _names(targets),
+            excluded=_names(values.get("exclude_modules")),
+            saved=tuple(values.get("modules_to_save") or ()),
+            layers=_integers(values.get("layers_to_transform")),
+            layers_pattern=tuple(_listed(values.get("layers_pattern"))),
+            tokens={name: _integers(rows) for name, rows in tokens.items()},
+            tied=bool(values.get("ensure_weight_tying")),
+        )
+        if min([found.rank, *found.rank_pattern.values()]) < 1:
+            raise ValueError("a rank is less than 1")
+        expressions = [found.targets, found.excluded, *found.rank_pattern, *found.alpha_pattern]
+        for expression in (*expressions, *found.saved, *found.layers_pattern):
+            if isinstance(expression, str):
+                re.compile(expression)
+        return found
+
+    def rank_of(self, module: str) -> int:
+        """The rank of one module's factors."""
+        return int(self.rank_pattern.get(_pattern(self.rank_pattern, module), self.rank))
+
+    def scale_of(self, module: str) -> float:
+        """alpha / r, or alpha / √r for rank-stabilized LoRA (arXiv 2312.03732)."""
+        rank = self.rank_of(module)
+        alpha = float(self.alpha_pattern.get(_pattern(self.alpha_pattern, module), self.alpha))
+        return alpha / math.sqrt(rank) if self.rslora else alpha / rank
+
+    def largest_rank(self) -> int:
+        """The rank that PEFT gives to a combination of adapters."""
+        return max(self.rank, *self.rank_pattern.values()) if self.rank_pattern else self.rank
+
+    def targets_module(self, module: str) -> bool:
+        """Whether PEFT would put factors on a module of this name (``targets`` isn't None)."""
+        if _matches(self.excluded, module):
+            return False
+        if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.saved):
+            return False
+        if isinstance(self.targets, str) or module in (self.targets or ()):
+            return _matches(self.targets or (), module)
+        if not _matches(self.targets or (), module):
+            return False
+        return not self.layers or self._layer(module) in self.layers
+
+    def _layer(self, module: str) -> int | None:
+        """The number of the layer that a module is in: the first one in its name."""
+        patterns = [rf"(?:^|.*?\.){p}\.(\d+)\." for p in self.layers_pattern]
+        for pattern in patterns or [r".*?\.[^.]*\.(\d+)\."]:
+            if found := re.match(pattern, module):
+                return int(found[1])
+        return None
+
+    def rows_of(self, module: str) -> tuple[int, ...]:
+        """The trained rows of an embedding module, or of one that is tied to it."""
+        for name, rows in self.tokens.items():
+            if module == name or module.endswith("." + name):
+                return rows
+        return next(iter(self.tokens.values())) if len(self.tokens) == 1 else ()
+
+
+def _refuse(values: dict[str, Any], where: str) -> None:
+    kind = str(values.get("peft_type"))
+    if kind in _SOFT:
+        raise InputError(
+            f"is {kind}, which learns virtual tokens rather than weights: nothing can be merged",
+            where=where,
+            mend="Serve it with PEFT, or train a LoRA adapter.",
+        )
+    if kind != "LORA":
+        raise InputError(
+            f"is of PEFT type {kind}; only LORA can be merged",
+            where=where,
+            mend="Merge it with PEFT's merge_and_unload where that exists, then quantize.",
+        )
+    for option, reason in _UNMERGEABLE.items():
+        if values.get(option):
+            raise InputError(f"sets {option}: {reason}, so it can't be merged", where=where)
+    start = values.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(_CHANGES_BASE):
+        raise InputError(
+            f"was trained with init_lora_weights={start}, which changed the base's weights too",
+            where=where,
+            mend="Save it again with path_initial_model_for_weight_conversion, which makes it an "
+            'ordinary adapter; or set "init_lora_weights": true and pass the base as changed.',
+        )
+
+
+def _matches(names: str | Iterable[str], module: str) -> bool:
+    """As PEFT matches: a string is a regular expression, a list holds ends of names."""
+    if isinstance(names, str):
+        return bool(names) and re.fullmatch(names, module) is not None
+    return any(module == name or module.endswith("." + name) for name in names)
+
+
+def _pattern(patterns: Iterable[str], module: str) -> str:
+    """The first pattern that a module's name ends in, else the name itself."""
+    for pattern in patterns:
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return pattern
+    return module
+
+
+def _names(value: Any) -> str | tuple[str, ...]:
+    return value if isinstance(value, str) else tuple(value or ())
+
+
+def _listed(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or ())
+
+
+def _integers(value: Any) -> tuple[int, ...]:
+    return (value,) if isinstance(value, int) else tuple(int(item) for item in value or ())

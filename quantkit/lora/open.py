@@ -1,0 +1,49 @@
+"""A checkpoint with LoRA adapters in it, opened by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.sidecars import tokens_of
+from quantkit.checkpoint.source import locate_adapter, model_name
+from quantkit.lora.adapter import Adapter
+from quantkit.lora.checkpoint import AdaptedCheckpoint
+from quantkit.model.skeleton import Skeleton
+
+Weighted = tuple[str, float]  # an adapter's directory or hub id, and how much of it is wanted
+
+
+def adapt(
+    base: Checkpoint,
+    adapters: Sequence[Weighted],
+    model: str,
+    *,
+    dtype: torch.dtype | None = None,
+    strict: bool = False,
+) -> AdaptedCheckpoint:
+    """``base`` (named ``model`` on the command line) as it reads with the adapters folded in.
+
+    Raises InputError, see ``AdaptedCheckpoint``.
+    """
+    opened = [Adapter.open(locate_adapter(name), weight) for name, weight in adapters]
+    skeleton = Skeleton(base)
+    return AdaptedCheckpoint(
+        base,
+        opened,
+        skeleton.names,
+        skeleton.model,
+        dtype=dtype,
+        base_name=model_name(model),
+        strict=strict,
+    )
+
+
+def tokenizer_directory(checkpoint: Checkpoint) -> Path:
+    """Where the tokenizer lies that goes with a checkpoint: an adapter may bring its own."""
+    if isinstance(checkpoint, AdaptedCheckpoint) and checkpoint.brings is not None:
+        return checkpoint.brings if tokens_of(checkpoint.brings) else checkpoint.directory
+    return checkpoint.directory

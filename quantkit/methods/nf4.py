@@ -1,0 +1,85 @@
+"""NF4 by bitsandbytes' own kernels: the 4-bit NormalFloat of QLoRA (arXiv 2305.14314).
+
+Blocks of ``block_size`` consecutive weights (row-major) share one absolute maximum; each weight
+becomes the nearest of 16 fixed quantiles of the normal distribution. With double quantization
+the maxima are themselves stored in 8 bits, in blocks of 256.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantkit.base.errors import not_installed
+
+_AT_ONCE = 1 << 22  # weights; whole blocks of any size
+
+
+@dataclass(frozen=True)
+class Nf4Scheme:
+    """Weights a block, whether the blocks' maxima are quantized too, and the kind of codes.
+
+    ``kind``: nf4, or fp4 in checkpoints of others.
+    """
+
+    block_size: int
+    double_quant: bool
+    kind: str = "nf4"
+
+    def __str__(self) -> str:
+        return f"{self.kind} b{self.block_size}{' double' if self.double_quant else ''}"
+
+
+@dataclass(frozen=True)
+class Nf4Tensor:
+    """bitsandbytes' packed codes, uint8 (numel/2, 1), and its QuantState."""
+
+    packed: Tensor
+    state: Any
+    shape: tuple[int, ...]
+
+    def computed(self) -> Tensor:
+        """The weight that bitsandbytes computes with, in the dtype that it had."""
+        value: Tensor = library().dequantize_4bit(self.packed, self.state)
+        return value
+
+    def dequantize(self) -> Tensor:
+        return self.computed().float()
+
+
+def quantize(weight: Tensor, scheme: Nf4Scheme) -> Nf4Tensor:
+    """Quantize ``weight`` (out, in) of dtype float32, float16 or bfloat16.
+
+    Some weights at a time, which the kernel needs ten bytes for each of; the maxima of all blocks
+    are then quantized together, as ``quantize_4bit`` does itself.
+    """
+    bnb = library()
+    parts = [
+        bnb.quantize_4bit(
+            part,
+            blocksize=scheme.block_size,
+            compress_statistics=False,
+            quant_type="nf4",
+            quant_storage=torch.uint8,
+        )
+        for part in weight.contiguous().view(-1).split(_AT_ONCE)
+    ]
+    packed, state = torch.cat([packed for packed, _ in parts]), parts[0][1]
+    state.shape, state.absmax = weight.shape, torch.cat([state.absmax for _, state in parts])
+    if scheme.double_quant:
+        state.offset, state.nested = state.absmax.mean(), True
+        maxima = state.absmax - state.offset
+        state.absmax, state.state2 = bnb.quantize_blockwise(maxima, blocksize=256)
+    return Nf4Tensor(packed, state, tuple(weight.shape))
+
+
+def library() -> Any:
+    """bitsandbytes' functions. Raises MachineError where it isn't installed."""
+    try:
+        import bitsandbytes.functional as functional
+    except ImportError as error:
+        raise not_installed("bitsandbytes", "nf4") from error
+    return functional

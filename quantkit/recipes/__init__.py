@@ -1,0 +1,1 @@
+"""Recipes, suites, and the lock that keeps published versions as they are."""

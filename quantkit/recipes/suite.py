@@ -1,0 +1,143 @@
+"""Suites: versioned YAML files that say how an artifact is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, Field, model_validator
+
+from quantkit.base import resources
+from quantkit.documents.dataset import Dataset, DatasetKey, resolve
+from quantkit.documents.document import Strict, Versioned, find, read_yaml, validate
+from quantkit.results.metrics import INTERVAL_METRICS, METRICS, has_interval, is_metric
+
+
+class Likelihood(Strict):
+    """Held-out text for perplexity and KL divergence."""
+
+    dataset: DatasetKey
+    sequence_length: Annotated[int, Field(ge=8)] = 512
+    rows: Annotated[int, Field(ge=2)] | None = Field(
+        default=None, description="the first so many rows; all of them when left out"
+    )
+
+
+class Regression(Strict):
+    """A JSONL file of prompts with checks."""
+
+    cases: str
+    slice_cases: Annotated[int, Field(ge=1)] = Field(
+        default=5, description="a tag with fewer cases is no slice for the worst slice"
+    )
+
+
+class HarnessSection(Strict):
+    """Tasks of lm-evaluation-harness."""
+
+    tasks: Annotated[list[str], Field(min_length=1)]
+    limit: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="the first so many samples of each task"
+    )
+    num_fewshot: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="examples before each sample; the task's own number if unset"
+    )
+    include_path: str | None = Field(
+        default=None, description="folder of further tasks, relative to the suite"
+    )
+    apply_chat_template: bool = False
+
+
+class Gate(Strict):
+    """Bounds on one metric."""
+
+    metric: str
+    min: float | None = None
+    max: float | None = None
+    confidence: Annotated[float, Field(ge=0.5, le=0.999)] | None = Field(
+        default=None,
+        description="of the interval to hold against the bounds; the figure itself when left out",
+    )
+
+    @model_validator(mode="after")
+    def _can_be_held(self) -> Gate:
+        if not is_metric(self.metric):
+            raise ValueError(f"no such metric: {self.metric}; metrics: {_listed(METRICS)}")
+        if self.min is None and self.max is None:
+            raise ValueError("a gate needs min, max or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"{self.metric}: min {self.min} is above max {self.max}")
+        if self.confidence is not None and not has_interval(self.metric):
+            raise ValueError(
+                f"{self.metric} has no interval, so it can't be held with confidence; "
+                f"metrics that have one: {_listed(INTERVAL_METRICS)}"
+            )
+        return self
+
+
+def _listed(metrics: Sequence[str]) -> str:
+    return f"{', '.join(metrics)}, and regression.tags.TAG.pass_rate and the like"
+
+
+class Suite(Versioned):
+    """How an artifact is judged."""
+
+    likelihood: Likelihood
+    regression: Regression | None = None
+    harness: HarnessSection | None = None
+    gates: list[Gate] = Field(default=[])
+
+    @model_validator(mode="after")
+    def _harness_gates_have_tasks(self) -> Suite:
+        for gate in self.gates:
+            if gate.metric.startswith("harness.") and self.harness is None:
+                raise ValueError(f"gate {gate.metric} needs a harness section")
+        return self
+
+
+@dataclass(frozen=True)
+class HarnessTasks:
+    """Which tasks, on how many samples each, with how many examples before each of them.
+
+    directory: of the tasks' YAML files, beside those that lm-eval brings.
+    """
+
+    names: tuple[str, ...]
+    limit: int | None
+    num_fewshot: int | None
+    directory: Path | None
+    apply_chat_template: bool
+
+
+class LoadedSuite(BaseModel):
+    """A suite together with the file it came from, which its paths are relative to."""
+
+    suite: Suite
+    path: Path
+
+    def resolve(self, relative: str) -> Path:
+        return (self.path.parent / relative).resolve()
+
+    def harness_tasks(self) -> HarnessTasks | None:
+        section = self.suite.harness
+        if section is None:
+            return None
+        directory = None if section.include_path is None else self.resolve(section.include_path)
+        return HarnessTasks(
+            tuple(section.tasks),
+            section.limit,
+            section.num_fewshot,
+            directory,
+            section.apply_chat_template,
+        )
+
+    def likelihood_dataset(self) -> Dataset:
+        return resolve(self.suite.likelihood.dataset, self.path.parent)
+
+
+def load_suite(name_or_path: str) -> LoadedSuite:
+    """Load a shipped suite by name or any suite by path."""
+    path = find(name_or_path, resources.suites(), "suite")
+    return LoadedSuite(suite=validate(Suite, read_yaml(path), path), path=path)

@@ -1,0 +1,1 @@
+"""What was measured and decided: frozen dataclasses that become JSON."""

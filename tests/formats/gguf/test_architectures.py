@@ -1,0 +1,179 @@
+"""Every architecture: written, read back, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from quantkit.base.errors import InputError
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.formats.gguf import architectures
+from quantkit.formats.gguf import rope as gguf_rope
+from quantkit.formats.gguf.file import plan_file
+from quantkit.formats.gguf.reader import GgufWeights
+from quantkit.formats.gguf.transforms import AddOne, InterleaveHalves, Keep, ThreeParts, Transform
+from quantkit.formats.gguf.writer import write_bf16
+from tests.helpers.gguf_tiny import MODELS, change, checkpoint
+
+gguf = pytest.importorskip("gguf")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("gguf-model"))
+
+
+def test_all_models_are_tested() -> None:
+    known = {name for a in architectures.ARCHITECTURES for name in a.model_types}
+    assert known == set(MODELS)
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_bf16_comes_back(tmp_path: Path, model_type: str) -> None:
+    source = Checkpoint(checkpoint(tmp_path, model_type=model_type, **MODELS[model_type]))
+    write_bf16(tmp_path / "model.gguf", source)
+    weights = GgufWeights(tmp_path / "model.gguf")
+    assert set(weights.keys()) - set(source.keys()) <= {"lm_head.weight"}
+    for key in source.entries:
+        assert torch.equal(weights.read(key), source.read(key).float()), key
+    assert set(weights.types.values()) == {"BF16", "F32"}
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_what_slices_of_rows_give(tmp_path: Path, model_type: str) -> None:
+    source = Checkpoint(checkpoint(tmp_path, model_type=model_type, **MODELS[model_type]))
+    for tensor in plan_file(source, "bf16").tensors:
+        assert tensor.key is not None
+        weight, step = source.read(tensor.key), tensor.transform.rows
+        if step is None:
+            assert tensor.key.endswith(("query_key_value.weight", "query_key_value.bias"))
+            continue
+        slices = [weight[start : start + step] for start in range(0, len(weight), step)]
+        value = torch.cat([tensor.transform.apply(part) for part in slices])
+        assert torch.equal(value, tensor.value(source)), tensor.name
+
+
+@pytest.mark.parametrize("transform", [Keep(), InterleaveHalves(8), ThreeParts(4), AddOne()])
+@pytest.mark.parametrize("shape", [(48,), (48, 3)])
+def test_transforms_are_undone(transform: Transform, shape: tuple[int, ...]) -> None:
+    tensor = torch.randint(-100, 100, shape).float() / 16
+    assert torch.equal(transform.undo(transform.apply(tensor)), tensor)
+
+
+def test_what_transforms_do() -> None:
+    rows = torch.arange(16.0)
+    # Two heads of eight: halves (0..3, 4..7) become neighbouring pairs.
+    first = [0, 4, 1, 5, 2, 6, 3, 7]
+    assert InterleaveHalves(8).apply(rows).tolist() == first + [8 + row for row in first]
+    # Two heads of two: (q, k, v) of each become all q, all k, all v.
+    fused = torch.arange(12.0)
+    assert ThreeParts(2).apply(fused).tolist() == [0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]
+
+
+def test_an_output_matrix_that_llama_cpp_needs_is_written_twice(tmp_path: Path) -> None:
+    source = Checkpoint(checkpoint(tmp_path, model_type="olmo2", tie_word_embeddings=True))
+    keys = {tensor.name: tensor.key for tensor in plan_file(source, "q4_k_m").tensors}
+    assert keys["output.weight"] == keys["token_embd.weight"] == "model.embed_tokens.weight"
+    with pytest.raises(InputError, match="output matrix of its own: GGUF's gemma architecture"):
+        directory = checkpoint(tmp_path, model_type="gemma", tie_word_embeddings=False)
+        plan_file(Checkpoint(directory), "bf16")
+
+
+def test_the_list_of_those_that_work(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        plan_file(Checkpoint(change(model, tmp_path, model_type="mixtral")), "bf16")
+    assert caught.value.mend == f"Those that can: {', '.join(MODELS)}."
+
+
+def test_settings_that_cannot_be_switched_off(tmp_path: Path) -> None:
+    directory = checkpoint(tmp_path, model_type="gemma2", attn_logit_softcapping=None)
+    with pytest.raises(InputError, match="attn_logit_softcapping null"):
+        plan_file(Checkpoint(directory), "bf16")
+
+
+def test_biases_that_the_config_promises_must_be_there(tmp_path: Path) -> None:
+    directory = checkpoint(tmp_path, model_type="qwen2", num_hidden_layers=1)
+    tensors = load_file(directory / "model.safetensors")
+    del tensors["model.layers.0.self_attn.k_proj.bias"]
+    save_file(tensors, directory / "model.safetensors")
+    with pytest.raises(InputError, match=r"lacks model\.layers\.0\.self_attn\.k_proj\.bias"):
+        plan_file(Checkpoint(directory), "bf16")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "mixtral"}, "model_type 'mixtral' can't be written"),
+        ({"model_type": "gemma3"}, "'gemma3' can't"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "longrope"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "factor"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0}}, "mscale"),
+        ({"rms_norm_eps": None}, "rms_norm_eps"),
+        ({"rope_parameters": {"rope_type": "llama3"}, "model_type": "qwen2"}, "'llama3'"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        ({"model_type": "qwen2", "head_dim": 32}, "4 heads of 32 for 256"),
+        ({"model_type": "smollm3", "no_rope_layers": [1, 0]}, "no_rope_layers"),
+        ({"model_type": "gemma2", "query_pre_attn_scalar": 7}, "query_pre_attn_scalar 7"),
+        ({"model_type": "gemma3_text", "layer_types": ["full_attention"] * 2}, "layer_types"),
+    ],
+)
+def test_models_that_cannot_be_written(
+    model: Path, tmp_path: Path, changes: dict, message: str
+) -> None:
+    source = Checkpoint(change(model, tmp_path, **changes))
+    with pytest.raises(InputError, match=message):
+        plan_file(source, "bf16")
+
+
+def metadata(config: dict[str, object]) -> architectures.Metadata:
+    architecture = architectures.of_model(config)
+    config = architectures.complete(architecture, config)
+    return architecture.metadata(config, architecture.dimensions(config))
+
+
+def test_rope_of_old_and_new_configs() -> None:
+    base = {
+        "model_type": "llama",
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "vocab_size": 8,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+    }
+    old = {**base, "rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}}
+    new = {
+        **base,
+        "rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 4.0},
+    }
+    assert metadata(old) == metadata(new)
+    assert metadata(new)["llama.rope.freq_base"] == 5e5
+    assert metadata(new)["llama.rope.scaling.factor"] == 4.0
+    mistral = {**base, "model_type": "mistral", "sliding_window": 128}
+    assert metadata(mistral)["llama.context_length"] == 128
+
+
+def test_rope_freqs_are_transformers() -> None:
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    llama3 = {
+        "rope_type": "llama3",
+        "rope_theta": 5e5,
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    config = LlamaConfig(rope_parameters=llama3, max_position_embeddings=131072)
+    frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    divisors = gguf_rope.tensors(gguf_rope.read(config.to_dict()), 128).get(gguf_rope.FREQS)
+    assert divisors is not None and divisors.min() == 1.0 and divisors.max() == 32.0
+    plain = 5e5 ** -(torch.arange(0, 128, 2) / 128)
+    torch.testing.assert_close(plain / divisors, frequencies, rtol=2e-5, atol=0)

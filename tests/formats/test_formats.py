@@ -1,0 +1,146 @@
+"""Packed words as the formats' references have them, and unpack as the inverse of pack."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from quantkit.base.errors import InputError
+from quantkit.formats import awq as awq_gemm
+from quantkit.formats import gptq as gptq_v1
+from quantkit.formats import words as bits
+from quantkit.methods.grids import Grid, QuantizedTensor
+
+
+def unsigned(word: torch.Tensor) -> int:
+    return int(word) & 0xFFFFFFFF
+
+
+def random_tensor(grid: Grid, rows: int = 64, columns: int = 128) -> QuantizedTensor:
+    generator = torch.Generator().manual_seed(grid.bits)
+    groups = columns // grid.columns(columns)
+    low = grid.middle if grid.symmetric else grid.first_zero
+    high = grid.middle if grid.symmetric else grid.levels
+    return QuantizedTensor(
+        grid,
+        torch.randint(0, grid.levels + 1, (rows, columns), generator=generator, dtype=torch.uint8),
+        torch.rand(rows, groups, generator=generator).half().float(),
+        torch.randint(low, high + 1, (rows, groups), generator=generator, dtype=torch.uint8),
+    )
+
+
+def test_awq_word_of_columns_0_to_7():
+    codes = torch.arange(8, dtype=torch.uint8)[:, None].expand(8, 128).contiguous()
+    tensor = QuantizedTensor(Grid(4, 128, False), codes, torch.ones(8, 1), codes[:, :1])
+    packed = awq_gemm.pack(tensor)
+    assert unsigned(packed["qweight"][0, 0]) == 0x75316420
+    assert unsigned(packed["qzeros"][0, 0]) == 0x75316420
+    assert packed["qweight"].shape == (128, 1) and packed["scales"].shape == (1, 8)
+
+
+def test_gptq_words_of_rows_0_to_7_and_of_symmetric_zeros():
+    codes = torch.arange(32, dtype=torch.uint8).remainder(8).expand(32, 32).contiguous()
+    zeros = torch.full((32, 1), 8, dtype=torch.uint8)
+    packed = gptq_v1.pack(QuantizedTensor(Grid(4, 32, True), codes, torch.ones(32, 1), zeros))
+    assert unsigned(packed["qweight"][0, 0]) == 0x76543210
+    assert {unsigned(word) for word in packed["qzeros"].flatten()} == {0x77777777}
+    assert torch.equal(packed["g_idx"], torch.zeros(32, dtype=torch.int32))
+
+
+def test_three_bits_straddle_words():
+    codes = torch.zeros(32, 1, dtype=torch.uint8)
+    codes[10] = 0b101  # bits 30 to 32 of the stream
+    words = bits.pack(codes, 3)
+    assert [unsigned(word) for word in words[:, 0]] == [1 << 30, 1, 0]
+
+
+@pytest.mark.parametrize("width", range(2, 9))
+def test_unpacking_inverts_packing(width):
+    codes = torch.randint(0, 1 << width, (96, 5), dtype=torch.uint8)
+    words = bits.pack(codes, width)
+    assert words.dtype == torch.int32 and words.shape == (3 * width, 5)
+    assert torch.equal(bits.unpack(words, width), codes)
+
+
+@pytest.mark.parametrize(
+    "grid", [Grid(4, 32, False), Grid(4, 128, True), Grid(4, -1, False)], ids=str
+)
+def test_awq_round_trip(grid):
+    tensor = random_tensor(grid)
+    config = awq_gemm.config(grid, {}, ["lm_head"])
+    back = awq_gemm.unpack(awq_gemm.pack(tensor), config, "m")
+    for part in ("codes", "scales", "zeros"):
+        assert torch.equal(getattr(back, part), getattr(tensor, part))
+
+
+@pytest.mark.parametrize("width", [2, 3, 4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_gptq_round_trip(width, symmetric):
+    grid = Grid(width, 32, symmetric, first_zero=1)
+    tensor = random_tensor(grid)
+    back = gptq_v1.unpack(gptq_v1.pack(tensor), gptq_v1.config(grid, {}, []), "m")
+    for part in ("codes", "scales", "zeros"):
+        assert torch.equal(getattr(back, part), getattr(tensor, part))
+
+
+def test_sizes_are_predicted():
+    for codec, grid in ((awq_gemm, Grid(4, 32, False)), (gptq_v1, Grid(3, 32, True, 1))):
+        packed = codec.pack(random_tensor(grid))
+        assert sum(t.nbytes for t in packed.values()) == codec.nbytes((64, 128), grid)
+        shape = codec.weight_shape(lambda s, p=packed: tuple(p[s].shape), packed.__getitem__)
+        assert tuple(shape) == (64, 128)
+
+
+def test_configs_hold_the_keys_that_engines_read():
+    grid = Grid(4, 128, False)
+    assert awq_gemm.config(grid, {}, ["lm_head"]) == {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": 128,
+        "zero_point": True,
+        "version": "gemm",
+        "modules_to_not_convert": ["lm_head"],
+    }
+    base, other = Grid(4, 128, True, 1), Grid(8, 32, True, 1)
+    config = gptq_v1.config(base, {"a.b": base, "a.c": other}, ["a.d", "lm_head"])
+    assert config["desc_act"] is False and config["sym"] is True
+    assert config["checkpoint_format"] == "gptq"
+    assert config["dynamic"] == {r"-:^a\.d$": {}, r"+:^a\.c$": {"bits": 8, "group_size": 32}}
+    assert config["modules_in_block_to_quantize"] == [["a.b", "a.c"]]
+    plain = gptq_v1.config(base, {"a.b": base}, ["lm_head"])
+    assert "dynamic" not in plain and "modules_in_block_to_quantize" not in plain
+
+
+def test_exceptions_survive_the_config():
+    base, other = Grid(4, 128, True, 1), Grid(8, 32, True, 1)
+    config = gptq_v1.config(base, {"a.b": base, "a.c": other}, [])
+    tensor = random_tensor(other)
+    back = gptq_v1.unpack(gptq_v1.pack(tensor), config, "a.c")
+    assert torch.equal(back.codes, tensor.codes) and back.grid == other
+
+
+def test_permuted_groups_are_others_and_read():
+    grid = Grid(4, 32, True, 1)
+    packed = gptq_v1.pack(random_tensor(grid))
+    assert gptq_v1.unpack(packed, gptq_v1.config(grid, {}, []), "m").groups is None
+    packed["g_idx"] = packed["g_idx"].flip(0)
+    back = gptq_v1.unpack(packed, gptq_v1.config(grid, {}, []), "m")
+    scales = back.scales.flip(1).repeat_interleave(32, 1)
+    assert torch.equal(back.dequantize(), (back.codes.float() - 8) * scales)
+
+
+@pytest.mark.parametrize(
+    ("codec", "shape", "grid", "message"),
+    [
+        (awq_gemm, (64, 128), Grid(3, 128, False), "holds 4 bits only, not 3"),
+        (awq_gemm, (64, 128), Grid(4, 64, False), "one group size"),
+        (awq_gemm, (63, 128), Grid(4, 128, False), "divisible by 8"),
+        (gptq_v1, (64, 128), Grid(5, 128, True), "not 5"),
+        (gptq_v1, (60, 128), Grid(4, 128, True), "divisible by 32"),
+        (gptq_v1, (64, 128), Grid(4, 128, False), "one symmetry"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused(codec, shape, grid, message):
+    default = Grid(4, 128, codec is gptq_v1)
+    with pytest.raises(InputError, match=message):
+        codec.check("m", shape, grid, default)

@@ -1,0 +1,259 @@
+"""Where quality is lost: the harmed layer comes first, and the patch mends it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from quantkit.base.progress import Silent
+from quantkit.base.resources import demo_model, suites
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.cli import app
+from quantkit.commands.quantize import prepare, quantize
+from quantkit.formats.packed import open_artifact
+from quantkit.judging.places import Localiser
+from quantkit.model.skeleton import Skeleton
+from quantkit.plan.fix import mend
+from quantkit.plan.recipe import plan_recipe
+from quantkit.recipes.recipe import load_recipe, recipe_from
+
+HARMED = 2
+SUITE = """
+schema: 1
+name: short
+version: 1.0.0
+likelihood: {{dataset: {dataset}, sequence_length: 256, rows: 8}}
+gates:
+  - {{metric: kl_divergence.mean, max: {bound}}}
+"""
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def harmed(tmp_path_factory) -> Path:
+    """The demo, computing what it did, with weights of one linear that no grid of 4 bits holds.
+
+    A row of up_proj is divided and the column of down_proj that reads it multiplied, by a power of
+    two: exact in BF16. One such column in every group of 128 spoils the scales of all groups.
+    """
+    model = Path(shutil.copytree(demo_model(), tmp_path_factory.mktemp("harmed") / "model"))
+    file = model / "model.safetensors"
+    weights = load_file(file)
+    mlp = f"model.layers.{HARMED}.mlp"
+    columns = torch.arange(0, 512, 128)
+    weights[f"{mlp}.up_proj.weight"][columns] /= 64
+    weights[f"{mlp}.down_proj.weight"][:, columns] *= 64
+    save_file(weights, file, metadata={"format": "pt"})
+    return model
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("suite") / "short.yaml"
+    path.write_text(SUITE.format(dataset=suites() / "demo-heldout.jsonl", bound=0.01))
+    return path
+
+
+@pytest.fixture(scope="module")
+def broken(harmed, tmp_path_factory) -> Path:
+    """The harmed demo by plain rounding."""
+    out = tmp_path_factory.mktemp("broken") / "rtn"
+    assert run("quantize", "rtn-w4-g128", "--model", harmed, "--out", out).exit_code == 0
+    return out
+
+
+def judged(artifact: Path, model: Path, suite: Path, *more: object) -> tuple[int, dict]:
+    """Exit code, and the artifact's row of the comparison."""
+    done = run("eval", artifact, "--baseline", model, "--suite", suite, "--json", *more)
+    assert done.exit_code in (0, 1), done.output
+    (row,) = json.loads(done.stdout)["variants"]
+    return done.exit_code, row
+
+
+def test_the_patch_turns_fail_into_pass(harmed, broken, suite, tmp_path):
+    code, row = judged(broken, harmed, suite, "--out", tmp_path / "eval.json")
+    assert code == 1 and row["verdict"] == "FAIL"
+    found = row["localisation"]
+    worst, *others = found["places"]
+    assert worst["modules"] == [f"model.layers.{HARMED}.mlp.down_proj"]
+    assert worst["error"] > 10 * others[0]["error"]
+    assert found["kl_divergence"] == pytest.approx(row["quality"]["kl_divergence"]["mean"])
+    measured = [p["kl_divergence"] for p in found["places"]]
+    assert None not in measured[:5] and set(measured[5:]) == {None}
+    assert measured[0] < 0.2 * min(measured[1:5])
+
+    patch = found["patch"]
+    assert patch["changes"] == [{"match": worst["modules"][0], "skip": True}]
+    assert patch["mends"] is True
+    assert patch["predicted"] == {"kl_divergence.mean": pytest.approx(measured[0])}
+    mended = tmp_path / "rtn-w4-g128-mended.yaml"
+    done = run("quantize", mended, "--model", harmed, "--out", tmp_path / "mended")
+    assert done.exit_code == 0, done.output
+    manifest = json.loads((tmp_path / "mended" / "quantkit.json").read_text())
+    assert (manifest["recipe"]["name"], manifest["recipe"]["version"]) == (mended.stem, "1.1.0")
+    before = json.loads((broken / "quantkit.json").read_text())["weights_bytes"]
+    assert manifest["weights_bytes"] - before == pytest.approx(patch["added_bytes"], rel=0.01)
+
+    code, row = judged(tmp_path / "mended", harmed, suite)
+    assert code == 0 and row["verdict"] == "PASS" and row["localisation"] is None
+    reached = row["quality"]["kl_divergence"]["mean"]
+    assert reached == pytest.approx(patch["predicted"]["kl_divergence.mean"], rel=0.01)
+
+
+def test_what_people_see(harmed, broken, suite, tmp_path):
+    arguments = ("compare", broken, "--baseline", harmed, "--suite", suite, "--no-bench")
+    done = run(*arguments, "--out", tmp_path / "told")
+    assert done.exit_code == 1
+    text = (tmp_path / "told" / "comparison.md").read_text()
+    place = f"model.layers.{HARMED}.mlp.down_proj"
+    for said in (" ".join(done.stdout.split()), " ".join(text.split())):
+        assert f"match: {place} skip: true" in said
+        assert "KL divergence predicted 0.00" in said and "1 weight, +0.19 MB" in said
+    assert "## Where rtn-w4-g128 loses" in text and f"| {place} |" in text
+    assert (tmp_path / "told" / "rtn-w4-g128-mended.yaml").is_file()
+
+    done = run(*arguments, "--no-locate", "--out", tmp_path / "untold")
+    assert done.exit_code == 1 and "--locate finds the layers" in done.stderr
+    assert not list((tmp_path / "untold").glob("*.yaml"))
+
+
+def test_a_gguf_is_mended_by_another_type(harmed, tmp_path):
+    settings = ("--set", "calibration.samples=2", "--no-cache")
+    out = tmp_path / "q2"
+    done = run("quantize", "gguf-q2-k-gptq", "--model", harmed, "--out", out, *settings)
+    assert done.exit_code == 0, done.output
+    strict = tmp_path / "strict.yaml"
+    strict.write_text(SUITE.format(dataset=suites() / "demo-heldout.jsonl", bound=0.004))
+    code, row = judged(out, harmed, strict, "--out", tmp_path / "eval.json")
+    assert code == 1
+    patch = row["localisation"]["patch"]
+    assert all(change["type"] == "Q8_0" for change in patch["changes"])
+    assert all(change["match"].startswith(("blk.", "token_embd")) for change in patch["changes"])
+    mended = next(tmp_path.glob("*-mended.yaml"))
+    done = run("quantize", mended, "--model", harmed, "--out", tmp_path / "mended", "--no-cache")
+    assert done.exit_code == 0, done.output
+    code, row = judged(tmp_path / "mended", harmed, strict)
+    assert code == 0, row["quality"]["kl_divergence"]
+
+
+def test_without_a_manifest_there_is_a_ranking_and_no_patch(harmed, broken, suite, tmp_path):
+    foreign = Path(shutil.copytree(broken, tmp_path / "foreign"))
+    (foreign / "quantkit.json").unlink()
+    _, row = judged(foreign, harmed, suite)
+    found = row["localisation"]
+    assert f"model.layers.{HARMED}.mlp.down_proj" in found["places"][0]["modules"]
+    assert found["patch"] is None and "no quantkit.json" in found["no_patch"]
+
+
+def test_a_damaged_tensor_is_found(harmed, broken, suite, tmp_path):
+    spoilt = Path(shutil.copytree(broken, tmp_path / "spoilt"))
+    file = spoilt / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.1.mlp.down_proj.scales"][0, 0] = torch.nan
+    save_file(tensors, file, metadata={"format": "pt"})
+    code, row = judged(spoilt, harmed, suite)
+    assert code == 1
+    finite = [p for p in row["localisation"]["places"][:5] if (p["kl_divergence"] or 9) < 9]
+    assert [place["modules"] for place in finite] == [["model.layers.1.mlp.down_proj"]]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The demo and its localiser for an artifact of the given recipe."""
+
+    def make(recipe: str, *settings: str) -> Localiser:
+        out = tmp_path_factory.mktemp("pair") / "artifact"
+        job = prepare(load_recipe(recipe, list(settings)), "demo")
+        quantize(job, out, device="cpu", force=False, progress=Silent(), cache=False)
+        baseline = Checkpoint(demo_model())
+        skeletons = (Skeleton(baseline, torch.float32), Skeleton(baseline, torch.float32))
+        rows = torch.randint(0, 1024, (4, 64), generator=torch.Generator().manual_seed(0))
+        cpu = torch.device("cpu")
+        return Localiser(skeletons, baseline, open_artifact(out), rows, cpu, rescaled=False)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "recipe", ["rtn-w4-g128", "awq-w4-g128", "int8-w8a8", "fp8", "gguf-q4-k-m"]
+)
+def test_with_every_place_put_back_it_is_the_baseline(pair, recipe):
+    """Exactly so, whatever was scaled, rounded or permuted; and nothing stays put back."""
+    samples = [] if recipe in ("rtn-w4-g128", "fp8") else ["calibration.samples=1"]
+    localiser = pair(recipe, *samples)
+    places = localiser.rank()
+    scaled = recipe in ("awq-w4-g128", "int8-w8a8")
+    parts = {tuple(name.rpartition(".")[2] for name in place.modules) for place in places}
+    assert (("q_proj", "k_proj", "v_proj", "o_proj") in parts) == scaled
+    before, put_back, one, after = localiser.measure([[], places, places[:1], []])
+    assert before.kl.mean() > 1e-5
+    assert put_back.kl.max() < 1e-9
+    assert one.kl.mean() > 0 and not torch.equal(one.kl, before.kl)
+    assert torch.equal(before.kl, after.kl)
+
+
+def test_trials_together_are_what_they_are_alone(pair):
+    localiser = pair("rtn-w4-g128", "quantize.bits=2", "quantize.format=gptq")
+    places = localiser.rank()
+    trials = [places[:1], places[3:5], places[-1:]]
+    together = localiser.measure(trials)
+    for trial, found in zip(trials, together, strict=True):
+        (alone,) = localiser.measure([trial])
+        assert torch.equal(alone.kl, found.kl)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "change"),
+    [
+        ("rtn-w4-g128", [], {"match": "model.layers.1.mlp.down_proj", "skip": True}),
+        ("gptq-w4-g128", [], {"match": "model.layers.1.mlp.down_proj", "bits": 8}),
+        (
+            "gptq-w4-g128",
+            ["quantize.bits=8"],
+            {"match": "model.layers.1.mlp.down_proj", "skip": True},
+        ),
+        ("ct-w4a16-g128", [], {"match": "model.layers.1.mlp.down_proj", "bits": 8}),
+        ("nf4", [], {"ignore": "model.layers.1.mlp.down_proj"}),
+        ("fp8", [], {"ignore": "model.layers.1.mlp.down_proj"}),
+        ("gguf-q4-k-m", [], {"match": "blk.1.ffn_down.weight", "type": "Q8_0"}),
+        (
+            "gptq-w4-g128",
+            ["quantize.format=gguf", "quantize.group_size=32"],
+            {"match": "model.layers.1.mlp.down_proj", "bits": 8},
+        ),
+        ("gguf-q8-0", [], {"match": "blk.1.ffn_down.weight", "type": "BF16"}),
+    ],
+)
+def test_every_recipe_is_mended_in_its_own_language(recipe, settings, change):
+    module = "model.layers.1.mlp.down_proj"
+    given = load_recipe(recipe, settings).recipe
+    found = mend(given, [module], [f"{module}.weight"], Checkpoint(demo_model()), "demo")
+    assert found.changes == (change,)
+    assert found.added_bytes > 0
+    mended = recipe_from(found.content, Path("mended.yaml"))
+    assert mended.version == "1.1.0" and mended.name.endswith("-mended")
+    assert found.nbytes == plan_recipe(mended, Checkpoint(demo_model()), "demo").nbytes
+    again = mend(mended, [module], [f"{module}.weight"], Checkpoint(demo_model()), "demo")
+    assert again.content["name"] == mended.name and again.content["version"] == "1.2.0"
+
+
+def test_a_loss_that_is_spread_is_not_patched(tmp_path, suite):
+    out = tmp_path / "w2"
+    settings = ("--set", "quantize.bits=2", "--set", "quantize.format=gptq")
+    done = run("quantize", "rtn-w4-g128", "--model", "demo", "--out", out, *settings)
+    assert done.exit_code == 0
+    strict = tmp_path / "strict.yaml"
+    strict.write_text(SUITE.format(dataset=suites() / "demo-heldout.jsonl", bound=0.001))
+    code, row = judged(out, demo_model(), strict)
+    assert code == 1 and row["localisation"]["patch"] is None
+    assert "the loss is spread" in row["localisation"]["no_patch"]
+    assert "more bits" in row["localisation"]["no_patch"]

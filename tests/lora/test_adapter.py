@@ -1,0 +1,461 @@
+"""LoRA adapters read as PEFT merges them: PEFT on a float32 base is the oracle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from quantkit.base.errors import InputError
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.lora.adapter import Adapter
+from quantkit.lora.checkpoint import AdaptedCheckpoint
+from quantkit.model.skeleton import Skeleton
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+CHANGES = {
+    "llama": {},
+    "qwen2": {"num_key_value_heads": 2},
+    "gpt2": {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 64},
+    "gemma2": {},
+}
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+OPTIONS = {
+    "plain": ("llama", {"target_modules": ["q_proj", "v_proj", "down_proj"]}),
+    "patterns": (
+        "llama",
+        {
+            "target_modules": ATTENTION,
+            "rank_pattern": {"q_proj": 3, "layers.1.self_attn.v_proj": 6},
+            "alpha_pattern": {"k_proj": 5, "^model.layers.0.self_attn.q_proj": 32},
+        },
+    ),
+    "rslora": ("llama", {"target_modules": ATTENTION, "use_rslora": True}),
+    "dora": ("llama", {"target_modules": "all-linear", "use_dora": True}),
+    "regex": ("llama", {"target_modules": r".*\.[02]\.mlp\.(up|down)_proj"}),
+    "excluded": ("llama", {"target_modules": ATTENTION, "exclude_modules": ["k_proj"]}),
+    "some-layers": ("llama", {"target_modules": ["q_proj"], "layers_to_transform": [0, 2]}),
+    "one-layer": (
+        "llama",
+        {"target_modules": ["q_proj"], "layers_to_transform": 1, "layers_pattern": "layers"},
+    ),
+    "saved": (
+        "llama",
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens", "norm"]},
+    ),
+    "embeddings": ("llama", {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
+    "tokens": ("llama", {"target_modules": ["q_proj"], "trainable_token_indices": [3, 90]}),
+    "tokens-of-both": (
+        "llama",
+        {
+            "target_modules": ["q_proj"],
+            "trainable_token_indices": {"embed_tokens": [5], "lm_head": [1, 2]},
+        },
+    ),
+    "mica": ("llama", {"target_modules": ["q_proj"], "init_lora_weights": "mica"}),
+    "bias-all": ("qwen2", {"target_modules": ATTENTION, "bias": "all"}),
+    "bias-lora-only": ("qwen2", {"target_modules": ["q_proj"], "bias": "lora_only"}),
+    "lora-bias": ("qwen2", {"target_modules": ["q_proj"], "lora_bias": True}),
+    "qwen2-dora": ("qwen2", {"target_modules": "all-linear", "use_dora": True}),
+    "conv1d": ("gpt2", {"target_modules": "all-linear", "fan_in_fan_out": True}),
+    "conv1d-undeclared": ("gpt2", {"target_modules": ["c_attn", "attn.c_proj", "mlp.c_proj"]}),
+    "conv1d-dora": (
+        "gpt2",
+        {"target_modules": "all-linear", "fan_in_fan_out": True, "use_dora": True, "bias": "all"},
+    ),
+    "conv1d-head": (
+        "gpt2",
+        {"target_modules": ["c_proj", "lm_head"], "ensure_weight_tying": False},
+    ),
+    "gemma2": ("gemma2", {"target_modules": "all-linear"}),
+    "gemma2-dora": ("gemma2", {"target_modules": ["q_proj", "mlp.down_proj"], "use_dora": True}),
+}
+
+
+def base_of(tiny, model_type: str, dtype: torch.dtype = torch.float32, **changes: object) -> Path:
+    return tiny(model_type, dtype, **{**CHANGES[model_type], **changes})
+
+
+def train(base: Path, out: Path, config: dict, *, seed: int = 1, vocabulary: int = 0) -> Path:
+    """Save a random adapter of ``base``, as if trained: everything trainable differs."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if vocabulary:
+        model.resize_token_embeddings(vocabulary)
+    model = get_peft_model(model, LoraConfig(**{"r": 4, "lora_alpha": 8, **config}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(out)
+    return out
+
+
+@pytest.fixture
+def adapter(tiny, tmp_path):
+    """A plain adapter of the tiny llama, to be spoilt."""
+    return train(base_of(tiny, "llama"), tmp_path / "adapter", OPTIONS["plain"][1])
+
+
+def adapted(base: Path, *adapters: Path | tuple[Path, float], **options) -> AdaptedCheckpoint:
+    checkpoint = Checkpoint(base)
+    skeleton = Skeleton(checkpoint)
+    opened = [Adapter.open(*a) if isinstance(a, tuple) else Adapter.open(a) for a in adapters]
+    return AdaptedCheckpoint(checkpoint, opened, skeleton.names, skeleton.model, **options)
+
+
+def load(base: Path, *, untie: bool = False):
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if untie:
+        head = model.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        model.config.tie_word_embeddings = False
+    return model
+
+
+def merged_by_peft(model, adapter: Path) -> dict[str, torch.Tensor]:
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict()
+
+
+def assert_equal_to(oracle: dict[str, torch.Tensor], found: AdaptedCheckpoint) -> None:
+    """Every tensor within 1e-6 of the largest weight; bfloat16 within one unit in the last."""
+    names = found._model.names
+    assert set(names) == set(oracle)
+    for name, expected in oracle.items():
+        key = found.key(name)
+        actual = found.read_float32(key)
+        assert actual.shape == expected.shape == found.shape(key), name
+        assert (actual - expected).abs().max() <= 1e-6 * expected.abs().max(), name
+
+
+def units_apart(one: torch.Tensor, other: torch.Tensor) -> int:
+    """The largest distance of two bfloat16 tensors, counted in representable values."""
+    ordered = [
+        torch.where(bits < 0, -(bits & 0x7FFF), bits)
+        for bits in (t.view(torch.int16).to(torch.int32) for t in (one, other))
+    ]
+    return int((ordered[0] - ordered[1]).abs().max())
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_reads_as_peft_merges_it(tiny, tmp_path, option):
+    model_type, config = OPTIONS[option]
+    base = base_of(tiny, model_type)
+    directory = train(base, tmp_path / "adapter", config)
+    found = adapted(base, directory)
+    untie = found.untied
+    oracle = merged_by_peft(load(base, untie=untie), directory)
+    assert_equal_to(oracle, found)
+    assert found.changed and not found.warnings
+    cast = adapted(base, directory, dtype=torch.bfloat16)
+    for name, expected in oracle.items():
+        tensor = cast.read(cast.key(name))
+        assert tensor.dtype == torch.bfloat16
+        assert units_apart(tensor, expected.to(torch.bfloat16)) <= 1, name
+
+
+def test_a_bfloat16_base_is_cast_once(tiny, tmp_path):
+    base = base_of(tiny, "llama", torch.bfloat16)
+    directory = train(base, tmp_path / "adapter", OPTIONS["dora"][1])
+    found = adapted(base, directory)
+    for name, expected in merged_by_peft(load(base), directory).items():
+        actual = found.read(name)
+        assert actual.dtype == torch.bfloat16
+        assert units_apart(actual, expected.to(torch.bfloat16)) <= 1, name
+
+
+def test_slices_of_rows_make_no_difference(tiny, tmp_path, monkeypatch):
+    base = base_of(tiny, "gpt2")
+    directory = train(base, tmp_path / "adapter", OPTIONS["conv1d-dora"][1])
+    whole = adapted(base, directory)
+    expected = {key: whole.read(key) for key in whole.changed}
+    monkeypatch.setattr("quantkit.lora.changes._SLICE", 1000)
+    for key, tensor in expected.items():
+        torch.testing.assert_close(whole.read(key), tensor, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_several_adapters_combine_as_in_peft(tiny, tmp_path, rslora):
+    base = base_of(tiny, "llama")
+    config = {"use_rslora": rslora, "lora_alpha": 6}
+    paths = [
+        train(base, tmp_path / "a", {**config, "target_modules": ["q_proj", "v_proj"]}),
+        train(base, tmp_path / "b", {**config, "target_modules": ["q_proj", "o_proj"]}, seed=2),
+    ]
+    weights = [0.7, -0.3]
+    model = PeftModel.from_pretrained(load(base), paths[0], adapter_name="a")
+    model.load_adapter(paths[1], adapter_name="b")
+    model.add_weighted_adapter(["a", "b"], weights, "both", combination_type="linear")
+    model.set_adapter("both")
+    oracle = model.merge_and_unload().state_dict()
+    found = adapted(base, *zip(paths, weights, strict=True))
+    assert_equal_to(oracle, found)
+    assert bool(found.warnings) == rslora
+
+
+def test_a_weight_scales_what_one_adapter_adds(tiny, tmp_path, adapter):
+    base = Checkpoint(base_of(tiny, "llama"))
+    key = "model.layers.0.self_attn.q_proj.weight"
+    whole, half = adapted(base.directory, adapter), adapted(base.directory, (adapter, 0.5))
+    delta = whole.read(key) - base.read(key)
+    torch.testing.assert_close(half.read(key) - base.read(key), delta / 2, rtol=1e-4, atol=1e-6)
+
+
+# Tied embeddings
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"lm_head": [4]}},
+    ],
+    ids=["head", "input", "input-factors", "both", "head-tokens"],
+)
+def test_tied_embeddings_come_apart_where_they_differ(tiny, tmp_path, config):
+    base = base_of(tiny, "llama", tie_word_embeddings=True)
+    directory = train(base, tmp_path / "adapter", config)
+    found = adapted(base, directory)
+    assert found.untied and found.config["tie_word_embeddings"] is False
+    assert {"lm_head.weight", "model.embed_tokens.weight"} <= set(found.keys())
+    assert_equal_to(merged_by_peft(load(base, untie=True), directory), found)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["q_proj"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [4, 5]},
+        {"target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": True},
+        {
+            "target_modules": ["q_proj"],
+            "modules_to_save": ["embed_tokens"],
+            "ensure_weight_tying": True,
+        },
+    ],
+    ids=["untouched", "tokens", "factors", "saved"],
+)
+def test_tied_embeddings_stay_tied_where_they_dont(tiny, tmp_path, config):
+    base = base_of(tiny, "llama", tie_word_embeddings=True)
+    directory = train(base, tmp_path / "adapter", config)
+    found = adapted(base, directory)
+    assert not found.untied and found.config["tie_word_embeddings"] is True
+    assert "lm_head.weight" not in set(found.keys())
+    assert not found.warnings
+    # PEFT's own merge adds tied factors twice, so here the adapter at run time is the oracle.
+    ids = torch.arange(96)[None] % 64
+    expected = PeftModel.from_pretrained(load(base), directory)(input_ids=ids).logits
+    model = load(base)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(found.read(found.key(name)))
+    torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+# Resized vocabularies
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("config", "apart"),
+    [
+        ({"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}, True),
+        ({"target_modules": ["q_proj", "embed_tokens", "lm_head"]}, True),
+        ({"target_modules": ["q_proj"]}, False),
+        ({"target_modules": ["q_proj"], "trainable_token_indices": [97, 98]}, False),
+    ],
+    ids=["saved", "factors", "resized-only", "tokens"],
+)
+def test_a_resized_vocabulary_is_followed(tiny, tmp_path, config, apart, tied):
+    base = base_of(tiny, "llama", tie_word_embeddings=tied)
+    directory = train(base, tmp_path / "adapter", config, vocabulary=99)
+    found = adapted(base, directory)
+    assert found.config["vocab_size"] == 99
+    assert found.untied == (tied and apart)
+    model = load(base, untie=found.untied)
+    model.resize_token_embeddings(99)
+    if found.untied:
+        head = model.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
+    assert_equal_to(merged_by_peft(model, directory), found)
+
+
+def test_a_vocabulary_resized_on_one_side_is_refused(tiny, tmp_path):
+    base = base_of(tiny, "llama")
+    config = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
+    directory = train(base, tmp_path / "adapter", config, vocabulary=99)
+    rewrite(directory, drop=lambda key: "lm_head" in key)
+    with pytest.raises(InputError, match="on one side only"):
+        adapted(base, directory)
+
+
+# Bad input
+
+
+def rewrite(directory: Path, *, drop=lambda key: False, rename=lambda key: key) -> None:
+    path = directory / "adapter_model.safetensors"
+    tensors = {rename(k): t for k, t in load_file(path).items() if not drop(k)}
+    save_file(tensors, path)
+
+
+def configure(directory: Path, **changes: object) -> None:
+    path = directory / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), "PROMPT_TUNING"),
+        (
+            IA3Config(
+                task_type="CAUSAL_LM",
+                target_modules=["k_proj", "down_proj"],
+                feedforward_modules=["down_proj"],
+            ),
+            "IA3",
+        ),
+    ],
+)
+def test_other_methods_are_refused_by_name(tiny, tmp_path, config, name):
+    get_peft_model(load(base_of(tiny, "llama")), config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=name):
+        Adapter.open(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["ADALORA", "LOHA", "PREFIX_TUNING", "None"])
+def test_other_types_are_refused_by_name(adapter, kind):
+    configure(adapter, peft_type=kind)
+    with pytest.raises(InputError, match=kind):
+        Adapter.open(adapter)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"init_lora_weights": "pissa_niter_4"},
+        {"use_qalora": True},
+        {"layer_replication": [[0, 2]]},
+        {"alora_invocation_tokens": [1]},
+        {"target_parameters": ["mlp.up_proj.weight"]},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_variants_that_cant_be_merged_are_refused_by_name(adapter, option):
+    configure(adapter, **option)
+    with pytest.raises(InputError, match=next(iter(option))):
+        Adapter.open(adapter)
+
+
+def test_unknown_tensors_of_a_variant_are_named(adapter):
+    rewrite(adapter, rename=lambda key: key.replace("lora_A.weight", "lora_diag"))
+    with pytest.raises(InputError, match=r"q_proj\.lora_diag|lora_diag"):
+        Adapter.open(adapter)
+
+
+def test_pickle_is_refused_with_the_reason(adapter):
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(InputError, match="pickle"):
+        Adapter.open(adapter)
+
+
+def test_a_truncated_adapter_is_refused(adapter):
+    path = adapter / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="truncated"):
+        Adapter.open(adapter)
+
+
+def test_ranks_that_disagree_are_refused(adapter):
+    configure(adapter, r=8)
+    with pytest.raises(InputError, match="rank 8"):
+        Adapter.open(adapter)
+
+
+@pytest.mark.parametrize("change", [{"target_modules": "(q_proj"}, {"r": 0}, {"r": "many"}])
+def test_a_config_that_makes_no_sense_is_refused(adapter, change):
+    configure(adapter, **change)
+    with pytest.raises(InputError, match="isn't a LoRA config"):
+        Adapter.open(adapter)
+
+
+def test_a_missing_factor_is_named(adapter):
+    rewrite(adapter, drop=lambda key: key.endswith("layers.1.self_attn.q_proj.lora_B.weight"))
+    with pytest.raises(InputError, match=r"layers\.1\.self_attn\.q_proj"):
+        Adapter.open(adapter)
+
+
+def test_a_missing_target_module_is_named(tiny, adapter):
+    rewrite(adapter, drop=lambda key: "layers.1.self_attn.q_proj" in key)
+    with pytest.raises(InputError, match=r"lacks the factors of .*layers\.1\.self_attn\.q_proj"):
+        adapted(base_of(tiny, "llama"), adapter)
+
+
+def test_missing_magnitudes_are_named(tiny, tmp_path):
+    directory = train(base_of(tiny, "llama"), tmp_path / "a", OPTIONS["dora"][1])
+    rewrite(directory, drop=lambda key: "magnitude" in key)
+    with pytest.raises(InputError, match="no magnitudes"):
+        Adapter.open(directory)
+
+
+def test_an_adapter_of_another_architecture_is_refused(tiny, tmp_path):
+    directory = train(base_of(tiny, "gpt2"), tmp_path / "a", OPTIONS["conv1d"][1])
+    with pytest.raises(InputError, match="aren't in the base"):
+        adapted(base_of(tiny, "llama"), directory)
+
+
+def test_an_adapter_of_another_size_is_refused(tiny, adapter):
+    base = base_of(tiny, "llama", hidden_size=32)
+    with pytest.raises(InputError, match="has shape"):
+        adapted(base, adapter)
+
+
+def test_another_base_name_is_a_warning_and_an_error_if_strict(tiny, adapter):
+    configure(adapter, base_model_name_or_path="someone/other-7b")
+    base = base_of(tiny, "llama")
+    assert "someone/other-7b" in adapted(base, adapter).warnings[0]
+    assert not adapted(base, adapter, base_name="Someone/Other-7B").warnings
+    with pytest.raises(InputError, match="someone/other-7b"):
+        adapted(base, adapter, strict=True)
+
+
+def test_nan_is_noticed(tiny, adapter):
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    key = next(iter(tensors))
+    tensors[key][0, 0] = torch.nan
+    save_file(tensors, path)
+    found = adapted(base_of(tiny, "llama"), adapter)
+    with pytest.raises(InputError, match="NaN"):
+        for key in found.changed:
+            found.read(key)
+
+
+def test_combinations_that_peft_refuses_are_refused(tiny, tmp_path, adapter):
+    base = base_of(tiny, "llama")
+    other = train(base, tmp_path / "r", {"target_modules": ["q_proj"], "r": 2})
+    with pytest.raises(InputError, match="ranks 2, 4"):
+        adapted(base, adapter, other)
+    dora = train(base, tmp_path / "d", OPTIONS["dora"][1])
+    with pytest.raises(InputError, match="DoRA"):
+        adapted(base, adapter, dora)
+    saved = train(base, tmp_path / "s", OPTIONS["saved"][1])
+    with pytest.raises(InputError, match="both replace it"):
+        adapted(base, saved, shutil.copytree(saved, tmp_path / "s2"))
+
+
+def test_reading_needs_no_peft(tiny, adapter):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Adapter.open(adapter).lora.rank == 4

@@ -1,0 +1,138 @@
+"""Correcting for drift: what the unquantized and the quantized model read, side by side."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from quantkit.assembly import gguf
+from quantkit.base.progress import Silent
+from quantkit.calibration import passing
+from quantkit.calibration.passing import CalibrationPass, Wanted
+from quantkit.calibration.replay import Replay
+from quantkit.calibration.text import Rows
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.commands.quantize import prepare, quantize
+from quantkit.formats.packed import open_artifact
+from quantkit.model.skeleton import Skeleton
+from quantkit.model.stream import Stream
+from quantkit.recipes.recipe import load_recipe
+from tests.conftest import ARCHITECTURES
+from tests.helpers.gguf_tiny import MODELS, TEXT, checkpoint
+
+
+def read(model, name: str, ids: torch.Tensor) -> torch.Tensor:
+    """What the linear ``name`` of a whole model reads, (tokens, width)."""
+    seen = []
+    linear = model.get_submodule(name)
+    handle = linear.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.inference_mode():
+        model(input_ids=ids, use_cache=False)
+    handle.remove()
+    return seen[0].flatten(0, -2).float()
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_both_models_inputs_are_those_of_the_whole_models(tiny, model_type) -> None:
+    """Every linear is quantized as soon as its input is known, here to 64ths."""
+    directory = tiny(model_type)
+    ids = torch.randint(0, 96, (4, 16), generator=torch.Generator().manual_seed(5))
+    checkpoint = Checkpoint(directory)
+    skeleton = Skeleton(checkpoint)
+    stream = Stream(skeleton, checkpoint, torch.device("cpu"))
+    calibration = CalibrationPass(
+        stream, Rows(ids, "", len(ids)), Wanted("gram", propagate="corrected")
+    )
+    original = AutoModelForCausalLM.from_pretrained(directory, dtype=skeleton.model.dtype).eval()
+    changed = copy.deepcopy(original)
+    done = 0
+    for index in range(len(skeleton.layers)):
+        with stream.block(index) as block:
+            for group in calibration.corrected(index, block, lambda: None):
+                names = [f"{skeleton.layer_name(index)}.{name}" for name in group.consumers]
+                x, y = read(original, names[0], ids), read(changed, names[0], ids)
+                near = {"rtol": 1e-3, "atol": 1e-3 * float(y.square().sum())}
+                torch.testing.assert_close(group.moment.matrix(), y.t() @ y, **near)
+                near["rtol"] = 5e-3  # for it may be in bfloat16
+                torch.testing.assert_close(group.drift.float(), (x - y).t() @ y, **near)
+                if index:
+                    assert (x - y).norm() > 1e-3 * y.norm()
+                for name, consumer in zip(names, group.consumers, strict=True):
+                    value = (changed.get_submodule(name).weight.data * 64).round() / 64
+                    changed.get_submodule(name).weight.data = value
+                    block.get_submodule(consumer).weight.data = value.clone()
+                    done += 1
+    assert done == sum(len(skeleton.linears(index)) for index in range(len(skeleton.layers)))
+
+
+def measured(directory: Path) -> list[torch.Tensor]:
+    """All moments and drifts of a model whose weights are rounded to 64ths."""
+    ids = torch.randint(0, 96, (3, 16), generator=torch.Generator().manual_seed(5))
+    checkpoint = Checkpoint(directory)
+    stream = Stream(Skeleton(checkpoint), checkpoint, torch.device("cpu"))
+    calibration = CalibrationPass(stream, Rows(ids, "", 3), Wanted("gram", propagate="corrected"))
+    found = []
+    for index in range(len(stream.skeleton.layers)):
+        with stream.block(index) as block:
+            for group in calibration.corrected(index, block, lambda: None):
+                found += [group.moment.matrix(), group.drift]
+                for consumer in group.consumers:
+                    weight = block.get_submodule(consumer).weight
+                    weight.data = (weight.data * 64).round() / 64
+    return found
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_what_is_not_computed_again_changes_nothing(tiny, model_type, monkeypatch) -> None:
+    monkeypatch.setattr(passing, "_TOKENS_PER_BATCH", 16)  # so that there are several
+    found = measured(tiny(model_type))
+    monkeypatch.setattr(Replay, "keep", lambda self, linears, read: False)
+    whole = measured(tiny(model_type))
+    assert len(found) == len(whole) >= 12
+    assert all(map(torch.equal, found, whole))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "olmo2", "qwen3"])
+def test_rows_go_on_through_what_the_gguf_holds(tmp_path, monkeypatch, model_type) -> None:
+    """Its weights, in the checkpoint's order of rows, whether error feedback made them or not."""
+    changes = {**MODELS[model_type], "tie_word_embeddings": model_type in ("olmo2", "qwen3")}
+    model = checkpoint(tmp_path / "model", model_type=model_type, **changes)
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(TEXT * 30), encoding="utf-8")
+    settings = [
+        "quantize.propagate=corrected",
+        "quantize.overrides=[{match: blk.0.ffn_down.weight, type: F16}]",
+        f"calibration={{dataset: {text}, samples: 4, sequence_length: 32}}",
+    ]
+    given: list[tuple[str, torch.Tensor]] = []
+    original = gguf.put
+
+    def noting(block, name, value):
+        given.append((name, value))
+        original(block, name, value)
+
+    def beginning(stream, rows, size, embedding=None):
+        if embedding is not None:
+            begun.append(embedding(3, 40))
+        return begin(stream, rows, size, embedding)
+
+    monkeypatch.setattr(gguf, "put", noting)
+    begun: list[torch.Tensor] = []
+    begin = Stream.beginning
+    monkeypatch.setattr(Stream, "beginning", beginning)
+    job = prepare(load_recipe("gguf-q4-k-m-gptq", settings), str(model))
+    quantize(job, tmp_path / "out", device="cpu", force=False, progress=Silent(), cache=False)
+    artifact, skeleton = open_artifact(tmp_path / "out"), Skeleton(Checkpoint(model))
+    [embedded] = begun
+    name = next(name for name, m in skeleton.model.named_modules() if isinstance(m, nn.Embedding))
+    assert torch.equal(artifact.read(skeleton.key(f"{name}.weight"))[3:40], embedded)
+    linears = [list(skeleton.linears(index)) for index in range(2)]
+    assert len(given) == sum(map(len, linears)) >= 8
+    for place, (name, value) in enumerate(given):
+        key = skeleton.key(f"{skeleton.layer_name(int(place >= len(linears[0])))}.{name}")
+        assert torch.equal(artifact.read(key), value), key

@@ -1,0 +1,193 @@
+"""GPTQ's Gram loss is below round-to-nearest's, and what it says it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from quantkit.calibration.statistics import Drift, Gram
+from quantkit.methods import rtn
+from quantkit.methods.cholesky import cholesky_
+from quantkit.methods.gptq import pieces as gptq
+from quantkit.methods.gptq.feedback import Settings, factorize, feedback
+from quantkit.methods.gptq.pieces import Outcome, Problem
+from quantkit.methods.grids import Grid, gram_loss
+from tests.helpers.moments import Known
+
+
+def problem(tokens: int = 512, columns: int = 128, rows: int = 48):
+    generator = torch.Generator().manual_seed(3)
+    mixing = torch.randn(columns, columns, generator=generator) / columns**0.5
+    x = torch.randn(tokens, columns, generator=generator) @ mixing
+    x[:, 7] *= 12
+    return torch.randn(rows, columns, generator=generator) * 0.05, x.t() @ x
+
+
+def quantize(w, gram, grid, settings) -> Outcome:
+    return gptq.quantize([Problem(Known(gram), [w], [grid])], settings)[0][0]
+
+
+def loss_of(tensor, w, gram) -> float:
+    return gram_loss(tensor.dequantize() - w, gram).sum().item()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("order", [True, False])
+def test_loss_is_below_round_to_nearests(bits, symmetric, order):
+    w, gram = problem()
+    grid = Grid(bits, 32, symmetric)
+    outcome = quantize(w, gram, grid, Settings(activation_order=order))
+    assert outcome.loss < 0.8 * loss_of(rtn.quantize(w, grid), w, gram)
+    assert outcome.loss == pytest.approx(loss_of(outcome.tensor, w, gram), rel=1e-3)
+
+
+def test_readers_of_one_input_are_quantized_as_if_alone():
+    w, gram = problem(rows=80)
+    grids = [Grid(4, 32, True), Grid(3, 32, False), Grid(4, 32, True)]
+    parts = w.split([16, 40, 24])
+    together = gptq.quantize([Problem(Known(gram), parts, grids)], Settings())[0]
+    for part, grid, outcome in zip(parts, grids, together, strict=True):
+        alone = quantize(part, gram, grid, Settings())
+        assert outcome.tensor.grid == grid
+        # Products of other heights may round differently, on an edge between two codes.
+        assert (outcome.tensor.codes != alone.tensor.codes).float().mean() < 0.01
+        assert torch.equal(outcome.tensor.scales, alone.tensor.scales)
+
+
+def test_blocked_updates_change_nothing():
+    w, gram = problem()
+    grid = Grid(4, 32, True)
+    codes = [
+        quantize(w, gram, grid, s).tensor.codes
+        for s in (Settings(block_size=128), Settings(block_size=16), Settings(block_size=1))
+    ]
+    # The same sums in another order: a code on the edge may fall to the other side.
+    for other in codes[1:]:
+        assert (codes[0] != other).float().mean() < 0.01
+
+
+def test_feedback_follows_the_papers_recurrence():
+    """Against the plain form: one column at a time, H⁻¹ recomputed by elimination."""
+    w, gram = problem(rows=6, columns=24)
+    grid, settings = Grid(4, -1, True), Settings(activation_order=False, clip_search=False)
+    damped = gram.double() + torch.eye(24) * 0.01 * gram.diagonal().mean()
+    inverse = torch.linalg.inv(damped)
+    work = w.double().clone()
+    nearest = rtn.quantize(w, grid)
+    scale, zero = nearest.scales[:, 0].double(), nearest.zeros[:, 0].double()
+    expected = torch.empty_like(work)
+    for j in range(24):
+        expected[:, j] = (work[:, j] / scale).round().add(zero).clamp(0, 15)
+        error = (work[:, j] - (expected[:, j] - zero) * scale) / inverse[j, j]
+        work -= error[:, None] * inverse[j]
+        inverse = inverse - torch.outer(inverse[:, j], inverse[j]) / inverse[j, j]
+        inverse[j, :] = inverse[:, j] = 0
+        inverse[j, j] = 1  # never used again
+    outcome = quantize(w, gram, grid, settings)
+    assert (outcome.tensor.codes == expected.to(torch.uint8)).float().mean() > 0.97
+
+
+def test_inputs_that_are_always_zero_are_harmless():
+    w, gram = problem()
+    gram[10:20] = gram[:, 10:20] = 0
+    grid = Grid(4, 32, False)
+    outcome = quantize(w, gram, grid, Settings())
+    assert outcome.tensor.dequantize().isfinite().all()
+    assert outcome.loss < loss_of(rtn.quantize(w, grid), w, gram)
+
+
+def test_damping_is_raised_until_it_factorizes_and_not_for_ever():
+    _, gram = problem()
+    indefinite = gram - 0.05 * gram.diagonal().mean() * torch.eye(len(gram))
+    factor = factorize(Known(indefinite), Settings())
+    assert factor is not None and factor.damping > 0.01
+    assert factorize(Known(-gram), Settings()) is None
+    assert factorize(Known(torch.full_like(gram, torch.nan)), Settings()) is None
+
+
+def test_without_a_factor_the_codes_are_the_nearest_and_it_is_said():
+    w, gram = problem()
+    grid = Grid(4, 32, True)
+    outcome = quantize(w, -gram, grid, Settings())
+    assert outcome.damping is None
+    assert torch.equal(outcome.tensor.codes, rtn.quantize(w, grid).codes)
+
+
+@pytest.mark.parametrize("width", [1, 96, 128, 300, 1300])
+def test_cholesky_in_place_is_the_factor(width: int) -> None:
+    rows = torch.randn(2 * width, width, generator=torch.Generator().manual_seed(width))
+    gram = rows.T @ rows + torch.eye(width)
+    factor = gram.clone()
+    assert cholesky_(factor)
+    expected = torch.linalg.cholesky(gram.double())
+    assert torch.allclose(factor.double(), expected, rtol=1e-4, atol=1e-4)
+    assert factor.triu(1).count_nonzero() == 0
+    again = gram.clone()
+    assert cholesky_(again, threads=3) and torch.equal(again, factor)
+
+
+@pytest.mark.parametrize("spoil", [-1.0, torch.nan, torch.inf])
+@pytest.mark.parametrize("place", [0, 299])
+def test_cholesky_refuses_what_is_not_positive_definite(spoil: float, place: int) -> None:
+    matrix = torch.eye(300)
+    matrix[place, place] = spoil
+    assert not cholesky_(matrix)
+
+
+@pytest.mark.parametrize("width", [64, 256, 700])
+def test_a_gram_matrix_is_given_in_any_order(width: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    rows = torch.randn(300, width, generator=generator).bfloat16()
+    moment = Gram(width, rows.device)
+    moment.add(rows)
+    whole, order = moment.matrix(), torch.randperm(width, generator=generator)
+    assert torch.allclose(whole, rows.float().T @ rows.float(), rtol=1e-3, atol=1e-2)
+    assert torch.equal(moment.matrix(order), whole[order][:, order])
+
+
+@pytest.mark.parametrize("rows", [1, 48])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_scales_chosen_late_lose_less_at_few_bits(rows: int, symmetric: bool) -> None:
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(1024, 256, generator=generator)
+    x = x @ (torch.eye(256) + torch.randn(256, 256, generator=generator) / 16)
+    moment = Known(x.T @ x)
+    w = torch.randn(rows, 256, generator=generator) * 0.05
+    grid = Grid(3, 32, symmetric)
+    late = factorize(moment, Settings(), group=32)
+    early = factorize(moment, Settings())
+    assert late is not None and early is not None
+    assert (late.group, early.group) == (32, None)
+    outcomes = [feedback(w, factor, grid, Settings()) for factor in (late, early)]
+    for tensor, losses in outcomes:
+        expected = gram_loss(tensor.dequantize() - w, moment.gram)
+        assert torch.allclose(losses, expected, rtol=1e-2)
+    if rows > 1:
+        assert outcomes[0][1].sum() < 0.97 * outcomes[1][1].sum()
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_what_drifted_inputs_lose_is_made_up_for(bits: int) -> None:
+    generator = torch.Generator().manual_seed(5)
+    mixing = torch.randn(128, 128, generator=generator) / 128**0.5
+    x = torch.randn(1024, 128, generator=generator) @ mixing
+    y = x + 0.1 * x.roll(1, 1) + 0.02 * torch.randn(1024, 128, generator=generator)
+    w = torch.randn(96, 128, generator=generator) * 0.05
+    grid, moment, drift = Grid(bits, 32, False), Known(y.t() @ y), Drift(128, x.device)
+    drift.add(x, y)
+    assert torch.allclose(drift.matrix().float(), (x - y).t() @ y, rtol=5e-3, atol=1e-2)
+
+    def lost(value) -> float:
+        return (x @ w.t() - y @ value.t()).square().sum().item()
+
+    [[plain]] = gptq.quantize([Problem(moment, [w], [grid])], Settings())
+    [[made_up]] = gptq.quantize([Problem(moment, [w], [grid], drift.matrix())], Settings())
+    assert lost(made_up.tensor.dequantize()) < 0.8 * lost(plain.tensor.dequantize())
+    # With bits enough, the codes are those of weights half of the way to the best ones, but where
+    # these lie outside of the range that was chosen for the weights as they were.
+    hessian = y.t() @ y
+    hessian.diagonal().add_(0.01 * hessian.diagonal().mean())
+    change = torch.linalg.solve(hessian, w @ (x - y).t() @ y, left=False)
+    apart = (made_up.tensor.dequantize() - (w + change / 2)).norm() / change.norm()
+    assert bits < 8 or apart < 0.2

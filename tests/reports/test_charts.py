@@ -1,0 +1,140 @@
+"""Charts: scales, labels and marks keep to what they stand for."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from quantkit.judging.case_inputs import case_inputs
+from quantkit.reports.changes import changes
+from quantkit.reports.html.charts import (
+    Axis,
+    Bar,
+    Cell,
+    Point,
+    Strip,
+    bars,
+    front,
+    heat,
+    scatter,
+    strips,
+)
+from quantkit.reports.html.svg import Box, Scale, element, label_places, number
+
+
+def point(x: float, y: float, name: str = "p") -> Point:
+    return Point(name, x, y, y * 0.9, y * 1.1, "artifact")
+
+
+def test_the_front_is_what_nothing_beats():
+    points = [point(x, y) for x, y in [(1, 5), (2, 3), (2, 4), (3, 3), (4, 1), (5, 2)]]
+    assert [(p.x, p.y) for p in front(points)] == [(1, 5), (2, 3), (4, 1)]
+    for a, b in itertools.product(front(points), points):
+        assert not (b.x <= a.x and b.y <= a.y and (b.x, b.y) != (a.x, a.y))
+
+
+@pytest.mark.parametrize(
+    ("values", "log"),
+    [
+        ([1.7, 1.8], False),
+        ([0, 0], False),
+        ([5.0], True),
+        ([3e-9, 0.2], True),
+        ([0.00061, 0.00145], True),
+        ([0, math.nan, 2], True),
+        ([], True),
+    ],
+)
+def test_scales_hold_their_values_and_have_round_ticks(values, log):
+    scale = Scale.around(values, 10, 110, log=log)
+    for value in values:
+        assert math.isnan(value) or 10 <= scale(value) <= 110
+    ticks = scale.ticks()
+    assert 2 <= len(ticks) <= 9 and ticks == sorted(ticks)
+    assert 10 <= scale(ticks[0]) < scale(ticks[-1]) <= 110
+    assert all(float(f"{tick:.4g}") == pytest.approx(tick) for tick in ticks)
+
+
+def test_numbers_are_said_as_people_write_them():
+    assert [number(v) for v in (0, 0.0001, 12000, 1e-5, 3e-7, 2e9)] == [
+        *("0", "0.0001", "12,000", "10⁻⁵", "3·10⁻⁷", "2·10⁹")
+    ]
+
+
+def test_labels_keep_apart_and_inside():
+    frame = Box(0, 0, 400, 260)
+    spots = [(100.0, 100.0), (108.0, 104.0), (395.0, 5.0), (200.0, 255.0)]
+    names = ["first-model", "second-model", "third-model", "fourth-model"]
+    places = label_places(spots, names, frame, [])
+    boxes = [Box(x, y - 10, x + 6 * len(n), y) for (x, y), n in zip(places, names, strict=True)]
+    assert all(a.shared(b) == 0 for a, b in itertools.combinations(boxes, 2))
+    assert all(b.left >= 0 and b.top >= 0 and b.right <= 400 and b.bottom <= 260 for b in boxes)
+
+
+def test_markup_in_a_name_stays_text():
+    assert (
+        element("text", "<b>&", class_='"x"') == '<text class="&#34;x&#34;">&lt;b&gt;&amp;</text>'
+    )
+
+
+def test_bars_are_as_long_as_their_values():
+    rows = [Bar("a", 10.0, "10", "artifact"), Bar("b", 5.0, "5", "fail"), Bar("c", None, "–", "x")]
+    widths = [float(rect.get("width")) for rect in ET.fromstring(bars("t", rows)).iter("rect")]
+    assert len(widths) == 2 and widths[0] == pytest.approx(2 * widths[1], rel=1e-3)
+
+
+def test_heat_is_stronger_for_larger_errors_and_survives_zero():
+    cells = [Cell("q", 0, 0.0), Cell("q", 1, 0.001), Cell("q", 2, 0.1)]
+    shades = [
+        float(rect.get("fill-opacity"))
+        for rect in ET.fromstring(heat("t", cells, (0.001, 0.1))).iter("rect")
+    ]
+    assert shades[0] == shades[1] < shades[2] == 1
+    ET.fromstring(heat("t", cells[1:2], (0.001, 0.001)))
+
+
+def test_charts_hold_one_point_and_thousands():
+    ET.fromstring(scatter("t", [point(1, 1)], Axis("x"), Axis("y", log=True), None))
+    many = tuple(0.001 * (1 + i % 97) for i in range(5000))
+    drawn = strips("t", [Strip("a", many, 0.05, 0.04, 0.06, "0.05", "artifact")], Axis("x", True))
+    assert len(list(ET.fromstring(drawn).iter("circle"))) == 301
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("the cat sat on the mat", "the dog sat on a mat"),
+        ("", "new"),
+        ("gone", ""),
+        ("same", "same"),
+        ("tea", "the drink of Ada is coffee, not tea"),
+        ("w " * 3000, "v " * 10),
+    ],
+)
+def test_changes_lose_nothing_of_either_side(old, new):
+    pieces = changes(old, new)
+    assert "".join(p.text for p in pieces if p.change != "removed") == new
+    assert "".join(p.text for p in pieces if p.change != "added") == old
+
+
+def test_changes_mark_single_words():
+    marked = [(p.text, p.change) for p in changes("it is red wine", "it is blue wine")]
+    assert marked == [
+        *(("it is ", "same"), ("red ", "removed"), ("blue ", "added"), ("wine", "same"))
+    ]
+
+
+def test_cases_are_told_as_text(tmp_path):
+    path = tmp_path / "cases.jsonl"
+    path.write_text(
+        '{"id": "a", "prompt": "2 + 2 =", "check": {"number": 4, "tolerance": 0.5}}\n\n'
+        '{"id": "b", "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", '
+        '"content": "Hi"}], "check": [{"contains": "Hello"}, {"max_tokens": 5}]}\n'
+    )
+    first, second = case_inputs(path)
+    assert (first.prompt, first.expected) == ("2 + 2 =", "number: 4; tolerance: 0.5")
+    assert second.prompt == "system: Be brief.\n\nuser: Hi"
+    assert second.expected == "contains: Hello; max_tokens: 5"
