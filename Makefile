@@ -47,7 +47,7 @@ lint: setup ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: setup ## Mend style
+format: setup ## Fix style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -1,51 +1,87 @@
-"""The house: a floor imports only from the floors below it, and verbs don't import verbs."""
+"""The house: every import goes down the one list of packages, and only the console prints."""
 
 from __future__ import annotations
 
 import ast
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 import quantkit
 
 ROOT = Path(quantkit.__file__).parent
-VERBS = {
-    *("quantize", "merge", "evaluate", "examine", "verify", "measure", "compare"),
-    *("locate", "export", "record", "check"),
-}
-TOP = {"cli", "console"}
+SETTINGS = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))
+PACKAGES: list[str] = SETTINGS["tool"]["quantkit"]["packages"]
+API = "quantkit"  # the modules at the root
 
 
-def imports(path: Path) -> set[str]:
-    """First part below ``quantkit`` of everything a file imports, at any depth of nesting."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names = [node.module]
-            if node.module == "quantkit":
-                names = [f"quantkit.{alias.name}" for alias in node.names]
+def imported(source: str) -> Iterator[str]:
+    """The package below ``quantkit`` of everything that a source imports, at any depth."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports are absolute here"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
             continue
-        found |= {name.split(".")[1] for name in names if name.startswith("quantkit.")}
-    return found
+        for first, _, rest in (name.partition(".") for name in names):
+            if first == "quantkit":
+                package = rest.partition(".")[0]
+                yield package if package in PACKAGES else API
 
 
-def test_every_file_imports_downwards_only():
-    wrong = []
-    for path in ROOT.rglob("*.py"):
-        room = path.relative_to(ROOT).parts[0].removesuffix(".py")
-        above = TOP if room in VERBS else set() if room in TOP else TOP | VERBS
-        forbidden = above | (VERBS - {room} if room in VERBS else set())
-        wrong += [f"{path.relative_to(ROOT)} imports {name}" for name in imports(path) & forbidden]
+def upward(package: str, source: str) -> list[str]:
+    """Packages that a file of ``package`` imports though they stand above it."""
+    place = PACKAGES.index(package)
+    return [name for name in imported(source) if PACKAGES.index(name) < place]
+
+
+def package_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).parts
+    return parts[0] if len(parts) > 1 else API
+
+
+def test_every_import_goes_down_the_list() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in ROOT.rglob("*.py")
+        for name in upward(package_of(path), path.read_text(encoding="utf-8"))
+    ]
     assert not wrong
 
 
-def test_the_check_sees_imports():
-    assert set().union(*(imports(path) for path in (ROOT / "cli").glob("*.py"))) >= VERBS
+def test_the_list_names_every_package_and_no_other() -> None:
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert {*folders, API} == set(PACKAGES)
+    assert len(set(PACKAGES)) == len(PACKAGES)
 
 
-def test_only_the_console_prints():
+@pytest.mark.parametrize("package", PACKAGES[1:])
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "from quantkit.{above} import thing",
+        "import quantkit.{above}.thing",
+        "def f():\n    from quantkit.{above}.deep import thing",
+        "if TYPE_CHECKING:\n    from quantkit import {above}",
+    ],
+)
+def test_a_planted_upward_import_is_seen(package: str, planted: str) -> None:
+    for above in PACKAGES[: PACKAGES.index(package)]:
+        if above != API:
+            assert upward(package, planted.format(above=above)) == [above]
+    if PACKAGES.index(package) > PACKAGES.index(API):
+        assert upward(package, "from quantkit import quantize") == [API]
+
+
+def test_the_root_holds_folders_and_at_most_four_files() -> None:
+    assert len([path for path in ROOT.iterdir() if path.is_file()]) <= 4
+
+
+def test_only_the_console_prints() -> None:
     guilty = [
         str(path.relative_to(ROOT))
         for path in ROOT.rglob("*.py")

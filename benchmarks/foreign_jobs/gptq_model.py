@@ -1,7 +1,7 @@
 """GPTQModel: GPTQ in both versions of the format, with and without permuted groups.
 
 Its pool of CPU threads has half as many workers as there are cores, and its loader asks for two:
-with fewer than three cores it raises at import. Its own variable GPTQMODEL_CPU_WORKERS mends that.
+with fewer than three cores it raises at import. Its own variable GPTQMODEL_CPU_WORKERS fixes that.
 """
 
 import os

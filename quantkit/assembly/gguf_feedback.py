@@ -101,7 +101,7 @@ def _quantize(
         try:
             return ggml_feedback.quantize(rows, factor, tensor.type)
         except InputError as error:
-            raise InputError(error.what, where=tensor.key, mend=error.mend) from error
+            raise InputError(error.what, where=tensor.key, fix=error.fix) from error
 
     done = iter(spread(quantize, pieces, torch.device("cpu")))
     made = []

@@ -1,4 +1,4 @@
-"""What can go wrong, said so that the reader can mend it, with an exit code for scripts."""
+"""What can go wrong, said so that the reader can fix it, with an exit code for scripts."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ class ExitCode(enum.IntEnum):
 
 
 class QuantkitError(Exception):
-    """An expected failure: what is wrong, where, and how to mend it.
+    """An expected failure: what is wrong, where, and how to fix it.
 
-    ``where`` names the file, key or tensor; ``mend`` is a sentence that tells what to do.
+    ``where`` names the file, key or tensor; ``fix`` is a sentence that tells what to do.
     The command line prints both and exits with ``exit_code``; no traceback is shown.
     """
 
     exit_code = ExitCode.BAD_INPUT
 
-    def __init__(self, what: str, *, where: str | None = None, mend: str | None = None) -> None:
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
         self.what = what
         self.where = where
-        self.mend = mend
+        self.fix = fix
         super().__init__(f"{where}: {what}" if where else what)
 
 
@@ -47,7 +47,7 @@ def not_installed(package: str, extra: str) -> MachineError:
     """The error for an optional library that isn't there."""
     return MachineError(
         f"needs the package {package}, which isn't installed",
-        mend=f"pip install 'quantkit[{extra}]'",
+        fix=f"pip install 'quantkit[{extra}]'",
     )
 
 
@@ -56,5 +56,5 @@ def not_finite(tensor: str) -> InputError:
     return InputError(
         "holds NaN or infinity",
         where=tensor,
-        mend="The checkpoint is damaged, or its training diverged: repair it before quantizing.",
+        fix="The checkpoint is damaged, or its training diverged: repair it before quantizing.",
     )

@@ -60,7 +60,7 @@ def limit() -> int:
         raise MachineError(
             f"{text!r} is no number of GB",
             where="QUANTKIT_CACHE_LIMIT",
-            mend="Set it to a number such as 20, or to 0 to keep nothing.",
+            fix="Set it to a number such as 20, or to 0 to keep nothing.",
         ) from None
 
 
@@ -113,7 +113,7 @@ class Kept:
             raise MachineError(
                 "kept statistics are damaged; they have been removed",
                 where=str(self._path / name),
-                mend="Run the same command again: it calibrates anew.",
+                fix="Run the same command again: it calibrates anew.",
             )
         tensors = load(data)
         groups = []

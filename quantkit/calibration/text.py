@@ -37,7 +37,7 @@ def load_tokenizer(directory: Path) -> Any:
         raise InputError(
             f"its tokenizer can't be loaded ({type(error).__name__}: {error})",
             where=str(directory),
-            mend="A checkpoint needs tokenizer.json (or the files of its slow tokenizer).",
+            fix="A checkpoint needs tokenizer.json (or the files of its slow tokenizer).",
         ) from error
 
 
@@ -70,7 +70,7 @@ def pack(
         raise InputError(
             f"holds {len(ids)} tokens, less than one row of {sequence_length}",
             where=str(dataset),
-            mend="Give more text or a shorter sequence_length.",
+            fix="Give more text or a shorter sequence_length.",
         )
     table = torch.tensor(ids[: count * sequence_length]).view(count, sequence_length)
     return Rows(table, digest, rows)
@@ -83,7 +83,7 @@ def check_length(length: int, config: dict[str, Any], section: str) -> None:
         raise InputError(
             f"sequence_length {length} exceeds the model's {limit} positions",
             where=section,
-            mend=f"Set {section}.sequence_length to at most {limit}.",
+            fix=f"Set {section}.sequence_length to at most {limit}.",
         )
 
 

@@ -56,11 +56,11 @@ def parse_parameters(settings: Sequence[str]) -> list[tuple[str, Parameter]]:
         name, equals, value = setting.partition("=")
         where = f"--parameter {setting}"
         if not equals or not value:
-            raise InputError("isn't NAME=VALUE", where=where, mend="Such as temperature=0.7.")
+            raise InputError("isn't NAME=VALUE", where=where, fix="Such as temperature=0.7.")
         if name not in _INTEGERS | _NUMBERS | _SWITCHES | _TEXTS:
             known = sorted(_INTEGERS | _NUMBERS | _SWITCHES | _TEXTS)
             raise InputError(
-                f"Ollama has no parameter {name}", where=where, mend=f"It has {', '.join(known)}."
+                f"Ollama has no parameter {name}", where=where, fix=f"It has {', '.join(known)}."
             )
         if name in dict(found) and name not in _TEXTS:
             raise InputError(f"{name} is given twice", where=where)
@@ -95,7 +95,7 @@ def _path(path: str) -> str:
         raise InputError(
             "has a character that a Modelfile can't hold in a path",
             where=path,
-            mend="Rename it.",
+            fix="Rename it.",
         )
     return path
 

@@ -20,7 +20,7 @@ KNOWN = (
     "the first user's turn (Gemma, Llama 2, Mistral) or in the last (Mistral v3); each message "
     "written as it is between fixed texts"
 )
-_MEND = "Give a template in Ollama's language by --template FILE."
+_FIX = "Give a template in Ollama's language by --template FILE."
 _SYSTEM, _USER, _ANSWER, _THOUGHT, _AGAIN = (
     f"qk{word}qk" for word in ("system", "user", "answer", "thought", "again")
 )
@@ -54,7 +54,7 @@ class JinjaTemplate:
             )
         except (ValueError, TemplateError, KeyError, TypeError) as error:
             raise InputError(
-                f"the chat template can't render a conversation ({error})", mend=_MEND
+                f"the chat template can't render a conversation ({error})", fix=_FIX
             ) from error
         text: str = texts[0]
         return text
@@ -261,5 +261,5 @@ def _same(expected: str, made: str) -> None:
 def _unlike(what: str) -> InputError:
     return InputError(
         f"the chat template is of no known layout: {what}",
-        mend=f"Known: {KNOWN}. {_MEND}",
+        fix=f"Known: {KNOWN}. {_FIX}",
     )

@@ -107,7 +107,7 @@ def _open(partial: Path, inputs: Mapping[str, str], *, force: bool) -> tuple[IO[
                 raise InputError(
                     f"holds unfinished work of other inputs; what differs: {differing}",
                     where=str(partial),
-                    mend="Give the same inputs to go on, or --force to start again.",
+                    fix="Give the same inputs to go on, or --force to start again.",
                 )
         except InputError:
             if not force:
@@ -134,7 +134,7 @@ def _lock(file: IO[bytes], partial: Path) -> None:
     except BlockingIOError:
         file.close()
         raise InputError(
-            "another run is at work here", where=str(partial), mend="Wait for it, or stop it."
+            "another run is at work here", where=str(partial), fix="Wait for it, or stop it."
         ) from None
 
 

@@ -125,11 +125,11 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
-            raise InputError("truncated: its header is incomplete", where=str(path), mend=again)
+            raise InputError("truncated: its header is incomplete", where=str(path), fix=again)
         try:
             header = json.loads(file.read(length))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError("its header isn't JSON", where=str(path), mend=again) from error
+            raise InputError("its header isn't JSON", where=str(path), fix=again) from error
     entries = {}
     for key, value in header.items():
         if key == "__metadata__":
@@ -140,7 +140,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
                 f"truncated: tensor {key} ends at byte {8 + length + end:,}, "
                 f"the file has {size:,} bytes",
                 where=str(path),
-                mend=again,
+                fix=again,
             )
         if value["dtype"] not in DTYPES:
             raise InputError(f"tensor {key} has unknown dtype {value['dtype']}", where=str(path))
@@ -148,7 +148,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         shape = tuple(value["shape"])
         if torch.Size(shape).numel() * dtype.itemsize != end - start:
             raise InputError(
-                f"tensor {key}: shape {shape} and byte range disagree", where=str(path), mend=again
+                f"tensor {key}: shape {shape} and byte range disagree", where=str(path), fix=again
             )
         entries[key] = TensorEntry(path, dtype, shape, 8 + length + start, end - start)
     return entries
@@ -249,7 +249,7 @@ def _weight_files(directory: Path) -> list[Path]:
                 raise InputError(
                     f"names {file.name}, which is missing",
                     where=str(index),
-                    mend="Copy the missing shard beside the others.",
+                    fix="Copy the missing shard beside the others.",
                 )
         return files
     if (directory / SINGLE_FILE).is_file():
@@ -263,9 +263,9 @@ def _weight_files(directory: Path) -> list[Path]:
             f"has its weights only as pickle ({pickles[0]}), which can run code when loaded "
             "and is never opened",
             where=str(directory),
-            mend="Save it as safetensors: AutoModelForCausalLM.from_pretrained(...)"
+            fix="Save it as safetensors: AutoModelForCausalLM.from_pretrained(...)"
             ".save_pretrained(DIR), on a machine where you trust the file.",
         )
     raise InputError(
-        "holds no *.safetensors file", where=str(directory), mend="Is this a checkpoint directory?"
+        "holds no *.safetensors file", where=str(directory), fix="Is this a checkpoint directory?"
     )

@@ -40,7 +40,7 @@ def _locate(model: str, expected: str) -> Path:
         raise InputError(
             f"is a file; {expected}",
             where=model,
-            mend=f"Pass its directory: {path.parent}",
+            fix=f"Pass its directory: {path.parent}",
         )
     name, _, revision = model.partition("@")
     looks_like_path = model.startswith((".", "/", "~")) or name.count("/") != 1
@@ -48,7 +48,7 @@ def _locate(model: str, expected: str) -> Path:
         raise InputError(
             "no such directory",
             where=model,
-            mend="Pass a directory, a hub id (owner/name), or 'demo'.",
+            fix="Pass a directory, a hub id (owner/name), or 'demo'.",
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -60,7 +60,7 @@ def _locate(model: str, expected: str) -> Path:
         raise InputError(
             f"no such directory, and the hub can't deliver it ({type(error).__name__}: {reason})",
             where=model,
-            mend="Check the name, the network, and HF_TOKEN for a gated model.",
+            fix="Check the name, the network, and HF_TOKEN for a gated model.",
         ) from error
 
 

@@ -41,13 +41,13 @@ def check_replaceable(out: Path, kind: str, sign: str, *, force: bool) -> None:
         return
     if not force:
         raise InputError(
-            "exists already", where=str(out), mend="Choose another --out, or pass --force."
+            "exists already", where=str(out), fix="Choose another --out, or pass --force."
         )
     if not out.is_dir() or (any(out.iterdir()) and not (out / sign).is_file()):
         raise InputError(
             f"isn't {kind} of ours (no {sign}), so --force doesn't replace it",
             where=str(out),
-            mend="Choose another --out, or remove it yourself.",
+            fix="Choose another --out, or remove it yourself.",
         )
 
 
@@ -65,7 +65,7 @@ def check_output(out: Path, *, force: bool, needed: int) -> None:
         raise MachineError(
             f"the disk has {free / 1e9:.2f} GB free, the artifact needs {needed / 1e9:.2f} GB",
             where=str(parent),
-            mend="Free some space, or choose another --out.",
+            fix="Free some space, or choose another --out.",
         )
 
 
@@ -112,11 +112,11 @@ def as_machine_error(error: OSError, place: Path) -> MachineError:
     # numpy reports a write that stopped short without an errno.
     if error.errno in _FULL or error.errno is None:
         what = f"no space left to write ({error.strerror or error})"
-        mend = "Free some space (or raise the file size limit) and run it again."
+        fix = "Free some space (or raise the file size limit) and run it again."
     else:
         what = f"can't be read or written ({error.strerror or error})"
-        mend = "Check its owner and permissions."
-    return MachineError(what, where=str(error.filename or place), mend=mend)
+        fix = "Check its owner and permissions."
+    return MachineError(what, where=str(error.filename or place), fix=fix)
 
 
 @dataclass(frozen=True)

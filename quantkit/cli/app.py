@@ -81,7 +81,7 @@ LocateOpt = Annotated[
     bool | None,
     typer.Option(
         "--locate/--no-locate",
-        help="Measure which layers lose most, and mend the recipe; where a gate failed if unset.",
+        help="Measure which layers lose most, and fix the recipe; where a gate failed if unset.",
     ),
 ]
 PromptOpt = Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")]
@@ -142,5 +142,5 @@ def with_weight(text: str) -> tuple[str, float]:
         return name, float(weight)
     except ValueError:
         raise InputError(
-            f"{weight} isn't a number", where=f"--adapter {text}", mend="Write --adapter DIR=0.7."
+            f"{weight} isn't a number", where=f"--adapter {text}", fix="Write --adapter DIR=0.7."
         ) from None

@@ -51,13 +51,13 @@ class Console:
         self.err.print(escape(text), soft_wrap=True)
 
     def error(self, error: QuantkitError) -> None:
-        """What went wrong, where, and how to mend it."""
+        """What went wrong, where, and how to fix it."""
         place = f"{escape(error.where)}: " if error.where else ""
         self.err.print(f"[bold red]error:[/] {place}{escape(error.what)}", soft_wrap=True)
-        if error.mend:
-            self.err.print(f"       {escape(error.mend)}", soft_wrap=True)
+        if error.fix:
+            self.err.print(f"       {escape(error.fix)}", soft_wrap=True)
         if self.as_json:
-            fields = {"what": error.what, "where": error.where, "mend": error.mend}
+            fields = {"what": error.what, "where": error.where, "fix": error.fix}
             self.show({"error": fields, "exit_code": int(error.exit_code)})
 
     @contextmanager

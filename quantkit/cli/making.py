@@ -77,7 +77,7 @@ def quantize_command(
         console.show(job.plan.to_json(), plan_table(job.plan, loaded.recipe.name))
         return
     if out is None:
-        raise InputError("is needed", where="--out", mend="Name the directory to make.")
+        raise InputError("is needed", where="--out", fix="Name the directory to make.")
     manifest = quantize(
         job,
         out,

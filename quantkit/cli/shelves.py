@@ -107,13 +107,13 @@ def recipes_check(
         raise InputError("isn't a folder", where=str(folder))
     place = lock or folder / locks.LOCK
     found = locks.check(folder, place)
-    problems = [(p.where, p.what, p.mend) for p in found.problems]
+    problems = [(p.where, p.what, p.fix) for p in found.problems]
     if found.new and write and not problems:
         locks.write(place, found)
     elif not write:
         unlocked = ("isn't locked", "Run quantkit recipes check --write.")
         problems += [(" ".join(entry), *unlocked) for entry in found.new]
-    names = ("document", "problem", "mend")
+    names = ("document", "problem", "fix")
     value = {
         "folder": str(folder),
         "lock": str(place),

@@ -90,11 +90,11 @@ def write_comparison(console: Console, comparison: Comparison, out: Path) -> Non
 
     written = write_reports(comparison, out)
     console.note(f"written in {out}: {', '.join(path.name for path in written)}")
-    write_mended(console, comparison, out)
+    write_fixed(console, comparison, out)
 
 
-def write_mended(console: Console, comparison: Comparison, out: Path) -> None:
-    """Recipes that mend what failed, as files that can be run."""
+def write_fixed(console: Console, comparison: Comparison, out: Path) -> None:
+    """Recipes that fix what failed, as files that can be run."""
     import yaml
 
     for variant in comparison.variants:
@@ -122,7 +122,7 @@ def finish(console: Console, comparison: Comparison, out: Path | None) -> None:
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, value)
-        write_mended(console, comparison, out.parent)
+        write_fixed(console, comparison, out.parent)
     console.show(value, comparison_tables(comparison))
     for variant in comparison.variants:
         if variant.localisation is not None and not console.as_json:

@@ -114,7 +114,7 @@ class _Bench:
             raise InputError(
                 "is quantized, so it can't be the baseline",
                 where=str(checkpoint.directory),
-                mend="Pass the BF16 checkpoint that the artifact was made of.",
+                fix="Pass the BF16 checkpoint that the artifact was made of.",
             )
         skeleton = Skeleton(checkpoint)
         tokenizer = load_tokenizer(tokenizer_directory(checkpoint))
@@ -155,7 +155,7 @@ class _Bench:
             raise InputError(
                 f"doesn't fit the baseline: {error.what}",
                 where=error.where,
-                mend="Is it made of this baseline?",
+                fix="Is it made of this baseline?",
             ) from error
 
     def run(self, source: Weights, dtype: torch.dtype, label: str, progress: Progress) -> _Run:

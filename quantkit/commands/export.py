@@ -98,7 +98,7 @@ def _gguf(artifact: Path) -> Path:
         raise InputError(
             "holds no .gguf file, and Ollama takes the weights as GGUF",
             where=str(artifact),
-            mend="Make the artifact by a recipe of format gguf, such as gguf-q4-k-m.",
+            fix="Make the artifact by a recipe of format gguf, such as gguf-q4-k-m.",
         )
     if len(files) > 1:
         raise InputError(f"holds {len(files)} .gguf files, not one", where=str(artifact))
@@ -112,14 +112,14 @@ def _output(artifact: Path, out: Path | None, *, force: bool) -> Path:
         raise InputError(
             f"is an artifact, whose {MANIFEST} lists all that lies in it",
             where=str(out),
-            mend="Choose another --out.",
+            fix="Choose another --out.",
         )
     path = out / modelfile.NAME
     if out.exists() and not out.is_dir():
-        raise InputError("isn't a directory", where=str(out), mend="Choose another --out.")
+        raise InputError("isn't a directory", where=str(out), fix="Choose another --out.")
     if path.exists() and not force:
         raise InputError(
-            "exists already", where=str(path), mend="Choose another --out, or pass --force."
+            "exists already", where=str(path), fix="Choose another --out, or pass --force."
         )
     return path
 
@@ -132,7 +132,7 @@ def _layout(chat: ChatMetadata, gguf: Path) -> tuple[ChatLayout | None, tuple[st
     try:
         observed = observe(template, adds_bos=chat.adds_bos)
     except InputError as error:
-        raise InputError(error.what, where=str(gguf), mend=error.mend) from error
+        raise InputError(error.what, where=str(gguf), fix=error.fix) from error
     layout, notes = observed.layout, observed.notes
     if chat.adds_bos and not layout.start:
         notes += ("llama.cpp puts BOS before a prompt, which the chat template doesn't.",)

@@ -57,7 +57,7 @@ def merge(
     """
     started = time.monotonic()
     if not adapters:
-        raise InputError("is needed", where="ADAPTER", mend="Name at least one adapter directory.")
+        raise InputError("is needed", where="ADAPTER", fix="Name at least one adapter directory.")
     limit = None if max_shard_size is None else parse_size(max_shard_size, "--max-shard-size")
     checkpoint = _open_base(base, dequantize=dequantize_base)
     wanted = None if dtype is None else _dtype(dtype)
@@ -79,7 +79,7 @@ def merge(
 def _dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         known = ", ".join(DTYPES)
-        raise InputError(f"unknown dtype {name}", where="--dtype", mend=f"One of {known}.")
+        raise InputError(f"unknown dtype {name}", where="--dtype", fix=f"One of {known}.")
     return DTYPES[name]
 
 
@@ -94,7 +94,7 @@ def _open_base(model: str, *, dequantize: bool) -> Checkpoint:
     raise InputError(
         f"is quantized already ({method}): an adapter added to rounded weights is rounded again",
         where=str(checkpoint.directory),
-        mend="Merge into the BF16 checkpoint that it was made of, then quantize the result."
+        fix="Merge into the BF16 checkpoint that it was made of, then quantize the result."
         + (
             " Or pass --dequantize-base to merge into its unpacked weights."
             if method == "bitsandbytes"
@@ -145,7 +145,7 @@ def _check_tokenizer(adapted: AdaptedCheckpoint) -> None:
             f"its tokenizer has {count} tokens, the merged model's embedding has "
             f"{adapted.vocabulary} rows",
             where=str(brought),
-            mend="Put the tokenizer that the adapter was trained with into its directory, or save "
+            fix="Put the tokenizer that the adapter was trained with into its directory, or save "
             "the adapter with save_embedding_layers=True.",
         )
 

@@ -79,7 +79,7 @@ def prepare(
         raise InputError(
             f"is quantized already ({quantization.get('quant_method', 'unknown method')})",
             where=str(checkpoint.directory),
-            mend="Quantize the original BF16 checkpoint instead.",
+            fix="Quantize the original BF16 checkpoint instead.",
         )
     if adapters:
         checkpoint = _adapted(checkpoint, adapters, model, loaded, strict=strict)
@@ -116,7 +116,7 @@ def _check_target(target: str, plan: Plan) -> None:
         raise InputError(
             f"{found.engine} doesn't load {plan.method} in the format {plan.format}: {found.why}",
             where="target",
-            mend=f"Change the scheme or the format, or name another target: {', '.join(able)}; "
+            fix=f"Change the scheme or the format, or name another target: {', '.join(able)}; "
             "docs/artifacts.md has who loads what.",
         )
 
@@ -132,7 +132,7 @@ def _adapted(
         raise InputError(
             f"{what}, which needs a merged checkpoint first",
             where=", ".join(name for name, _ in adapters),
-            mend="Run quantkit merge, then quantize the result.",
+            fix="Run quantkit merge, then quantize the result.",
         )
     return checkpoint
 
@@ -258,5 +258,5 @@ def _check_runs(skeleton: Skeleton, run: Run, recipe: str) -> None:
         raise QuantkitError(
             "the quantized model's logits aren't finite; nothing was written",
             where=recipe,
-            mend="Try another method or more bits.",
+            fix="Try another method or more bits.",
         )

@@ -18,7 +18,7 @@ from quantkit.recipes.suite import LoadedSuite
 
 @dataclass(frozen=True)
 class Findings:
-    """problems: what must be mended; notes: what was seen, and what couldn't be checked."""
+    """problems: what must be fixed; notes: what was seen, and what couldn't be checked."""
 
     problems: tuple[str, ...]
     notes: tuple[str, ...]
@@ -103,5 +103,5 @@ def _overlap(loaded: Loaded, texts: Sequence[Document]) -> str:
 
 
 def _line(error: QuantkitError) -> str:
-    mend = f" {error.mend}" if error.mend else ""
-    return f"{error}.{mend}" if mend and not str(error).endswith(".") else f"{error}{mend}"
+    fix = f" {error.fix}" if error.fix else ""
+    return f"{error}.{fix}" if fix and not str(error).endswith(".") else f"{error}{fix}"

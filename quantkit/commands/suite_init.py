@@ -148,7 +148,7 @@ def _row_length(dataset: Path, tokenizer: Any, config: dict[str, Any]) -> int:
     raise InputError(
         f"prompts and answers are {tokens} tokens; likelihoods need at least {2 * _LENGTHS[-1]}",
         where=str(dataset.name),
-        mend="Give more prompts, or held-out text by --text.",
+        fix="Give more prompts, or held-out text by --text.",
     )
 
 

@@ -122,7 +122,7 @@ def read(dataset: Dataset) -> tuple[list[Document], str]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"can't be read as UTF-8 text ({error})", where=str(dataset)) from error
     if not text.strip():
-        raise InputError("is empty", where=str(dataset), mend="Give it text.")
+        raise InputError("is empty", where=str(dataset), fix="Give it text.")
     if dataset.suffix != ".jsonl":
         documents = [Document(str(dataset), text)]
     else:
@@ -145,7 +145,7 @@ def _nowhere(path: Path) -> InputError:
     return InputError(
         "no such file" if path.suffix else "no such file or folder",
         where=str(path),
-        mend="Paths in a YAML file are relative to that file.",
+        fix="Paths in a YAML file are relative to that file.",
     )
 
 
@@ -180,7 +180,7 @@ def _from_hub(dataset: HubDataset) -> tuple[list[Document], str]:
         if value and (isinstance(value, list) or value.strip()):
             documents.append(Document(where, value))
     if not documents:
-        raise InputError("is empty", where=str(dataset), mend="Is it the right split and column?")
+        raise InputError("is empty", where=str(dataset), fix="Is it the right split and column?")
     digest = hashlib.sha256()
     for document in documents:
         digest.update(json.dumps(document.content, ensure_ascii=False).encode() + b"\n")
@@ -211,13 +211,13 @@ def _column(dataset: HubDataset) -> list[Any]:
         raise MachineError(
             f"the hub can't be reached ({type(error).__name__}: {_first(error)})",
             where=str(dataset),
-            mend="It is read from the cache of datasets once it has been downloaded.",
+            fix="It is read from the cache of datasets once it has been downloaded.",
         ) from error
     except Exception as error:  # datasets raises errors of many libraries
         raise InputError(
             f"datasets can't load it ({type(error).__name__}: {_first(error)})",
             where=str(dataset),
-            mend="Check hub, config, split and revision, and HF_TOKEN for a gated data set.",
+            fix="Check hub, config, split and revision, and HF_TOKEN for a gated data set.",
         ) from error
     if columns and dataset.column not in columns:
         raise InputError(

@@ -58,7 +58,7 @@ def find(name_or_path: str, folder: Path, kind: str) -> Path:
     raise InputError(
         f"no such {kind}: neither a file nor a shipped name",
         where=name_or_path,
-        mend=f"{hint}Shipped: {', '.join(names)}.",
+        fix=f"{hint}Shipped: {', '.join(names)}.",
     )
 
 
@@ -123,7 +123,7 @@ def validate(
     path: Path,
     tags: Mapping[str, type[Strict]] | None = None,
 ) -> Document:
-    """Make the document of what a file holds. Raises InputError that names file, key and mend.
+    """Make the document of what a file holds. Raises InputError that names file, key and fix.
 
     ``tags``: the classes that a section may have by its ``method``.
     """
@@ -135,14 +135,14 @@ def validate(
         raise InputError(
             "; ".join(problems),
             where=str(path),
-            mend=f"docs/{model.__name__.lower()}s.md has every key.",
+            fix=f"docs/{model.__name__.lower()}s.md has every key.",
         ) from error
 
 
 def explain(
     model: type[BaseModel], problem: Any, tags: Mapping[str, type[Strict]] | None = None
 ) -> str:
-    """One of a ValidationError's ``errors()`` in a line: the key, what is wrong, and a mend."""
+    """One of a ValidationError's ``errors()`` in a line: the key, what is wrong, and a fix."""
     tags = tags or {}
     location = [
         part

@@ -38,7 +38,7 @@ def check_engine(engine: str, path: Path) -> None:
     that isn't installed, or lacks a package for this format."""
     if engine not in ENGINES:
         raise InputError(
-            "no such engine", where=f"--engine {engine}", mend=f"One of {', '.join(ENGINES)}."
+            "no such engine", where=f"--engine {engine}", fix=f"One of {', '.join(ENGINES)}."
         )
     is_gguf = bool(gguf_files(path))
     if is_gguf != (engine == LLAMACPP) and not (is_gguf and engine == TRANSFORMERS):
@@ -46,7 +46,7 @@ def check_engine(engine: str, path: Path) -> None:
         raise InputError(
             f"{engine} doesn't run {'GGUF' if is_gguf else 'safetensors'}",
             where=str(path),
-            mend=f"Use --engine {usual}.",
+            fix=f"Use --engine {usual}.",
         )
     needed = {VLLM: {"vllm": "vllm"}, LLAMACPP: {"xllamacpp": "xllamacpp"}}.get(engine, {})
     if engine == TRANSFORMERS:
@@ -57,7 +57,7 @@ def check_engine(engine: str, path: Path) -> None:
         raise MachineError(
             f"needs {' and '.join(missing)}{purpose}, which {_are(missing)} installed",
             where=engine,
-            mend=f"pip install {' '.join(missing)}, or choose another engine.",
+            fix=f"pip install {' '.join(missing)}, or choose another engine.",
         )
 
 

@@ -22,7 +22,7 @@ def check_memory(parameters: int, dtype: torch.dtype, purpose: str) -> None:
         raise MachineError(
             f"{purpose} needs the whole model in memory: {needed / 1e9:.1f} GB, "
             f"{free / 1e9:.1f} GB are free",
-            mend="Use a machine with more memory, or a suite without regression cases.",
+            fix="Use a machine with more memory, or a suite without regression cases.",
         )
 
 

@@ -63,7 +63,7 @@ def attempt(request: Request) -> Outcome:
         raise MachineError(
             "its process was killed, perhaps for want of memory",
             where=request.engine,
-            mend="Use a machine with more memory.",
+            fix="Use a machine with more memory.",
         )
     if done.returncode != 0 or not done.stdout:
         said = done.stderr.strip().splitlines() or ["it said nothing"]

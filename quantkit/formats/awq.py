@@ -31,14 +31,14 @@ def check(name: str, shape: tuple[int, int], grid: Grid, default: Grid) -> None:
         raise InputError(
             f"the awq format holds 4 bits only, not {grid.bits}",
             where=name,
-            mend="Use format: gptq (2, 3, 4 or 8 bits), or skip this module.",
+            fix="Use format: gptq (2, 3, 4 or 8 bits), or skip this module.",
         )
     if (grid.bits, grid.group_size) != (default.bits, default.group_size):
         raise InputError(
             f"the awq format holds one group size for all modules ({default.group_size}), "
             f"not also {grid.group_size}",
             where=name,
-            mend="Use format: gptq, which holds exceptions, or skip this module.",
+            fix="Use format: gptq, which holds exceptions, or skip this module.",
         )
     if shape[0] % 8:
         raise InputError(f"{shape[0]} outputs aren't divisible by 8, as awq needs", where=name)

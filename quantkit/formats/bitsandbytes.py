@@ -72,7 +72,7 @@ def _unpack_int8(tensors: dict[str, Tensor], module: str) -> QuantizedTensor:
         raise InputError(
             "its rows are stored in a GPU's own order (weight_format isn't 0)",
             where=module,
-            mend="Save it again with bitsandbytes 0.45 or later.",
+            fix="Save it again with bitsandbytes 0.45 or later.",
         )
     grid = Grid(8, -1, True)
     codes = (tensors["weight"].to(torch.int16) + grid.middle).to(torch.uint8)

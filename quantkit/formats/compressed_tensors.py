@@ -52,7 +52,7 @@ def check(name: str, shape: tuple[int, int], grid: Grid, default: Grid) -> None:
             f"the compressed-tensors format holds {', '.join(map(str, _BITS))} bits, "
             f"not {grid.bits}",
             where=name,
-            mend="Choose one of these, format: gptq (2, 3, 4 or 8 bits), or format: gguf (all, by "
+            fix="Choose one of these, format: gptq (2, 3, 4 or 8 bits), or format: gguf (all, by "
             "the type of a mix).",
         )
     if grid.rounds_inputs:
@@ -63,7 +63,7 @@ def check(name: str, shape: tuple[int, int], grid: Grid, default: Grid) -> None:
             raise InputError(
                 f"{size} {what} aren't divisible by {per_word}, the codes that share a word",
                 where=name,
-                mend="Skip this module (overrides: match, skip: true).",
+                fix="Skip this module (overrides: match, skip: true).",
             )
 
 
@@ -260,7 +260,7 @@ def _scheme_of(module: str, config: dict[str, Any]) -> Scheme:
     raise InputError(
         f"is stored as {layout} ({bits} bits by {strategy}{what}), which can't be read",
         where=module,
-        mend="Can be read: pack-quantized by group or channel; int-quantized and float-quantized "
+        fix="Can be read: pack-quantized by group or channel; int-quantized and float-quantized "
         "of 8 bits by channel or tensor, with inputs by token, static or left alone.",
     )
 

@@ -34,7 +34,7 @@ def check(name: str, shape: tuple[int, int], grid: Grid, default: Grid) -> None:
         raise InputError(
             f"the gptq format holds {', '.join(map(str, _BITS))} bits, not {grid.bits}",
             where=name,
-            mend="Choose one of these, or skip this module.",
+            fix="Choose one of these, or skip this module.",
         )
     if grid.symmetric != default.symmetric:
         raise InputError("the gptq format holds one symmetry for all modules", where=name)
@@ -42,7 +42,7 @@ def check(name: str, shape: tuple[int, int], grid: Grid, default: Grid) -> None:
         raise InputError(
             f"shape {shape[0]} x {shape[1]} isn't divisible by 32, as gptq kernels need",
             where=name,
-            mend="Skip this module (overrides: match, skip: true).",
+            fix="Skip this module (overrides: match, skip: true).",
         )
 
 

@@ -24,13 +24,13 @@ def check_slices(suite: Suite, cases: Sequence[Case]) -> None:
             raise InputError(
                 f"no case has the tag {tag}",
                 where=f"gates.{number}",
-                mend=f"Tags: {', '.join(sorted(sizes))}." if sizes else "No case has tags.",
+                fix=f"Tags: {', '.join(sorted(sizes))}." if sizes else "No case has tags.",
             )
         if "worst_slice" in name and max(sizes.values(), default=0) < least:
             raise InputError(
                 f"no tag has {least} cases, so there is no slice to look at",
                 where=f"gates.{number}",
-                mend="Give cases tags, or set regression.slice_cases lower.",
+                fix="Give cases tags, or set regression.slice_cases lower.",
             )
 
 

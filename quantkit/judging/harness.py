@@ -62,7 +62,7 @@ class Harness:
             raise InputError(
                 f"lm-eval knows no task {', '.join(unknown)}",
                 where="harness.tasks",
-                mend="lm-eval ls tasks lists them; include_path adds a folder of your own.",
+                fix="lm-eval ls tasks lists them; include_path adds a folder of your own.",
             )
 
     def check_metrics(self, gates: Sequence[str]) -> None:
@@ -73,7 +73,7 @@ class Harness:
                 raise InputError(
                     f"no such metric: {gate}",
                     where="gates",
-                    mend=f"The suite's tasks have {', '.join(sorted(known))}.",
+                    fix=f"The suite's tasks have {', '.join(sorted(known))}.",
                 )
 
     def metrics(self) -> set[str]:
@@ -85,7 +85,7 @@ class Harness:
                 raise InputError(
                     f"{name} runs code that the model writes",
                     where="harness.tasks",
-                    mend="Run it where that can do no harm, and pass --allow-code.",
+                    fix="Run it where that can do no harm, and pass --allow-code.",
                 )
             filters = [f.name for f in getattr(task, "_filters", [])] or ["none"]
             for metric in task.aggregation():
@@ -225,7 +225,7 @@ def _check_directory(directory: Path, allow_code: bool) -> None:
         raise InputError(
             "runs code of the suite (!function)",
             where=str(code[0]),
-            mend="Read it, then pass --allow-code.",
+            fix="Read it, then pass --allow-code.",
         )
 
 

@@ -28,6 +28,6 @@ def held_out_rows(loaded: LoadedSuite, checkpoint: Checkpoint, tokenizer: Any) -
         raise InputError(
             "fills one row only; intervals need at least two",
             where=str(dataset),
-            mend="Give more text or a shorter sequence_length.",
+            fix="Give more text or a shorter sequence_length.",
         )
     return rows.ids

@@ -1,4 +1,4 @@
-"""locate: judged artifact × suite → where it loses quality, and a recipe that mends it."""
+"""locate: judged artifact × suite → where it loses quality, and a recipe that fixes it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from quantkit.judging.places import Localiser, Place
 from quantkit.lora.open import tokenizer_directory
 from quantkit.model.device import resolve_device
 from quantkit.model.skeleton import Skeleton
-from quantkit.plan.fix import mend
+from quantkit.plan.fix import fix
 from quantkit.recipes.recipe import Recipe, recipe_from
 from quantkit.recipes.suite import LoadedSuite
 from quantkit.results.comparison import GateOutcome, Quality, Variant, Verdict
@@ -42,7 +42,7 @@ Figures = dict[str, float]  # metrics by their dotted names
 def locate(
     variant: Variant, baseline: Checkpoint, loaded: LoadedSuite, *, device: str, progress: Progress
 ) -> Localisation:
-    """Rank the places of a judged artifact, measure the worst, and mend the recipe if it failed.
+    """Rank the places of a judged artifact, measure the worst, and fix the recipe if it failed.
 
     Measured on the first rows of the suite's text, at most 8192 tokens. Raises InputError.
     """
@@ -69,7 +69,7 @@ def locate(
     order = first + places[_MEASURED:] + [place for place in worst if place not in first]
     recipe = _recipe(manifest, Path(variant.path))
     best = alone[pays[0][1]] if pays else own
-    return replace(result, **search.mended(recipe, order, max(len(first), 1), own, best))
+    return replace(result, **search.fixed(recipe, order, max(len(first), 1), own, best))
 
 
 class _Search:
@@ -116,10 +116,10 @@ class _Search:
             found = self._localiser.measure(trials, partial(task.advance, doing=what))
         return [_figures(divergence) for divergence in found]
 
-    def mended(
+    def fixed(
         self, recipe: Recipe, order: list[Place], paying: int, own: Figures, first: Figures
     ) -> dict[str, Any]:
-        """The recipe with the fewest places of ``order`` mended by which all gates would hold.
+        """The recipe with the fewest places of ``order`` fixed by which all gates would hold.
 
         Where it takes more than the ``paying`` ones, half as many again are tried, up to half of
         all: what takes more is no matter of places. own, first: figures of the artifact, and
@@ -158,18 +158,18 @@ class _Search:
         }
 
     def _patch(
-        self, recipe: Recipe, places: list[Place], predicted: Figures, mends: bool | None
+        self, recipe: Recipe, places: list[Place], predicted: Figures, fixes: bool | None
     ) -> dict[str, Any]:
         modules = [module for place in places for module in place.modules]
         skeleton = self._localiser.skeleton
         keys = [skeleton.key(name) for place in places for name in place.parameters]
         try:
-            found = mend(recipe, modules, keys, self.baseline, self.baseline.directory.name)
+            found = fix(recipe, modules, keys, self.baseline, self.baseline.directory.name)
         except InputError as error:
             return {"no_patch": f"the recipe can't hold one: {error}"}
         return {
             "patch": Patch(
-                found.content, found.changes, found.nbytes, found.added_bytes, predicted, mends
+                found.content, found.changes, found.nbytes, found.added_bytes, predicted, fixes
             )
         }
 

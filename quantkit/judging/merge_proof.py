@@ -75,7 +75,7 @@ def prove(
             f"merged logits differ from those of base and adapter by {difference:.2e}, more than "
             f"{LIMIT:.0e}; nothing was written",
             where=", ".join(adapter.directory.name for adapter in adapted.adapters),
-            mend="Please report it with the adapter's config. --no-proof skips the comparison.",
+            fix="Please report it with the adapter's config. --no-proof skips the comparison.",
         )
     return Proof(difference, kl, *rows.shape)
 

@@ -132,7 +132,7 @@ def _report(artifact: Path, found: Sequence[Overlap], total: int, allow: bool) -
     raise InputError(
         f"{what}\n{listed(found)}",
         where=str(artifact),
-        mend="Judge it on text that it hasn't seen, or pass --allow-overlap to judge it all the "
+        fix="Judge it on text that it hasn't seen, or pass --allow-overlap to judge it all the "
         "same and say so in the result.",
     )
 

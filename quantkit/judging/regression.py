@@ -101,7 +101,7 @@ def load_cases(
         shown = problems[:_SHOWN] + ([f"and {more} more"] if more > 0 else [])
         where, _, first = shown[0].partition(": ")
         raise InputError(
-            "\n".join([first, *shown[1:]]), where=where, mend="docs/suites.md has every key."
+            "\n".join([first, *shown[1:]]), where=where, fix="docs/suites.md has every key."
         )
     if not cases:
         raise InputError("holds no cases", where=str(path))

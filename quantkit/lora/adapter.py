@@ -118,7 +118,7 @@ class Adapter(Checkpoint):
             raise InputError(
                 f"holds only some of the factors of {module}",
                 where=where,
-                mend="The adapter is incomplete: save or download it again.",
+                fix="The adapter is incomplete: save or download it again.",
             )
         if part.tokens is not None:
             rows = self.lora.rows_of(module)
@@ -147,7 +147,7 @@ class Adapter(Checkpoint):
                 f"the factors of {module} have ranks {a[0]} and {b[1]}; "
                 f"adapter_config.json gives it rank {rank}",
                 where=where,
-                mend="Do adapter_config.json and the tensors belong together?",
+                fix="Do adapter_config.json and the tensors belong together?",
             )
         if self.lora.dora and part.magnitude is None:
             raise InputError(f"use_dora is set, but {module} has no magnitudes", where=where)
@@ -162,7 +162,7 @@ def _weights_file(directory: Path) -> Path:
             f"has its weights only as pickle ({_PICKLE}), which can run code when loaded "
             "and is never opened",
             where=str(directory),
-            mend="Load it with PEFT on a machine where you trust the file, and save it again with "
+            fix="Load it with PEFT on a machine where you trust the file, and save it again with "
             "save_pretrained(DIR, safe_serialization=True).",
         )
     raise InputError(f"holds no {WEIGHTS_FILE}", where=str(directory))

@@ -132,7 +132,7 @@ class Change:
             raise InputError(
                 f"{whole[0].directory.name} and {whole[1].directory.name} both replace it",
                 where=self.module,
-                mend="Only one of several adapters may bring a module or token rows of its own.",
+                fix="Only one of several adapters may bring a module or token rows of its own.",
             )
         for adapter, part in self.parts:  # what is replaced decides what the rest must fit
             if part.replaced:
@@ -163,7 +163,7 @@ class Change:
                 f"the adapters have ranks {', '.join(map(str, sorted(ranks)))} here, "
                 "which can't be combined",
                 where=self.module,
-                mend="Merge one, then merge the next into the result.",
+                fix="Merge one, then merge the next into the result.",
             )
         return shape
 
@@ -216,6 +216,6 @@ def _misfit(
     return InputError(
         f"{what} has shape {found}, the base's tensor {wanted}",
         where=str(adapter.directory),
-        mend="It was trained for another base"
+        fix="It was trained for another base"
         + (f": {adapter.lora.base}." if adapter.lora.base else "."),
     )

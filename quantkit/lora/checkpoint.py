@@ -101,7 +101,7 @@ class AdaptedCheckpoint(Checkpoint):
             raise InputError(
                 f"holds NaN or infinity once the adapter is merged (as {tensor.dtype})",
                 where=key,
-                mend="The adapter or the base is damaged, or --dtype is too narrow for it.",
+                fix="The adapter or the base is damaged, or --dtype is too narrow for it.",
             )
         return tensor
 
@@ -168,7 +168,7 @@ class AdaptedCheckpoint(Checkpoint):
                     f"has {'DoRA magnitudes' if adapter.lora.dora else 'biases beside B'}, "
                     "which can't be weighted or combined",
                     where=str(adapter.directory),
-                    mend="Merge it alone with weight 1; then merge the others into the result.",
+                    fix="Merge it alone with weight 1; then merge the others into the result.",
                 )
             whole = [name for name, part in adapter.parts.items() if part.replaced or part.tokens]
             if whole and adapter.weight != 1:
@@ -181,7 +181,7 @@ class AdaptedCheckpoint(Checkpoint):
             raise InputError(
                 f"adapters of ranks {', '.join(map(str, sorted(ranks)))} can't be combined",
                 where=str(self.adapters[0].directory),
-                mend="Merge one, then merge the next into the result.",
+                fix="Merge one, then merge the next into the result.",
             )
         if len(self.adapters) > 1 and self.adapters[0].lora.rslora:
             self.warnings.append(
@@ -197,7 +197,7 @@ class AdaptedCheckpoint(Checkpoint):
                 f"{len(unknown)} of the {len(adapter.parts)} parameters that it changes aren't in "
                 f"the base: {_some(unknown)}",
                 where=where,
-                mend="It was trained for another base" + (f": {lora.base}." if lora.base else "."),
+                fix="It was trained for another base" + (f": {lora.base}." if lora.base else "."),
             )
         present = {name for name, part in adapter.parts.items() if part.a}
         if lora.targets is None:
@@ -213,7 +213,7 @@ class AdaptedCheckpoint(Checkpoint):
             raise InputError(
                 f"lacks the factors of {_some(missing)}, which its target_modules names",
                 where=where,
-                mend="The adapter is incomplete, or was trained for another base.",
+                fix="The adapter is incomplete, or was trained for another base.",
             )
         shared = set(self._model.vocabulary) if lora.tied else set()
         if extra := sorted(present - wanted - shared):
@@ -248,7 +248,7 @@ class AdaptedCheckpoint(Checkpoint):
                 raise InputError(
                     f"{name} has {change.check(shape)[0]} rows, the base's tensor {shape[0]}",
                     where=str(change.parts[0][0].directory),
-                    mend="It was trained for another base.",
+                    fix="It was trained for another base.",
                 )
         return found
 
@@ -298,7 +298,7 @@ class AdaptedCheckpoint(Checkpoint):
             raise InputError(
                 f"resizes the vocabulary on one side only (rows: {sizes})",
                 where=str(self.adapters[0].directory),
-                mend="Save it again with save_embedding_layers=True.",
+                fix="Save it again with save_embedding_layers=True.",
             )
         _set(self.config, "vocab_size", self.vocabulary)
 

@@ -67,7 +67,7 @@ class LoraConfig:
             raise InputError(
                 f"holds no {CONFIG_FILE}",
                 where=str(directory),
-                mend="Pass the directory that PEFT's save_pretrained made.",
+                fix="Pass the directory that PEFT's save_pretrained made.",
             )
         values = read_json(path)
         _refuse(values, str(path))
@@ -155,13 +155,13 @@ def _refuse(values: dict[str, Any], where: str) -> None:
         raise InputError(
             f"is {kind}, which learns virtual tokens rather than weights: nothing can be merged",
             where=where,
-            mend="Serve it with PEFT, or train a LoRA adapter.",
+            fix="Serve it with PEFT, or train a LoRA adapter.",
         )
     if kind != "LORA":
         raise InputError(
             f"is of PEFT type {kind}; only LORA can be merged",
             where=where,
-            mend="Merge it with PEFT's merge_and_unload where that exists, then quantize.",
+            fix="Merge it with PEFT's merge_and_unload where that exists, then quantize.",
         )
     for option, reason in _UNMERGEABLE.items():
         if values.get(option):
@@ -171,7 +171,7 @@ def _refuse(values: dict[str, Any], where: str) -> None:
         raise InputError(
             f"was trained with init_lora_weights={start}, which changed the base's weights too",
             where=where,
-            mend="Save it again with path_initial_model_for_weight_conversion, which makes it an "
+            fix="Save it again with path_initial_model_for_weight_conversion, which makes it an "
             'ordinary adapter; or set "init_lora_weights": true and pass the base as changed.',
         )
 

@@ -80,7 +80,7 @@ def quantize_block(
             raise InputError(
                 "the calibration rows never ran through it, so nothing is known of its inputs",
                 where=", ".join(prefix + name for name in idle),
-                mend="Skip it in the recipe (overrides: match, skip: true), or use method rtn.",
+                fix="Skip it in the recipe (overrides: match, skip: true), or use method rtn.",
             )
     if isinstance(method, Awq):
         awq_of = partial(_AwqInput, method)

@@ -72,7 +72,7 @@ class Grid:
         if in_features % columns:
             raise InputError(
                 f"group size {columns} doesn't divide {in_features} input features",
-                mend="Choose a group size that divides every quantized layer's input, "
+                fix="Choose a group size that divides every quantized layer's input, "
                 "or -1 for one group a row.",
             )
         return columns

@@ -23,6 +23,6 @@ def resolve_device(name: str) -> torch.device:
         raise MachineError(
             f"{name} isn't available: {torch.cuda.device_count()} CUDA devices found",
             where="--device",
-            mend="Use --device cpu or auto.",
+            fix="Use --device cpu or auto.",
         )
     return device

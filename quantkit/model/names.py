@@ -75,7 +75,7 @@ def match(model: PreTrainedModel, checkpoint: Described) -> dict[str, str]:
                 f"tensor {key} has shape {checkpoint.shape(key)}; "
                 f"config.json asks for {wanted[name]}",
                 where=where,
-                mend="Do config.json and the weights belong together?",
+                fix="Do config.json and the weights belong together?",
             )
         names[name] = key
     for target, source in model.all_tied_weights_keys.items():
@@ -92,7 +92,7 @@ def match(model: PreTrainedModel, checkpoint: Described) -> dict[str, str]:
         raise InputError(
             f"{' and '.join(problems)} (model type {model.config.model_type})",
             where=where,
-            mend="Is the download complete, and do config.json and the weights belong together?",
+            fix="Is the download complete, and do config.json and the weights belong together?",
         )
     return names
 

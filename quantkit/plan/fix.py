@@ -1,4 +1,4 @@
-"""A recipe mended: more bits for the linears where its artifact loses most."""
+"""A recipe fixed: more bits for the linears where its artifact loses most."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quantkit.plan.linears import GgufFilePlan, LinearPlan, Plan
 from quantkit.plan.recipe import plan_recipe
 from quantkit.recipes.recipe import Ggml, GptqGguf, Recipe, recipe_from
 
-_SUFFIX = "-mended"
+_SUFFIX = "-fixed"
 _BITS = 8
 _TYPE, _FLOAT = "Q8_0", "BF16"
 
@@ -23,7 +23,7 @@ Change = dict[str, Any]  # an override, or {"ignore": NAME} for methods that hav
 
 
 @dataclass(frozen=True)
-class Mended:
+class Fixed:
     """The derived recipe as a file would hold it, what it adds, and the size of its artifact."""
 
     content: dict[str, Any]
@@ -32,13 +32,13 @@ class Mended:
     added_bytes: int
 
 
-def mend(
+def fix(
     recipe: Recipe, modules: Sequence[str], keys: Sequence[str], checkpoint: Checkpoint, name: str
-) -> Mended:
+) -> Fixed:
     """Give ``modules`` (full names; ``keys``: of their weights) eight bits, or all of them.
 
     Eight bits where the format holds them and the tensor has fewer; otherwise the linear is left
-    as it is in the checkpoint. The name gets the suffix ``-mended`` and the version its next minor
+    as it is in the checkpoint. The name gets the suffix ``-fixed`` and the version its next minor
     number. ``name``: the model's. Raises InputError when the plan refuses every way.
     """
     plan = plan_recipe(recipe, checkpoint, name)
@@ -46,12 +46,12 @@ def mend(
     for changes in ways:
         content = _derived(recipe, changes)
         try:
-            mended = plan_recipe(recipe_from(content, Path(content["name"])), checkpoint, name)
+            fixed = plan_recipe(recipe_from(content, Path(content["name"])), checkpoint, name)
         except InputError:
             if changes is ways[-1]:
                 raise
             continue
-        return Mended(content, tuple(changes), mended.nbytes, mended.nbytes - plan.nbytes)
+        return Fixed(content, tuple(changes), fixed.nbytes, fixed.nbytes - plan.nbytes)
     raise AssertionError("there is always a way")
 
 

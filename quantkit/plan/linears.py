@@ -249,7 +249,7 @@ def plan_linears(method: Linears, skeleton: Skeleton, checkpoint: Checkpoint) ->
             raise InputError(
                 "lies outside the decoder layers and can't be quantized",
                 where=name,
-                mend=f"Add it to the recipe: ignore: [{name}]",
+                fix=f"Add it to the recipe: ignore: [{name}]",
             )
         schemes[name] = scheme
     if not schemes:
@@ -352,7 +352,7 @@ def _every_pattern_matches(method: Linears, names: Iterable[str]) -> None:
             raise InputError(
                 f"pattern {pattern!r} matches no linear module",
                 where=key,
-                mend=f"Patterns are globs on full names such as {example}.",
+                fix=f"Patterns are globs on full names such as {example}.",
             )
 
 
@@ -369,7 +369,7 @@ def _check(
         try:
             scheme.columns(in_features)
         except InputError as error:
-            raise InputError(error.what, where=f"{name} (group_size)", mend=error.mend) from None
+            raise InputError(error.what, where=f"{name} (group_size)", fix=error.fix) from None
         _FORMATS[method.format].check(name, (out_features, in_features), scheme, default)
     for siblings in fused(shapes):
         if len({str(schemes.get(sibling)) for sibling in siblings}) > 1:
@@ -379,7 +379,7 @@ def _check(
                 f"{', '.join(leaves)} are loaded as one matrix by the engines and "
                 "need the same scheme",
                 where=parent,
-                mend="Let the override match all of them.",
+                fix="Let the override match all of them.",
             )
 
 

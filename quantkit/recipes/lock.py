@@ -34,11 +34,11 @@ Entry = tuple[str, ...]  # a line without its digest: (kind, name, version) or (
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that the lock doesn't allow: what, where, and how to mend it."""
+    """Something that the lock doesn't allow: what, where, and how to fix it."""
 
     entry: Entry
     what: str
-    mend: str
+    fix: str
 
     @property
     def where(self) -> str:
@@ -84,7 +84,7 @@ def read(lock: Path) -> dict[Entry, str]:
             raise InputError(
                 f"isn't a line of a lock: {line.strip()!r}",
                 where=f"{lock}:{number}",
-                mend="Lines are: recipe|suite NAME VERSION DIGEST, or file PATH SHA256.",
+                fix="Lines are: recipe|suite NAME VERSION DIGEST, or file PATH SHA256.",
             )
         if tuple(entry) in entries:
             raise InputError(f"{' '.join(entry)} is locked twice", where=f"{lock}:{number}")
@@ -111,7 +111,7 @@ def _found(folder: Path, root: Path, locked: Iterable[Entry]) -> Iterator[tuple[
     paths = sorted([*folder.glob("*.yaml"), *folder.glob("suites/*.yaml")])
     if not paths:
         raise InputError(
-            "holds no recipe", where=str(folder), mend="Recipes and suites are *.yaml files."
+            "holds no recipe", where=str(folder), fix="Recipes and suites are *.yaml files."
         )
     names: dict[tuple[str, str], Path] = {}
     once = {(root / entry[1]).resolve() for entry in locked if entry[0] == "file"}

@@ -61,7 +61,7 @@ def notes(comparison: Comparison) -> list[str]:
                 said = "Failed" if gate.verdict is Verdict.FAIL else "Undecided"
                 lines.append(f"{said}: {variant.name}, {gate_said(gate)}")
         if variant.verdict is Verdict.FAIL and variant.localisation is None:
-            lines.append(f"To mend: --locate finds the layers where {variant.name} loses most")
+            lines.append(f"To fix: --locate finds the layers where {variant.name} loses most")
         regression = variant.quality.regression if variant.quality else None
         for case in regression.cases if regression else ():
             if case.baseline_passed and not case.passed:

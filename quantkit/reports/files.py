@@ -53,7 +53,7 @@ def render(comparison: Comparison, path: Path) -> str:
         raise InputError(
             f"no form of a report ends in {path.suffix or 'nothing'}",
             where=str(path),
-            mend=f"Endings: {', '.join(_WRITERS)}.",
+            fix=f"Endings: {', '.join(_WRITERS)}.",
         )
     return _WRITERS[path.suffix](comparison)
 
@@ -65,7 +65,7 @@ def read_comparison(path: Path) -> Comparison:
         raise InputError(
             f"schema is {value.get('schema')!r}, not 1",
             where=str(path),
-            mend="Is it a comparison.json? Compare again to make one.",
+            fix="Is it a comparison.json? Compare again to make one.",
         )
     try:
         return TypeAdapter(Comparison).validate_python(_with_tasks(value))

@@ -40,7 +40,7 @@ def summary(found: Localisation) -> str:
         return f"No patch: {found.no_patch}." if found.no_patch else ""
     kl = patch.predicted["kl_divergence.mean"]
     verdict = ", by which every gate on likelihood would hold"
-    if patch.mends is None:
+    if patch.fixes is None:
         verdict = "; the gates that failed are on answers, which aren't predicted"
     weights = "1 weight" if len(patch.changes) == 1 else f"{len(patch.changes)} weights"
     head = (

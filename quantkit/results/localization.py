@@ -1,4 +1,4 @@
-"""Where an artifact loses quality and what would mend it, as frozen dataclasses for the results."""
+"""Where an artifact loses quality and what would fix it, as frozen dataclasses for the results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Patch:
 
     recipe: all of it; changes: what it adds, in the recipe's own language; nbytes: planned size
     of its artifact, added_bytes more than now; predicted: metrics with those places in the
-    baseline's weights; mends: every gate on likelihood would hold then, None where none failed.
+    baseline's weights; fixes: every gate on likelihood would hold then, None where none failed.
     """
 
     recipe: dict[str, Any]
@@ -35,7 +35,7 @@ class Patch:
     nbytes: int
     added_bytes: int
     predicted: dict[str, float]
-    mends: bool | None
+    fixes: bool | None
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Localisation:
     """Where an artifact loses quality, on the first ``rows`` rows of the suite's text.
 
     kl_divergence: its mean there; places: the greatest predicted error first; patch: None where
-    there is nothing to mend or, for the reason that ``no_patch`` gives, no way to.
+    there is nothing to fix or, for the reason that ``no_patch`` gives, no way to.
     """
 
     rows: int

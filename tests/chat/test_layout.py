@@ -173,4 +173,4 @@ def test_a_layout_of_another_kind_is_refused(source: str, why: str) -> None:
     with pytest.raises(InputError, match="the chat template") as caught:
         observe(JinjaTemplate(source, {}), adds_bos=False)
     assert why in caught.value.what
-    assert caught.value.mend is not None and "--template" in caught.value.mend
+    assert caught.value.fix is not None and "--template" in caught.value.fix

@@ -267,7 +267,7 @@ def quantized(tiny, tmp_path) -> Path:
 def test_a_quantized_base_is_refused_by_name(adapter, quantized, tmp_path):
     with pytest.raises(InputError, match="quantized already \\(bitsandbytes\\)") as error:
         merge(quantized, adapter, tmp_path / "out")
-    assert "--dequantize-base" in (error.value.mend or "")
+    assert "--dequantize-base" in (error.value.fix or "")
 
 
 def test_an_unpacked_base_takes_the_adapter(base, adapter, quantized, tmp_path):

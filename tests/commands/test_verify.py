@@ -164,7 +164,7 @@ def test_engines_that_cannot_be_asked(artifact, engine, code, message):
         pytest.skip("is installed here")
     got, value, _ = run("verify", artifact, "--engine", engine)
     assert got == code
-    assert message in value["error"]["what"] and value["error"]["mend"]
+    assert message in value["error"]["what"] and value["error"]["fix"]
 
 
 def test_what_is_no_artifact_is_said_so(tmp_path):

@@ -68,7 +68,7 @@ def test_what_can_not_be_read_is_said(folder, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(MachineError) as caught:
         check_exists(HubDataset(hub=str(folder)))
-    assert caught.value.mend == "pip install 'quantkit[datasets]'"
+    assert caught.value.fix == "pip install 'quantkit[datasets]'"
 
 
 def test_a_data_set_of_the_hub_must_be_pinned(tmp_path):

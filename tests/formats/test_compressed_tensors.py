@@ -115,5 +115,5 @@ def test_layouts_that_are_not_read_are_named():
 def test_what_it_cannot_hold_is_refused(shape, grid, message):
     with pytest.raises(InputError, match=message) as caught:
         compressed.check("m", shape, grid, grid)
-    assert caught.value.mend
+    assert caught.value.fix
     compressed.check("m", (60, 128), Grid(4, 128, True), grid)

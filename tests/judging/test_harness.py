@@ -186,7 +186,7 @@ def test_code_in_tasks_must_be_allowed(tmp_path):
     (tmp_path / "task.yaml").write_text("task: t\ndoc_to_text: !function utils.text\n")
     with pytest.raises(InputError) as caught:
         Harness(HarnessTasks(("t",), None, None, tmp_path, False))
-    assert caught.value.mend is not None and "--allow-code" in caught.value.mend
+    assert caught.value.fix is not None and "--allow-code" in caught.value.fix
 
 
 def test_without_lm_eval_it_says_what_to_install(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Where quality is lost: the harmed layer comes first, and the patch mends it."""
+"""Where quality is lost: the harmed layer comes first, and the patch fixes it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from quantkit.commands.quantize import prepare, quantize
 from quantkit.formats.packed import open_artifact
 from quantkit.judging.places import Localiser
 from quantkit.model.skeleton import Skeleton
-from quantkit.plan.fix import mend
+from quantkit.plan.fix import fix
 from quantkit.plan.recipe import plan_recipe
 from quantkit.recipes.recipe import load_recipe, recipe_from
 
@@ -93,17 +93,17 @@ def test_the_patch_turns_fail_into_pass(harmed, broken, suite, tmp_path):
 
     patch = found["patch"]
     assert patch["changes"] == [{"match": worst["modules"][0], "skip": True}]
-    assert patch["mends"] is True
+    assert patch["fixes"] is True
     assert patch["predicted"] == {"kl_divergence.mean": pytest.approx(measured[0])}
-    mended = tmp_path / "rtn-w4-g128-mended.yaml"
-    done = run("quantize", mended, "--model", harmed, "--out", tmp_path / "mended")
+    fixed = tmp_path / "rtn-w4-g128-fixed.yaml"
+    done = run("quantize", fixed, "--model", harmed, "--out", tmp_path / "fixed")
     assert done.exit_code == 0, done.output
-    manifest = json.loads((tmp_path / "mended" / "quantkit.json").read_text())
-    assert (manifest["recipe"]["name"], manifest["recipe"]["version"]) == (mended.stem, "1.1.0")
+    manifest = json.loads((tmp_path / "fixed" / "quantkit.json").read_text())
+    assert (manifest["recipe"]["name"], manifest["recipe"]["version"]) == (fixed.stem, "1.1.0")
     before = json.loads((broken / "quantkit.json").read_text())["weights_bytes"]
     assert manifest["weights_bytes"] - before == pytest.approx(patch["added_bytes"], rel=0.01)
 
-    code, row = judged(tmp_path / "mended", harmed, suite)
+    code, row = judged(tmp_path / "fixed", harmed, suite)
     assert code == 0 and row["verdict"] == "PASS" and row["localisation"] is None
     reached = row["quality"]["kl_divergence"]["mean"]
     assert reached == pytest.approx(patch["predicted"]["kl_divergence.mean"], rel=0.01)
@@ -119,14 +119,14 @@ def test_what_people_see(harmed, broken, suite, tmp_path):
         assert f"match: {place} skip: true" in said
         assert "KL divergence predicted 0.00" in said and "1 weight, +0.19 MB" in said
     assert "## Where rtn-w4-g128 loses" in text and f"| {place} |" in text
-    assert (tmp_path / "told" / "rtn-w4-g128-mended.yaml").is_file()
+    assert (tmp_path / "told" / "rtn-w4-g128-fixed.yaml").is_file()
 
     done = run(*arguments, "--no-locate", "--out", tmp_path / "untold")
     assert done.exit_code == 1 and "--locate finds the layers" in done.stderr
     assert not list((tmp_path / "untold").glob("*.yaml"))
 
 
-def test_a_gguf_is_mended_by_another_type(harmed, tmp_path):
+def test_a_gguf_is_fixed_by_another_type(harmed, tmp_path):
     settings = ("--set", "calibration.samples=2", "--no-cache")
     out = tmp_path / "q2"
     done = run("quantize", "gguf-q2-k-gptq", "--model", harmed, "--out", out, *settings)
@@ -138,10 +138,10 @@ def test_a_gguf_is_mended_by_another_type(harmed, tmp_path):
     patch = row["localisation"]["patch"]
     assert all(change["type"] == "Q8_0" for change in patch["changes"])
     assert all(change["match"].startswith(("blk.", "token_embd")) for change in patch["changes"])
-    mended = next(tmp_path.glob("*-mended.yaml"))
-    done = run("quantize", mended, "--model", harmed, "--out", tmp_path / "mended", "--no-cache")
+    fixed = next(tmp_path.glob("*-fixed.yaml"))
+    done = run("quantize", fixed, "--model", harmed, "--out", tmp_path / "fixed", "--no-cache")
     assert done.exit_code == 0, done.output
-    code, row = judged(tmp_path / "mended", harmed, strict)
+    code, row = judged(tmp_path / "fixed", harmed, strict)
     assert code == 0, row["quality"]["kl_divergence"]
 
 
@@ -233,17 +233,17 @@ def test_trials_together_are_what_they_are_alone(pair):
         ("gguf-q8-0", [], {"match": "blk.1.ffn_down.weight", "type": "BF16"}),
     ],
 )
-def test_every_recipe_is_mended_in_its_own_language(recipe, settings, change):
+def test_every_recipe_is_fixed_in_its_own_language(recipe, settings, change):
     module = "model.layers.1.mlp.down_proj"
     given = load_recipe(recipe, settings).recipe
-    found = mend(given, [module], [f"{module}.weight"], Checkpoint(demo_model()), "demo")
+    found = fix(given, [module], [f"{module}.weight"], Checkpoint(demo_model()), "demo")
     assert found.changes == (change,)
     assert found.added_bytes > 0
-    mended = recipe_from(found.content, Path("mended.yaml"))
-    assert mended.version == "1.1.0" and mended.name.endswith("-mended")
-    assert found.nbytes == plan_recipe(mended, Checkpoint(demo_model()), "demo").nbytes
-    again = mend(mended, [module], [f"{module}.weight"], Checkpoint(demo_model()), "demo")
-    assert again.content["name"] == mended.name and again.content["version"] == "1.2.0"
+    fixed = recipe_from(found.content, Path("fixed.yaml"))
+    assert fixed.version == "1.1.0" and fixed.name.endswith("-fixed")
+    assert found.nbytes == plan_recipe(fixed, Checkpoint(demo_model()), "demo").nbytes
+    again = fix(fixed, [module], [f"{module}.weight"], Checkpoint(demo_model()), "demo")
+    assert again.content["name"] == fixed.name and again.content["version"] == "1.2.0"
 
 
 def test_a_loss_that_is_spread_is_not_patched(tmp_path, suite):

@@ -83,7 +83,7 @@ def test_an_artifact_is_not_judged_on_what_it_has_seen(artifact):
         check_overlap([artifact], judged, allow=False)
     assert str(caught.value).startswith(f"{artifact}: 1 of the suite's 2 texts overlap")
     assert "text:2 shares a run of words" in str(caught.value)
-    assert caught.value.mend is not None and "--allow-overlap" in caught.value.mend
+    assert caught.value.fix is not None and "--allow-overlap" in caught.value.fix
     (said,) = check_overlap([artifact], judged, allow=True)
     assert said == (
         "artifact: 1 of the suite's 2 texts overlap with its calibration text; "

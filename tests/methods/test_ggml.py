@@ -147,6 +147,6 @@ def test_without_llama_cpp(weight: Tensor, monkeypatch: pytest.MonkeyPatch) -> N
     assert "Q8_0" in ggml.available() and "Q4_K" not in ggml.available()
     with pytest.raises(MachineError, match="Q4_K needs llama") as caught:
         ggml.quantize(weight, "Q4_K")
-    assert caught.value.mend == "pip install 'quantkit[gguf]'"
+    assert caught.value.fix == "pip install 'quantkit[gguf]'"
     with pytest.raises(MachineError, match="importance weights"):
         ggml.quantize(weight, "Q4_0", torch.ones(512))

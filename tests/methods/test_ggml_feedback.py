@@ -264,7 +264,7 @@ def test_refusals() -> None:
     weight, factor = weight_of(8, 320), factor_of(gram_of(320))
     with pytest.raises(InputError, match="gets no error feedback") as caught:
         quantize(weight, factor, "IQ3_S")
-    assert caught.value.mend is not None and "Q4_K" in caught.value.mend
+    assert caught.value.fix is not None and "Q4_K" in caught.value.fix
     with pytest.raises(InputError, match="blocks of 256"):
         quantize(weight, factor, "Q4_K")
     with pytest.raises(InputError, match="320 measured inputs"):

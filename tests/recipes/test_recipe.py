@@ -1,4 +1,4 @@
-"""Recipes and suites: every key validated, every error naming file, key and mend."""
+"""Recipes and suites: every key validated, every error naming file, key and fix."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_mistakes_are_named(setting, message):
 def test_a_name_nearly_right_is_suggested():
     with pytest.raises(InputError) as caught:
         load_recipe("awq-w4-g182")
-    assert "Did you mean awq-w4-g128?" in (caught.value.mend or "")
+    assert "Did you mean awq-w4-g128?" in (caught.value.fix or "")
 
 
 def test_a_file_that_is_not_yaml(tmp_path: Path):

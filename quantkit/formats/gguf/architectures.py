@@ -252,11 +252,11 @@ class Architecture:
         if self.check is not None:
             self.check(config, dimensions)
 
-    def cannot_hold(self, what: str, mend: str = "") -> InputError:
+    def cannot_hold(self, what: str, fix: str = "") -> InputError:
         return InputError(
             f"{what}: GGUF's {self.name} architecture can't hold such a model",
             where="config.json",
-            mend=mend,
+            fix=fix,
         )
 
 
@@ -551,7 +551,7 @@ def find(name: str) -> Architecture:
         if architecture.name == name:
             return architecture
     known = ", ".join(architecture.name for architecture in ARCHITECTURES)
-    raise InputError(f"is of architecture {name!r}", mend=f"Those that can be read: {known}.")
+    raise InputError(f"is of architecture {name!r}", fix=f"Those that can be read: {known}.")
 
 
 def of_model(config: Config) -> Architecture:
@@ -567,7 +567,7 @@ def of_model(config: Config) -> Architecture:
     raise InputError(
         f"model_type {model_type!r} can't be written as GGUF",
         where="config.json",
-        mend=f"Those that can: {known}.",
+        fix=f"Those that can: {known}.",
     )
 
 

@@ -154,7 +154,7 @@ def plan_file(
     try:
         choices = choose_types(shapes, recipe, layout, overrides)
     except InputError as error:
-        raise InputError(error.what, where=error.where or where, mend=error.mend) from error
+        raise InputError(error.what, where=error.where or where, fix=error.fix) from error
     if no_fallback:
         _refuse_fallbacks(choices, shapes, where)
     tensors = [_planned(tensor, choices[tensor.name]) for tensor in found]
@@ -211,7 +211,7 @@ def _output(
         raise InputError(
             f"ties its embeddings, yet {output.key} differs from {embedding}",
             where=where,
-            mend='Set "tie_word_embeddings": false in config.json if both were trained.',
+            fix='Set "tie_word_embeddings": false in config.json if both were trained.',
         )
     return [replace(output, key=embedding)] if architecture.output == "needed" else []
 
@@ -246,7 +246,7 @@ def _refuse_fallbacks(
         raise InputError(
             f"{len(fallen)} tensors can't have the mix's type: {_some(fallen)}",
             where=where,
-            mend="Allow the fallback, choose another mix, or name the types in overrides.",
+            fix="Allow the fallback, choose another mix, or name the types in overrides.",
         )
 
 

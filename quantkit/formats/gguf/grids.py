@@ -45,7 +45,7 @@ def check(name: str, shape: tuple[int, int], grid: Grid, default: Grid) -> None:
     raise InputError(
         f"gguf has no type for {grid}",
         where=name,
-        mend=f"Choose group_size: 32 with one of: {held}. Or name a mix (methods ggml and gptq), "
+        fix=f"Choose group_size: 32 with one of: {held}. Or name a mix (methods ggml and gptq), "
         "or take another format: awq, gptq, compressed-tensors.",
     )
 

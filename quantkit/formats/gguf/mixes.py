@@ -248,7 +248,7 @@ class Choice:
 def find_mix(name: str) -> Mix:
     """Return a mix by name. Raises InputError for an unknown one."""
     if name not in MIXES:
-        raise InputError(f"unknown mix {name!r}", mend=f"Known mixes: {', '.join(MIXES)}.")
+        raise InputError(f"unknown mix {name!r}", fix=f"Known mixes: {', '.join(MIXES)}.")
     return MIXES[name]
 
 
@@ -320,7 +320,7 @@ def _matching(override: TypeOverride, shapes: Mapping[str, tuple[int, ...]]) -> 
         raise InputError(
             "matches no tensor that can be quantized",
             where=where,
-            mend="Patterns match GGUF names such as blk.0.ffn_down.weight.",
+            fix="Patterns match GGUF names such as blk.0.ffn_down.weight.",
         )
     for name in found:
         if not _fits(override.type, shapes[name][-1]):
@@ -340,7 +340,7 @@ def _check_imatrix(name: str, type: str, mix: Mix, layout: Layout) -> None:
     elif needed and not layout.imatrix:
         raise InputError(
             f"{name} would be {type}, which needs importance weights",
-            mend="Add a calibration section to the recipe, or choose another mix.",
+            fix="Add a calibration section to the recipe, or choose another mix.",
         )
 
 

@@ -153,7 +153,7 @@ def find(
         return best
     raise InputError(
         f"llama.cpp has no pre-tokenizer that splits text as this tokenizer does: {example}",
-        mend="If you know which one is meant to be used, name it: quantize.pre_tokenizer.",
+        fix="If you know which one is meant to be used, name it: quantize.pre_tokenizer.",
     )
 
 
@@ -167,7 +167,7 @@ def check_name(name: str) -> None:
             raise InputError(
                 f"llama.cpp knows no pre-tokenizer {name!r}",
                 where="quantize.pre_tokenizer",
-                mend=f"Known, among others: {', '.join((*WHOLE_WORDS, *MERGES_ONLY))}.",
+                fix=f"Known, among others: {', '.join((*WHOLE_WORDS, *MERGES_ONLY))}.",
             )
 
 

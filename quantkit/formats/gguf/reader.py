@@ -57,7 +57,7 @@ def gguf_files(path: Path) -> list[Path]:
             raise InputError(
                 f"holds {len(found)} .gguf files, not one",
                 where=str(path),
-                mend=f"Name one of them: {found[0]}",
+                fix=f"Name one of them: {found[0]}",
             )
         return found
     folder, name, count = found[0].parent, match[1], match[3]
@@ -154,7 +154,7 @@ class GgufWeights:
         try:
             self._architecture = architectures.find(self.header.architecture)
         except InputError as error:
-            raise InputError(error.what, where=where, mend=error.mend) from error
+            raise InputError(error.what, where=where, fix=error.fix) from error
         self._dimensions = self.header.dimensions()
         keys = self._architecture.names(self._dimensions.layers)
         unknown = [

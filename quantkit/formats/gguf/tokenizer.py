@@ -59,7 +59,7 @@ def metadata(directory: Path, vocab_size: int, pre_tokenizer: str | None = None)
         else:
             raise InputError(f"SentencePiece has one pre-tokenizer, default, not {pre_tokenizer}")
     except InputError as error:
-        raise InputError(error.what, where=error.where or str(path), mend=error.mend) from error
+        raise InputError(error.what, where=error.where or str(path), fix=error.fix) from error
     settings = _optional_json(directory / "tokenizer_config.json")
     special = _special_ids(directory, settings, vocabulary.tokens)
     values = {
@@ -86,7 +86,7 @@ def _tokenizer_json(directory: Path) -> tuple[Path, str]:
         raise InputError(
             f"no such file, and transformers can't make it of other files ({error})",
             where=str(path),
-            mend="Save the fast tokenizer beside the weights: "
+            fix="Save the fast tokenizer beside the weights: "
             "AutoTokenizer.from_pretrained(...).save_pretrained(DIR).",
         ) from error
 
@@ -130,7 +130,7 @@ def _tokens(data: dict[str, Any], size: int, sentencepiece: bool) -> tuple[list[
     if largest >= size:
         raise InputError(
             f"token id {largest} is outside the model's vocabulary of {size}",
-            mend="Save the tokenizer that the model was trained with beside it.",
+            fix="Save the tokenizer that the model was trained with beside it.",
         )
     tokens = []
     types = []

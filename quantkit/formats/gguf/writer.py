@@ -308,7 +308,7 @@ def _ratio(part: Tensor, whole: Tensor) -> float:
 
 
 def _named(error: InputError, tensor: GgufTensorPlan) -> InputError:
-    return InputError(error.what, where=tensor.key or tensor.name, mend=error.mend)
+    return InputError(error.what, where=tensor.key or tensor.name, fix=error.fix)
 
 
 def _add_metadata(writer: Any, metadata: Metadata, types: Any) -> None:

@@ -113,7 +113,7 @@ def quantize(weight: Tensor, factor: Factor, type: str) -> Outcome:
     """
     if type not in TYPES:
         raise InputError(
-            f"{type} gets no error feedback", mend=f"Types that do: {', '.join(TYPES)}."
+            f"{type} gets no error feedback", fix=f"Types that do: {', '.join(TYPES)}."
         )
     row_bytes(type, weight.shape[-1])
     if weight.ndim != 2 or weight.shape[1] != len(factor.grouped.columns):

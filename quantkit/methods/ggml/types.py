@@ -83,7 +83,7 @@ class GgmlTensor:
 def block_size(type: str) -> tuple[int, int]:
     """Return (elements, bytes) of one block. Raises InputError for a type that isn't offered."""
     if type not in TYPES:
-        raise InputError(f"unknown ggml type {type!r}", mend=f"Known types: {', '.join(TYPES)}.")
+        raise InputError(f"unknown ggml type {type!r}", fix=f"Known types: {', '.join(TYPES)}.")
     gguf = load_gguf()
     elements, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[type]]
     return int(elements), int(size)
@@ -146,12 +146,12 @@ class Encoder:
             raise MachineError(
                 f"quantizing to {type}{weighted} needs llama.cpp's library, "
                 "which is not installed (package xllamacpp)",
-                mend="pip install 'quantkit[gguf]'",
+                fix="pip install 'quantkit[gguf]'",
             )
         if self._importance is None and self._ggml.ggml_quantize_requires_imatrix(int(self._kind)):
             raise InputError(
                 f"{type} can't be quantized without importance weights",
-                mend="Add a calibration section to the recipe, or choose another type.",
+                fix="Add a calibration section to the recipe, or choose another type.",
             )
         self._ggml.ggml_quantize_init(int(self._kind))  # fills global tables: before any thread
 

@@ -103,7 +103,7 @@ def factorize(
         if cholesky_(hessian, threads):
             pivots = hessian.diagonal().clone()
             ridge = float(damping * mean)
-            # With its pivot, the part of a column's error that later columns can't mend, scales fit
+            # With its pivot, the part of a column's error that later columns can't fix, scales fit
             # the calibration tokens more closely: with four bits and more, too closely.
             importance = pivots if group else diagonal[order].sqrt()
             unit = hessian.div_(pivots)
