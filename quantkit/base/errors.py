@@ -20,17 +20,29 @@ class ExitCode(enum.IntEnum):
 class QuantkitError(Exception):
     """An expected failure: what is wrong, where, and how to fix it.
 
-    ``where`` names the file, key or tensor; ``fix`` is a sentence that tells what to do.
-    The command line prints both and exits with ``exit_code``; no traceback is shown.
+    ``where`` names the file, key or tensor, and stands before ``what`` with a colon; a ``subject``
+    is the same, but begins the sentence that ``what`` goes on with: "--out is required".
+    ``fix`` is a sentence that tells what to do. The command line prints all of it and exits with
+    ``exit_code``; no traceback is shown.
     """
 
     exit_code = ExitCode.BAD_INPUT
 
-    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        subject: str | None = None,
+        fix: str | None = None,
+    ) -> None:
         self.what = what
-        self.where = where
+        self.where = where or subject
         self.fix = fix
-        super().__init__(f"{where}: {what}" if where else what)
+        if subject:
+            super().__init__(f"{subject} {what}")
+        else:
+            super().__init__(f"{where}: {what}" if where else what)
 
 
 class InputError(QuantkitError):
@@ -55,6 +67,6 @@ def not_finite(tensor: str) -> InputError:
     """The error for a tensor that holds NaN or infinity."""
     return InputError(
         "holds NaN or infinity",
-        where=tensor,
+        subject=tensor,
         fix="The checkpoint is damaged, or its training diverged: repair it before quantizing.",
     )

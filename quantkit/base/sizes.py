@@ -18,5 +18,5 @@ def parse_size(text: str, where: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B)?", text.strip())
     size = int(float(found[1]) * _UNITS.get(found[2], 1)) if found else 0
     if size < 1:
-        raise InputError(f"isn't a size: {text}", where=where, fix="Write 2GB.")
+        raise InputError(f"isn't a size: {text}", subject=where, fix="Write 2GB.")
     return size

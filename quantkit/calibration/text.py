@@ -69,7 +69,7 @@ def pack(
     if count == 0:
         raise InputError(
             f"holds {len(ids)} tokens, less than one row of {sequence_length}",
-            where=str(dataset),
+            subject=str(dataset),
             fix="Give more text or a shorter sequence_length.",
         )
     table = torch.tensor(ids[: count * sequence_length]).view(count, sequence_length)

@@ -40,7 +40,7 @@ def read_chat(path: Path) -> ChatMetadata:
         with path.open("rb") as file:
             values = _header(file)
     except (struct.error, ValueError, KeyError, OverflowError) as error:
-        raise InputError(f"isn't a readable GGUF file ({error})", where=str(path)) from error
+        raise InputError(f"isn't a readable GGUF file ({error})", subject=str(path)) from error
     vocabulary = values.get("tokenizer.ggml.tokens", [])
 
     def token(name: str) -> str | None:

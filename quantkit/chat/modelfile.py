@@ -56,7 +56,7 @@ def parse_parameters(settings: Sequence[str]) -> list[tuple[str, Parameter]]:
         name, equals, value = setting.partition("=")
         where = f"--parameter {setting}"
         if not equals or not value:
-            raise InputError("isn't NAME=VALUE", where=where, fix="Such as temperature=0.7.")
+            raise InputError("isn't NAME=VALUE", subject=where, fix="Such as temperature=0.7.")
         if name not in _INTEGERS | _NUMBERS | _SWITCHES | _TEXTS:
             known = sorted(_INTEGERS | _NUMBERS | _SWITCHES | _TEXTS)
             raise InputError(
@@ -94,7 +94,7 @@ def _path(path: str) -> str:
     if not path.isprintable() or path != path.strip():
         raise InputError(
             "has a character that a Modelfile can't hold in a path",
-            where=path,
+            subject=path,
             fix="Rename it.",
         )
     return path
@@ -110,8 +110,8 @@ def _value(name: str, value: Parameter) -> str:
 def _long(text: str, where: str) -> str:
     """Text between three quotes; it may go over many lines. Nothing in it can be escaped."""
     if '"""' in text:
-        raise InputError('holds """, which ends a text in a Modelfile', where=where)
+        raise InputError('holds """, which ends a text in a Modelfile', subject=where)
     bad = next((c for c in text if not c.isprintable() and c not in "\n\t"), None)
     if bad is not None:
-        raise InputError(f"holds {bad!r}, which Ollama drops from a Modelfile", where=where)
+        raise InputError(f"holds {bad!r}, which Ollama drops from a Modelfile", subject=where)
     return f'"""{text}"""'

@@ -106,7 +106,7 @@ def _open(partial: Path, inputs: Mapping[str, str], *, force: bool) -> tuple[IO[
             if differing := _differing(found, inputs):
                 raise InputError(
                     f"holds unfinished work of other inputs; what differs: {differing}",
-                    where=str(partial),
+                    subject=str(partial),
                     fix="Give the same inputs to go on, or --force to start again.",
                 )
         except InputError:

@@ -109,9 +109,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError("no such file", where=str(path)) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"isn't valid JSON ({error})", where=str(path)) from error
+        raise InputError(f"isn't valid JSON ({error})", subject=str(path)) from error
     if not isinstance(value, dict):
-        raise InputError("holds no JSON object", where=str(path))
+        raise InputError("holds no JSON object", subject=str(path))
     return value
 
 
@@ -232,7 +232,7 @@ def _pread(entry: TensorEntry, key: str, shape: tuple[int, ...], offset: int) ->
         while done < tensor.nbytes:
             count = os.preadv(descriptor, [view[done:]], offset + done)
             if count == 0:
-                raise InputError(f"ended while reading {key}", where=str(entry.file))
+                raise InputError(f"ended while reading {key}", subject=str(entry.file))
             done += count
     finally:
         os.close(descriptor)
@@ -248,7 +248,7 @@ def _weight_files(directory: Path) -> list[Path]:
             if not file.is_file():
                 raise InputError(
                     f"names {file.name}, which is missing",
-                    where=str(index),
+                    subject=str(index),
                     fix="Copy the missing shard beside the others.",
                 )
         return files
@@ -262,10 +262,10 @@ def _weight_files(directory: Path) -> list[Path]:
         raise InputError(
             f"has its weights only as pickle ({pickles[0]}), which can run code when loaded "
             "and is never opened",
-            where=str(directory),
+            subject=str(directory),
             fix="Save it as safetensors: AutoModelForCausalLM.from_pretrained(...)"
             ".save_pretrained(DIR), on a machine where you trust the file.",
         )
     raise InputError(
-        "holds no *.safetensors file", where=str(directory), fix="Is this a checkpoint directory?"
+        "holds no *.safetensors file", subject=str(directory), fix="Is this a checkpoint directory?"
     )

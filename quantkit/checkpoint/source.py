@@ -39,7 +39,7 @@ def _locate(model: str, expected: str) -> Path:
     if path.is_file():
         raise InputError(
             f"is a file; {expected}",
-            where=model,
+            subject=model,
             fix=f"Pass its directory: {path.parent}",
         )
     name, _, revision = model.partition("@")

@@ -41,12 +41,12 @@ def check_replaceable(out: Path, kind: str, sign: str, *, force: bool) -> None:
         return
     if not force:
         raise InputError(
-            "exists already", where=str(out), fix="Choose another --out, or pass --force."
+            "exists already", subject=str(out), fix="Choose another --out, or pass --force."
         )
     if not out.is_dir() or (any(out.iterdir()) and not (out / sign).is_file()):
         raise InputError(
             f"isn't {kind} of ours (no {sign}), so --force doesn't replace it",
-            where=str(out),
+            subject=str(out),
             fix="Choose another --out, or remove it yourself.",
         )
 

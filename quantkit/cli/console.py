@@ -52,8 +52,7 @@ class Console:
 
     def error(self, error: QuantkitError) -> None:
         """What went wrong, where, and how to fix it."""
-        place = f"{escape(error.where)}: " if error.where else ""
-        self.err.print(f"[bold red]error:[/] {place}{escape(error.what)}", soft_wrap=True)
+        self.err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         if error.fix:
             self.err.print(f"       {escape(error.fix)}", soft_wrap=True)
         if self.as_json:

@@ -165,7 +165,7 @@ def report_command(
 
     text = render(read_comparison(comparison), out)
     if out.exists() and not force:
-        raise InputError("exists", where=str(out), fix="--force replaces it.")
+        raise InputError("exists already", subject=str(out), fix="--force replaces it.")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
     Console(as_json=as_json).show({"written": str(out)}, f"written: {out}")

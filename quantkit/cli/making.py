@@ -77,7 +77,7 @@ def quantize_command(
         console.show(job.plan.to_json(), plan_table(job.plan, loaded.recipe.name))
         return
     if out is None:
-        raise InputError("is needed", where="--out", fix="Name the directory to make.")
+        raise InputError("is required", subject="--out", fix="Name the directory to make.")
     manifest = quantize(
         job,
         out,
@@ -140,7 +140,7 @@ def sweep_command(
     jobs = [prepare(load_recipe(r, settings), model, pairs, strict=strict) for r in recipes]
     names = [job.loaded.recipe.name for job in jobs]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"is given twice: {', '.join(sorted(twice))}", where="RECIPE")
+        raise InputError(f"is given twice: {', '.join(sorted(twice))}", subject="RECIPE")
     artifacts = [out / name for name in names]
     # Gram matrices serve every method, so what measures them goes first.
     for job, place in sorted(zip(jobs, artifacts, strict=True), key=lambda item: item[0].demands):

@@ -104,7 +104,7 @@ def recipes_check(
 
     folder = folder or resources.recipes()
     if not folder.is_dir():
-        raise InputError("isn't a folder", where=str(folder))
+        raise InputError("isn't a folder", subject=str(folder))
     place = lock or folder / locks.LOCK
     found = locks.check(folder, place)
     problems = [(p.where, p.what, p.fix) for p in found.problems]

@@ -45,7 +45,9 @@ def measure(
     empty, with the reason.
     """
     if load.prompt_tokens < 1 or load.new_tokens < 2 or load.repeats < 1:
-        raise InputError("needs at least 1 prompt token, 2 new tokens and 1 repeat", where="bench")
+        raise InputError(
+            "needs at least 1 prompt token, 2 new tokens and 1 repeat", subject="bench"
+        )
     jobs = [(path.name, *engine_for(path)) for path in artifacts]
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
         first: list[tuple[str, str, Path]] = []

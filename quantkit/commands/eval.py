@@ -113,7 +113,7 @@ class _Bench:
         if checkpoint.config.get("quantization_config"):
             raise InputError(
                 "is quantized, so it can't be the baseline",
-                where=str(checkpoint.directory),
+                subject=str(checkpoint.directory),
                 fix="Pass the BF16 checkpoint that the artifact was made of.",
             )
         skeleton = Skeleton(checkpoint)
@@ -154,7 +154,7 @@ class _Bench:
         except InputError as error:
             raise InputError(
                 f"doesn't fit the baseline: {error.what}",
-                where=error.where,
+                subject=error.where,
                 fix="Is it made of this baseline?",
             ) from error
 

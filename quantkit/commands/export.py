@@ -97,11 +97,11 @@ def _gguf(artifact: Path) -> Path:
     if not files:
         raise InputError(
             "holds no .gguf file, and Ollama takes the weights as GGUF",
-            where=str(artifact),
+            subject=str(artifact),
             fix="Make the artifact by a recipe of format gguf, such as gguf-q4-k-m.",
         )
     if len(files) > 1:
-        raise InputError(f"holds {len(files)} .gguf files, not one", where=str(artifact))
+        raise InputError(f"holds {len(files)} .gguf files, not one", subject=str(artifact))
     return files[0]
 
 
@@ -111,15 +111,15 @@ def _output(artifact: Path, out: Path | None, *, force: bool) -> Path:
     if (out / MANIFEST).is_file():
         raise InputError(
             f"is an artifact, whose {MANIFEST} lists all that lies in it",
-            where=str(out),
+            subject=str(out),
             fix="Choose another --out.",
         )
     path = out / modelfile.NAME
     if out.exists() and not out.is_dir():
-        raise InputError("isn't a directory", where=str(out), fix="Choose another --out.")
+        raise InputError("isn't a directory", subject=str(out), fix="Choose another --out.")
     if path.exists() and not force:
         raise InputError(
-            "exists already", where=str(path), fix="Choose another --out, or pass --force."
+            "exists already", subject=str(path), fix="Choose another --out, or pass --force."
         )
     return path
 
@@ -175,7 +175,7 @@ def _text_or_file(value: str) -> str:
     except OSError:  # a text too long for a path
         is_file = False
     if not is_file and not value.strip():
-        raise InputError("is empty", where="--system")
+        raise InputError("is empty", subject="--system")
     return _read(Path(value)).rstrip("\n") if is_file else value
 
 
@@ -183,9 +183,9 @@ def _read(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"can't be read as UTF-8 text ({error})", where=str(path)) from error
+        raise InputError(f"can't be read as UTF-8 text ({error})", subject=str(path)) from error
     if not text.strip():
-        raise InputError("is empty", where=str(path))
+        raise InputError("is empty", subject=str(path))
     return text
 
 

@@ -57,7 +57,7 @@ def merge(
     """
     started = time.monotonic()
     if not adapters:
-        raise InputError("is needed", where="ADAPTER", fix="Name at least one adapter directory.")
+        raise InputError("is needed", subject="ADAPTER", fix="Name at least one adapter directory.")
     limit = None if max_shard_size is None else parse_size(max_shard_size, "--max-shard-size")
     checkpoint = _open_base(base, dequantize=dequantize_base)
     wanted = None if dtype is None else _dtype(dtype)
@@ -93,7 +93,7 @@ def _open_base(model: str, *, dequantize: bool) -> Checkpoint:
         return _Unpacked(PackedCheckpoint(checkpoint))
     raise InputError(
         f"is quantized already ({method}): an adapter added to rounded weights is rounded again",
-        where=str(checkpoint.directory),
+        subject=str(checkpoint.directory),
         fix="Merge into the BF16 checkpoint that it was made of, then quantize the result."
         + (
             " Or pass --dequantize-base to merge into its unpacked weights."

@@ -78,7 +78,7 @@ def prepare(
     if quantization := checkpoint.config.get("quantization_config"):
         raise InputError(
             f"is quantized already ({quantization.get('quant_method', 'unknown method')})",
-            where=str(checkpoint.directory),
+            subject=str(checkpoint.directory),
             fix="Quantize the original BF16 checkpoint instead.",
         )
     if adapters:

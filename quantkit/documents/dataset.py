@@ -120,9 +120,9 @@ def read(dataset: Dataset) -> tuple[list[Document], str]:
     except FileNotFoundError:
         raise _nowhere(dataset) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"can't be read as UTF-8 text ({error})", where=str(dataset)) from error
+        raise InputError(f"can't be read as UTF-8 text ({error})", subject=str(dataset)) from error
     if not text.strip():
-        raise InputError("is empty", where=str(dataset), fix="Give it text.")
+        raise InputError("is empty", subject=str(dataset), fix="Give it text.")
     if dataset.suffix != ".jsonl":
         documents = [Document(str(dataset), text)]
     else:
@@ -153,11 +153,11 @@ def _from_line(line: str, where: str) -> Document:
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
-        raise InputError(f"isn't valid JSON ({error})", where=where) from error
+        raise InputError(f"isn't valid JSON ({error})", subject=where) from error
     for key, kind in (("text", str), ("messages", list)):
         if isinstance(value, dict) and isinstance(value.get(key), kind):
             return Document(where, value[key])
-    raise InputError('needs an object with "text" or "messages"', where=where)
+    raise InputError('needs an object with "text" or "messages"', subject=where)
 
 
 def _library() -> Any:
@@ -176,11 +176,11 @@ def _from_hub(dataset: HubDataset) -> tuple[list[Document], str]:
         if not isinstance(value, str | list) or (
             isinstance(value, list) and not all(isinstance(part, dict) for part in value)
         ):
-            raise InputError("is neither text nor a list of chat messages", where=where)
+            raise InputError("is neither text nor a list of chat messages", subject=where)
         if value and (isinstance(value, list) or value.strip()):
             documents.append(Document(where, value))
     if not documents:
-        raise InputError("is empty", where=str(dataset), fix="Is it the right split and column?")
+        raise InputError("is empty", subject=str(dataset), fix="Is it the right split and column?")
     digest = hashlib.sha256()
     for document in documents:
         digest.update(json.dumps(document.content, ensure_ascii=False).encode() + b"\n")
@@ -221,7 +221,7 @@ def _column(dataset: HubDataset) -> list[Any]:
         ) from error
     if columns and dataset.column not in columns:
         raise InputError(
-            f"has no column {dataset.column}; it has {', '.join(columns)}", where=str(dataset)
+            f"has no column {dataset.column}; it has {', '.join(columns)}", subject=str(dataset)
         )
     return values
 

@@ -82,9 +82,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"isn't valid YAML: {error}", where=str(path)) from error
+        raise InputError(f"isn't valid YAML: {error}", subject=str(path)) from error
     if not isinstance(data, dict):
-        raise InputError("holds no mapping of keys to values", where=str(path))
+        raise InputError("holds no mapping of keys to values", subject=str(path))
     return data
 
 
@@ -92,7 +92,7 @@ def apply(data: dict[str, Any], setting: str) -> None:
     """Set one ``key=value`` with a dotted key and a YAML value."""
     key, equals, text = setting.partition("=")
     if not equals or not key:
-        raise InputError("is not key=value", where=f"--set {setting}")
+        raise InputError("is not key=value", subject=f"--set {setting}")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -102,7 +102,7 @@ def apply(data: dict[str, Any], setting: str) -> None:
     for parent in parents:
         target = target.setdefault(parent, {}) if isinstance(target, dict) else None
     if not isinstance(target, dict):
-        raise InputError("names no section of the recipe", where=f"--set {setting}")
+        raise InputError("names no section of the recipe", subject=f"--set {setting}")
     if key == "calibration.dataset":
         value = _from_here(value)
     target[last] = value

@@ -56,7 +56,7 @@ def check_engine(engine: str, path: Path) -> None:
         purpose = "" if engine in (VLLM, LLAMACPP) else " for this format"
         raise MachineError(
             f"needs {' and '.join(missing)}{purpose}, which {_are(missing)} installed",
-            where=engine,
+            subject=engine,
             fix=f"pip install {' '.join(missing)}, or choose another engine.",
         )
 

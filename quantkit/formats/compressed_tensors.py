@@ -119,7 +119,7 @@ def unpack(
         zeros = _unpack(tensors["weight_zero_point"], grid.bits, rows)
     permuted = _group_of(module, config)["weights"].get("actorder") == "group"
     if permuted and "weight_g_idx" not in tensors:
-        raise InputError("has permuted groups, but no weight_g_idx", where=module)
+        raise InputError("has permuted groups, but no weight_g_idx", subject=module)
     groups = tensors["weight_g_idx"].to(torch.int64) if "weight_g_idx" in tensors else None
     if groups is not None and bool((groups[1:] >= groups[:-1]).all()):
         groups = None  # in order, or unset
@@ -259,7 +259,7 @@ def _scheme_of(module: str, config: dict[str, Any]) -> Scheme:
     what = f", inputs {inputs['num_bits']} bits by {inputs['strategy']}" if inputs else ""
     raise InputError(
         f"is stored as {layout} ({bits} bits by {strategy}{what}), which can't be read",
-        where=module,
+        subject=module,
         fix="Can be read: pack-quantized by group or channel; int-quantized and float-quantized "
         "of 8 bits by channel or tensor, with inputs by token, static or left alone.",
     )
@@ -280,6 +280,6 @@ def _group_of(module: str, config: dict[str, Any]) -> dict[str, Any]:
         if place is not None
     ]
     if not found:
-        raise InputError("is in none of the config_groups of config.json", where=module)
+        raise InputError("is in none of the config_groups of config.json", subject=module)
     result: dict[str, Any] = min(found, key=lambda item: item[:2])[2]
     return result

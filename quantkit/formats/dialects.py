@@ -154,5 +154,5 @@ def _meta(quantization: Mapping[str, Any]) -> str | None:
 
 def _unreadable(name: str, where: str) -> InputError:
     return InputError(
-        f"is quantized as {name}, which can't be read; formats that can: {READABLE}", where=where
+        f"is quantized as {name}, which can't be read; formats that can: {READABLE}", subject=where
     )

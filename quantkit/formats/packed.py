@@ -75,7 +75,7 @@ class PackedCheckpoint:
         self.files = checkpoint.files
         quantization = quantization_of(self.directory, checkpoint.config)
         if quantization is None:
-            raise InputError("isn't quantized", where=str(self.directory))
+            raise InputError("isn't quantized", subject=str(self.directory))
         self.dialect = dialect_of(quantization, str(self.directory))
         self.format = self.dialect.format
         self._codec = _FORMATS[self.format]

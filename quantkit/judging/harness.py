@@ -224,7 +224,7 @@ def _check_directory(directory: Path, allow_code: bool) -> None:
     if code and not allow_code:
         raise InputError(
             "runs code of the suite (!function)",
-            where=str(code[0]),
+            subject=str(code[0]),
             fix="Read it, then pass --allow-code.",
         )
 

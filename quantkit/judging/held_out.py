@@ -27,7 +27,7 @@ def held_out_rows(loaded: LoadedSuite, checkpoint: Checkpoint, tokenizer: Any) -
     if rows.count < 2:
         raise InputError(
             "fills one row only; intervals need at least two",
-            where=str(dataset),
+            subject=str(dataset),
             fix="Give more text or a shorter sequence_length.",
         )
     return rows.ids

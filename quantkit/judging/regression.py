@@ -83,7 +83,7 @@ def load_cases(
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"can't be read ({error})", where=str(path)) from error
+        raise InputError(f"can't be read ({error})", subject=str(path)) from error
     cases: dict[str, Case] = {}
     problems: list[str] = []
     for number, line in enumerate(lines, 1):
@@ -104,7 +104,7 @@ def load_cases(
             "\n".join([first, *shown[1:]]), where=where, fix="docs/suites.md has every key."
         )
     if not cases:
-        raise InputError("holds no cases", where=str(path))
+        raise InputError("holds no cases", subject=str(path))
     return list(cases.values())
 
 
@@ -167,7 +167,7 @@ def _options(case: Case, tokenizer: Any, options: Sequence[str]) -> list[tuple[l
     columns = zip(prompt[:longest], *wholes, strict=False)
     shared = next((n for n, ids in enumerate(columns) if len(set(ids)) > 1), longest)
     if shared < 1:
-        raise InputError("leaves no token before its options", where=case.id)
+        raise InputError("leaves no token before its options", subject=case.id)
     return [(whole, len(whole) - shared) for whole in wholes]
 
 

@@ -80,7 +80,7 @@ class Adapter(Checkpoint):
         for key in self.entries:
             self._sort(key)
         if not self.parts:
-            raise InputError("holds no tensors", where=str(self.files[0]))
+            raise InputError("holds no tensors", subject=str(self.files[0]))
         for name, part in self.parts.items():
             self._check(name, part)
 
@@ -117,13 +117,13 @@ class Adapter(Checkpoint):
         if (part.a is None) != (part.b is None) or (part.magnitude and part.a is None):
             raise InputError(
                 f"holds only some of the factors of {module}",
-                where=where,
+                subject=where,
                 fix="The adapter is incomplete: save or download it again.",
             )
         if part.tokens is not None:
             rows = self.lora.rows_of(module)
             if part.a is not None:
-                raise InputError(f"has both factors and trained tokens for {module}", where=where)
+                raise InputError(f"has both factors and trained tokens for {module}", subject=where)
             if self.shape(part.tokens)[:1] != (len(rows),):
                 raise InputError(
                     f"tensor {part.tokens} has shape {self.shape(part.tokens)}; "
@@ -132,7 +132,7 @@ class Adapter(Checkpoint):
                 )
         if part.added and self.lora.dora:
             raise InputError(
-                f"has both DoRA magnitudes and a bias beside B for {module}", where=where
+                f"has both DoRA magnitudes and a bias beside B for {module}", subject=where
             )
         if part.a is None or part.b is None:
             return
@@ -161,8 +161,8 @@ def _weights_file(directory: Path) -> Path:
         raise InputError(
             f"has its weights only as pickle ({_PICKLE}), which can run code when loaded "
             "and is never opened",
-            where=str(directory),
+            subject=str(directory),
             fix="Load it with PEFT on a machine where you trust the file, and save it again with "
             "save_pretrained(DIR, safe_serialization=True).",
         )
-    raise InputError(f"holds no {WEIGHTS_FILE}", where=str(directory))
+    raise InputError(f"holds no {WEIGHTS_FILE}", subject=str(directory))

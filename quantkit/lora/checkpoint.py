@@ -100,7 +100,7 @@ class AdaptedCheckpoint(Checkpoint):
         if key in self._changes and not _finite(tensor):
             raise InputError(
                 f"holds NaN or infinity once the adapter is merged (as {tensor.dtype})",
-                where=key,
+                subject=key,
                 fix="The adapter or the base is damaged, or --dtype is too narrow for it.",
             )
         return tensor
@@ -167,7 +167,7 @@ class AdaptedCheckpoint(Checkpoint):
                 raise InputError(
                     f"has {'DoRA magnitudes' if adapter.lora.dora else 'biases beside B'}, "
                     "which can't be weighted or combined",
-                    where=str(adapter.directory),
+                    subject=str(adapter.directory),
                     fix="Merge it alone with weight 1; then merge the others into the result.",
                 )
             whole = [name for name, part in adapter.parts.items() if part.replaced or part.tokens]
@@ -212,7 +212,7 @@ class AdaptedCheckpoint(Checkpoint):
         if missing := sorted(wanted - present):
             raise InputError(
                 f"lacks the factors of {_some(missing)}, which its target_modules names",
-                where=where,
+                subject=where,
                 fix="The adapter is incomplete, or was trained for another base.",
             )
         shared = set(self._model.vocabulary) if lora.tied else set()
@@ -297,7 +297,7 @@ class AdaptedCheckpoint(Checkpoint):
             sizes = ", ".join(f"{key} {count}" for key, count in rows.items())
             raise InputError(
                 f"resizes the vocabulary on one side only (rows: {sizes})",
-                where=str(self.adapters[0].directory),
+                subject=str(self.adapters[0].directory),
                 fix="Save it again with save_embedding_layers=True.",
             )
         _set(self.config, "vocab_size", self.vocabulary)

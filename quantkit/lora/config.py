@@ -66,7 +66,7 @@ class LoraConfig:
         if not path.is_file():
             raise InputError(
                 f"holds no {CONFIG_FILE}",
-                where=str(directory),
+                subject=str(directory),
                 fix="Pass the directory that PEFT's save_pretrained made.",
             )
         values = read_json(path)
@@ -74,7 +74,7 @@ class LoraConfig:
         try:
             return cls._of(values)
         except (TypeError, ValueError, AttributeError, re.error) as error:
-            raise InputError(f"isn't a LoRA config of PEFT ({error})", where=str(path)) from error
+            raise InputError(f"isn't a LoRA config of PEFT ({error})", subject=str(path)) from error
 
     @classmethod
     def _of(cls, values: dict[str, Any]) -> LoraConfig:
@@ -154,23 +154,23 @@ def _refuse(values: dict[str, Any], where: str) -> None:
     if kind in _SOFT:
         raise InputError(
             f"is {kind}, which learns virtual tokens rather than weights: nothing can be merged",
-            where=where,
+            subject=where,
             fix="Serve it with PEFT, or train a LoRA adapter.",
         )
     if kind != "LORA":
         raise InputError(
             f"is of PEFT type {kind}; only LORA can be merged",
-            where=where,
+            subject=where,
             fix="Merge it with PEFT's merge_and_unload where that exists, then quantize.",
         )
     for option, reason in _UNMERGEABLE.items():
         if values.get(option):
-            raise InputError(f"sets {option}: {reason}, so it can't be merged", where=where)
+            raise InputError(f"sets {option}: {reason}, so it can't be merged", subject=where)
     start = values.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(_CHANGES_BASE):
         raise InputError(
             f"was trained with init_lora_weights={start}, which changed the base's weights too",
-            where=where,
+            subject=where,
             fix="Save it again with path_initial_model_for_weight_conversion, which makes it an "
             'ordinary adapter; or set "init_lora_weights": true and pass the base as changed.',
         )

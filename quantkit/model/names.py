@@ -104,7 +104,7 @@ def refuse_experts(model: nn.Module, model_type: str, where: str) -> None:
             raise InputError(
                 f"is a mixture of experts ({model_type}: {name} is {type(module).__name__}); "
                 "only dense decoders are supported so far",
-                where=where,
+                subject=where,
             )
 
 

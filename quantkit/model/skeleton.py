@@ -45,7 +45,7 @@ class Skeleton:
         self.config: Any = self.model.config
         where = str(checkpoint.directory)
         if getattr(self.config, "is_encoder_decoder", False):
-            raise InputError("is an encoder-decoder; only decoders are supported", where=where)
+            raise InputError("is an encoder-decoder; only decoders are supported", subject=where)
         refuse_experts(self.model, self.config.model_type, where)
         self.prefix, self.layers = _find_layers(self.model, where)
         self.names = match(self.model, weights or checkpoint)

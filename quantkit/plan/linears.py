@@ -248,12 +248,12 @@ def plan_linears(method: Linears, skeleton: Skeleton, checkpoint: Checkpoint) ->
         if name not in inside:
             raise InputError(
                 "lies outside the decoder layers and can't be quantized",
-                where=name,
+                subject=name,
                 fix=f"Add it to the recipe: ignore: [{name}]",
             )
         schemes[name] = scheme
     if not schemes:
-        raise InputError("leaves nothing to quantize", where="quantize.ignore")
+        raise InputError("leaves nothing to quantize", subject="quantize.ignore")
     _check(method, schemes, linears, default)
     quantized = {skeleton.key(f"{name}.weight"): name for name in schemes}
     tensors = []

@@ -83,7 +83,7 @@ def read(lock: Path) -> dict[Entry, str]:
         if _FIELDS.get(fields[0]) != len(fields) or len(digest) != 64:
             raise InputError(
                 f"isn't a line of a lock: {line.strip()!r}",
-                where=f"{lock}:{number}",
+                subject=f"{lock}:{number}",
                 fix="Lines are: recipe|suite NAME VERSION DIGEST, or file PATH SHA256.",
             )
         if tuple(entry) in entries:
@@ -111,7 +111,7 @@ def _found(folder: Path, root: Path, locked: Iterable[Entry]) -> Iterator[tuple[
     paths = sorted([*folder.glob("*.yaml"), *folder.glob("suites/*.yaml")])
     if not paths:
         raise InputError(
-            "holds no recipe", where=str(folder), fix="Recipes and suites are *.yaml files."
+            "holds no recipe", subject=str(folder), fix="Recipes and suites are *.yaml files."
         )
     names: dict[tuple[str, str], Path] = {}
     once = {(root / entry[1]).resolve() for entry in locked if entry[0] == "file"}
@@ -120,12 +120,12 @@ def _found(folder: Path, root: Path, locked: Iterable[Entry]) -> Iterator[tuple[
         kind, document, named = _open(path)
         other = names.setdefault((kind, document.name), path)
         if other != path:
-            raise InputError(f"has the name of {other}: {document.name}", where=str(path))
+            raise InputError(f"has the name of {other}: {document.name}", subject=str(path))
         yield (kind, document.name, document.version), document.digest
         files |= named
     for file in sorted(files):
         if not file.is_file():
-            raise InputError("is named by a document here, and isn't there", where=str(file))
+            raise InputError("is named by a document here, and isn't there", subject=str(file))
         yield ("file", Path(os.path.relpath(file, root.resolve())).as_posix()), sha256(file)
 
 

@@ -591,5 +591,5 @@ def _number(config: Config, key: str) -> int:
 def _real(config: Config, key: str) -> float:
     value = config.get(key)
     if not isinstance(value, int | float):
-        raise InputError(f"has no number {key}", where="config.json")
+        raise InputError(f"has no number {key}", subject="config.json")
     return value

@@ -69,7 +69,7 @@ class GgufTensorPlan:
         weight = source.read(self.key)
         if tuple(weight.shape) != self.shape:
             raise InputError(
-                f"is {tuple(weight.shape)} where {self.shape} was planned", where=self.key
+                f"is {tuple(weight.shape)} where {self.shape} was planned", subject=self.key
             )
         return self.transform.apply(weight)
 
@@ -176,12 +176,12 @@ def _tensors(
     missing = [key for key in shapes if key not in present]
     leftover = sorted(present - set(shapes))
     if missing:
-        raise InputError(f"lacks {_some(missing)}", where=where)
+        raise InputError(f"lacks {_some(missing)}", subject=where)
     if leftover:
         raise InputError(
             f"has tensors that GGUF's {architecture.name} architecture has no place for: "
             f"{_some(leftover)}",
-            where=where,
+            subject=where,
         )
     for key, shape in shapes.items():
         if source.shape(key) != shape:
@@ -203,14 +203,14 @@ def _output(
     embedding = f"{architecture.embedding}.weight"
     if not config.get("tie_word_embeddings", False):
         if not present:
-            raise InputError(f"lacks {output.key}, and its embeddings aren't tied", where=where)
+            raise InputError(f"lacks {output.key}, and its embeddings aren't tied", subject=where)
         if architecture.output == "never":
             raise architecture.cannot_hold("an output matrix of its own")
         return [output]
     if present and not torch.equal(source.read(embedding), source.read(output.key)):
         raise InputError(
             f"ties its embeddings, yet {output.key} differs from {embedding}",
-            where=where,
+            subject=where,
             fix='Set "tie_word_embeddings": false in config.json if both were trained.',
         )
     return [replace(output, key=embedding)] if architecture.output == "needed" else []

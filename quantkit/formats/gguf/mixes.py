@@ -319,7 +319,7 @@ def _matching(override: TypeOverride, shapes: Mapping[str, tuple[int, ...]]) -> 
     if not found:
         raise InputError(
             "matches no tensor that can be quantized",
-            where=where,
+            subject=where,
             fix="Patterns match GGUF names such as blk.0.ffn_down.weight.",
         )
     for name in found:

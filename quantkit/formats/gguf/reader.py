@@ -56,7 +56,7 @@ def gguf_files(path: Path) -> list[Path]:
         if len(found) > 1:
             raise InputError(
                 f"holds {len(found)} .gguf files, not one",
-                where=str(path),
+                subject=str(path),
                 fix=f"Name one of them: {found[0]}",
             )
         return found
@@ -64,9 +64,9 @@ def gguf_files(path: Path) -> list[Path]:
     parts = [folder / f"{name}-{n:05d}-of-{count}.gguf" for n in range(1, int(count) + 1)]
     for part in parts:
         if not part.is_file():
-            raise InputError("is missing: the model lies in parts", where=str(part))
+            raise InputError("is missing: the model lies in parts", subject=str(part))
     if others := set(found) - set(parts):
-        raise InputError(f"holds another model too: {min(others).name}", where=str(path))
+        raise InputError(f"holds another model too: {min(others).name}", subject=str(path))
     return parts
 
 
@@ -147,7 +147,7 @@ class GgufWeights:
         self.path = path
         self.files = gguf_files(path)
         if not self.files:
-            raise InputError("holds no .gguf file", where=str(path))
+            raise InputError("holds no .gguf file", subject=str(path))
         self.directory = self.files[0].parent
         self.header = GgufHeader(self.files)
         where = str(self.files[0])
@@ -166,7 +166,7 @@ class GgufWeights:
             raise InputError(
                 f"holds {unknown[0]}, which {self.header.architecture} models don't have "
                 f"({len(unknown)} such tensors)",
-                where=where,
+                subject=where,
             )
         self._tensors = {keys[e.name]: e for e in self.header.entries if e.name in keys}
         output = f"{self._architecture.head}.weight"
@@ -215,7 +215,7 @@ class GgufWeights:
         with entry.file.open("rb") as file:
             file.seek(entry.offset + start * entry.row_bytes)
             if file.readinto(blocks.numpy().data) != blocks.nbytes:
-                raise InputError(f"ended while reading {entry.name}", where=str(entry.file))
+                raise InputError(f"ended while reading {entry.name}", subject=str(entry.file))
         return GgmlTensor(entry.type, blocks, (stop - start, entry.shape[-1])).dequantize()
 
 
@@ -225,4 +225,4 @@ def _reader(path: Path) -> Any:
     except FileNotFoundError:
         raise InputError("no such file", where=str(path)) from None
     except (ValueError, KeyError, IndexError) as error:
-        raise InputError(f"isn't a readable GGUF file ({error})", where=str(path)) from error
+        raise InputError(f"isn't a readable GGUF file ({error})", subject=str(path)) from error

@@ -197,7 +197,7 @@ def _special_ids(directory: Path, settings: dict[str, Any], tokens: list[str]) -
     if "eos_token_id" not in result:
         raise InputError(
             "names no EOS token, and llama.cpp would take any ordinary one for it",
-            where=str(directory / "tokenizer_config.json"),
+            subject=str(directory / "tokenizer_config.json"),
         )
     ends = _numbers(_optional_json(directory / "generation_config.json").get("eos_token_id"))
     further = [number for number in ends if number != result["eos_token_id"]]

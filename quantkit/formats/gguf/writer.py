@@ -244,7 +244,9 @@ def _encode(
     rows = read(start, stop)
     if tuple(rows.shape) != (stop - start, tensor.shape[-1]):
         shape = (len(rows), *rows.shape[1:])
-        raise InputError(f"gave rows of {shape} where {tensor.shape} was planned", where=tensor.key)
+        raise InputError(
+            f"gave rows of {shape} where {tensor.shape} was planned", subject=tensor.key
+        )
     try:
         blocks = encode(rows)
     except InputError as error:
