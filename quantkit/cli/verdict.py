@@ -74,7 +74,7 @@ def _located(
     from dataclasses import replace
 
     from quantkit.judging.localize import locate
-    from quantkit.results.comparison import Verdict
+    from quantkit.results.verdict import Verdict
 
     variants = []
     for variant in comparison.variants:
@@ -116,7 +116,7 @@ def finish(console: Console, comparison: Comparison, out: Path | None) -> None:
     from quantkit.reports.files import append_step_summary
     from quantkit.reports.losses import losses_table, summary
     from quantkit.reports.terminal import comparison_tables
-    from quantkit.results.comparison import Verdict
+    from quantkit.results.verdict import Verdict
 
     value = comparison.to_json()
     if out is not None:

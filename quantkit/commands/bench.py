@@ -17,7 +17,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.engines.choose import engine_for
 from quantkit.engines.probe import Spec
 from quantkit.model.device import resolve_device
-from quantkit.results.comparison import Cost, Costs
+from quantkit.results.cost import Cost, Costs
 
 
 @dataclass(frozen=True)

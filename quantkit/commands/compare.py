@@ -13,16 +13,10 @@ from quantkit.formats.packed import open_artifact
 from quantkit.judging.case_inputs import case_inputs
 from quantkit.judging.gates import hold
 from quantkit.recipes.suite import Gate, LoadedSuite
-from quantkit.results.comparison import (
-    CaseInput,
-    Comparison,
-    Cost,
-    Costs,
-    Qualities,
-    Quality,
-    Variant,
-    Verdict,
-)
+from quantkit.results.comparison import CaseInput, Comparison, Variant
+from quantkit.results.cost import Cost, Costs
+from quantkit.results.quality import Qualities, Quality
+from quantkit.results.verdict import Verdict
 
 _ROUND_INPUTS = ("smoothquant", "fp8")  # methods
 

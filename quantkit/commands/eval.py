@@ -35,7 +35,7 @@ from quantkit.model.device import resolve_device
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
 from quantkit.recipes.suite import LoadedSuite
-from quantkit.results.comparison import Qualities, Quality
+from quantkit.results.quality import Qualities, Quality
 
 
 def evaluate(

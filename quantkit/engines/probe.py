@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.base.errors import QuantkitError
-from quantkit.results.comparison import Cost
+from quantkit.results.cost import Cost
 
 _BATCH = 8
 

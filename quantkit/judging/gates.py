@@ -10,8 +10,9 @@ from quantkit.base.errors import InputError
 from quantkit.judging.intervals import interval
 from quantkit.judging.regression import Case
 from quantkit.recipes.suite import Gate, Suite
-from quantkit.results.comparison import GateOutcome, Interval, Quality, Verdict
 from quantkit.results.metrics import split_tag
+from quantkit.results.quality import Interval, Quality
+from quantkit.results.verdict import GateOutcome, Verdict
 
 
 def check_slices(suite: Suite, cases: Sequence[Case]) -> None:

@@ -9,9 +9,10 @@ from dataclasses import replace
 import numpy as np
 
 from quantkit.judging.significance import difference_interval, mcnemar, mean_interval, rate_interval
-from quantkit.results.comparison import Interval, Quality, RegressionResult, RowSums, Slice
 from quantkit.results.harness import HarnessResult
 from quantkit.results.metrics import HARNESS, INTERVAL_METRICS, split_tag
+from quantkit.results.quality import Interval, Quality, RowSums, Slice
+from quantkit.results.regression import RegressionResult
 
 _LEVEL = 0.95
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quantkit.judging.significance import mean_interval
 from quantkit.model.stream import Batch, Stream, slices
-from quantkit.results.comparison import KlDivergence, Perplexity, RowSums
+from quantkit.results.quality import KlDivergence, Perplexity, RowSums
 
 TOKENS_PER_BATCH = 2048
 

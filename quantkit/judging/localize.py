@@ -28,9 +28,11 @@ from quantkit.model.skeleton import Skeleton
 from quantkit.plan.fix import fix
 from quantkit.recipes.recipe import Recipe, recipe_from
 from quantkit.recipes.suite import LoadedSuite
-from quantkit.results.comparison import GateOutcome, Quality, Variant, Verdict
+from quantkit.results.comparison import Variant
 from quantkit.results.localization import Localisation, Patch, PlaceLoss
 from quantkit.results.metrics import METRICS
+from quantkit.results.quality import Quality
+from quantkit.results.verdict import GateOutcome, Verdict
 
 _TOKENS = 8192  # enough to compare the artifact with itself, changed in one place
 _MEASURED = 5

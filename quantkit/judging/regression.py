@@ -14,7 +14,7 @@ from quantkit.base.errors import InputError
 from quantkit.calibration.text import render_chat
 from quantkit.documents.document import explain
 from quantkit.judging.checks import Answer, Check
-from quantkit.results.comparison import CaseOutcome, CheckOutcome, RegressionResult
+from quantkit.results.regression import CaseOutcome, CheckOutcome, RegressionResult
 
 _SHOWN = 10  # problems of a file that are listed
 

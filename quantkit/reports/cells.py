@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quantkit.results.comparison import CaseOutcome, Comparison, GateOutcome, Variant, Verdict
+from quantkit.results.comparison import Comparison, Variant
 from quantkit.results.harness import TaskResult
+from quantkit.results.regression import CaseOutcome
+from quantkit.results.verdict import GateOutcome, Verdict
 
 Cell = Callable[[Variant], str | None]
 

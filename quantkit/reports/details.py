@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from quantkit.reports.cells import allowed, ends, further, measured
-from quantkit.results.comparison import Comparison, Interval, Slice, Variant
+from quantkit.results.comparison import Comparison, Variant
+from quantkit.results.quality import Interval, Slice
 
 
 @dataclass(frozen=True)

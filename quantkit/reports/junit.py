@@ -11,7 +11,9 @@ import xml.etree.ElementTree as ET
 
 from quantkit.reports.cells import failures, gate_said
 from quantkit.reports.text import writable
-from quantkit.results.comparison import CaseOutcome, Comparison, GateOutcome, Variant, Verdict
+from quantkit.results.comparison import Comparison, Variant
+from quantkit.results.regression import CaseOutcome
+from quantkit.results.verdict import GateOutcome, Verdict
 
 
 def comparison_junit(comparison: Comparison) -> str:

@@ -7,7 +7,8 @@ import io
 from dataclasses import fields
 from typing import Any
 
-from quantkit.results.comparison import Comparison, Cost, Variant
+from quantkit.results.comparison import Comparison, Variant
+from quantkit.results.cost import Cost
 from quantkit.results.metrics import METRICS
 
 _VARIANT = (

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantkit.checkpoint.writer import MANIFEST
-from quantkit.results.comparison import Comparison, Cost, Quality, Variant, Verdict
+from quantkit.results.comparison import Comparison, Variant
+from quantkit.results.cost import Cost
+from quantkit.results.quality import Quality
+from quantkit.results.verdict import Verdict
 
 _SAME = 0.05  # medians of a few runs differ by this much on a quiet machine
 

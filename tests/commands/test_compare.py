@@ -16,18 +16,11 @@ from quantkit.recipes.suite import Gate
 from quantkit.reports.cells import notes, table
 from quantkit.reports.details import details
 from quantkit.reports.markdown import comparison_markdown
-from quantkit.results.comparison import (
-    CaseOutcome,
-    Comparison,
-    Cost,
-    KlDivergence,
-    Perplexity,
-    Quality,
-    RegressionResult,
-    RowSums,
-    Variant,
-    Verdict,
-)
+from quantkit.results.comparison import Comparison, Variant
+from quantkit.results.cost import Cost
+from quantkit.results.quality import KlDivergence, Perplexity, Quality, RowSums
+from quantkit.results.regression import CaseOutcome, RegressionResult
+from quantkit.results.verdict import Verdict
 
 
 def quality(kl: float = 0.01, broken: int = 0) -> Quality:

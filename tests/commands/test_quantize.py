@@ -36,7 +36,9 @@ from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
 from quantkit.recipes.recipe import load_recipe
 from quantkit.recipes.suite import Gate, load_suite
-from quantkit.results.comparison import Comparison, Qualities, Verdict
+from quantkit.results.comparison import Comparison
+from quantkit.results.quality import Qualities
+from quantkit.results.verdict import Verdict
 
 SHIPPED = [
     *("awq-w4-g128", "gptq-w4-g128", "nf4", "gguf-q4-k-m", "gguf-q8-0", "rtn-w4-g128"),

@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import math
 
-from quantkit.results.comparison import (
-    CaseInput,
-    CaseOutcome,
-    CheckOutcome,
-    Comparison,
-    Cost,
-    GateOutcome,
-    Interval,
-    KlDivergence,
-    Occasion,
-    Perplexity,
-    Quality,
-    RegressionResult,
-    RowSums,
-    Slice,
-    Variant,
-    Verdict,
-)
+from quantkit.results.comparison import CaseInput, Comparison, Occasion, Variant
+from quantkit.results.cost import Cost
 from quantkit.results.harness import HarnessResult, SampleOutcome, TaskResult
 from quantkit.results.localization import Localisation, PlaceLoss
+from quantkit.results.quality import Interval, KlDivergence, Perplexity, Quality, RowSums, Slice
+from quantkit.results.regression import CaseOutcome, CheckOutcome, RegressionResult
+from quantkit.results.verdict import GateOutcome, Verdict
 
 HOSTILE = (
     "<script>alert('x')</script><img src=//e.example/x onerror=alert(1)>"

@@ -13,7 +13,8 @@ from scipy.stats import binom, binomtest, multinomial
 
 from quantkit.judging.intervals import interval
 from quantkit.judging.significance import difference_interval, mcnemar, mean_interval, rate_interval
-from quantkit.results.comparison import CaseOutcome, Perplexity, Quality, RegressionResult
+from quantkit.results.quality import Perplexity, Quality
+from quantkit.results.regression import CaseOutcome, RegressionResult
 
 MADE = json.loads((Path(__file__).parents[1] / "data" / "demo_row_sums.json").read_text())
 TOKENS = MADE["tokens"]

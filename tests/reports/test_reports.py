@@ -22,7 +22,7 @@ from quantkit.reports.markdown import comparison_markdown
 from quantkit.reports.table_csv import COLUMNS, comparison_csv
 from quantkit.reports.tradeoff import cards
 from quantkit.base.resources import suites
-from quantkit.results.comparison import Verdict
+from quantkit.results.verdict import Verdict
 from tests.helpers.sample_comparison import HOSTILE, sample
 
 VOID = {"meta", "link", "br"}

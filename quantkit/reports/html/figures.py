@@ -12,7 +12,8 @@ from markupsafe import Markup
 
 from quantkit.reports.html import charts
 from quantkit.reports.html.charts import Axis, Bar, Cell, Point, Rate, Strip
-from quantkit.results.comparison import Comparison, Variant, Verdict
+from quantkit.results.comparison import Comparison, Variant
+from quantkit.results.verdict import Verdict
 
 _KL = "KL divergence from the baseline, nats a token"
 _BLOCK = re.compile(r"^(?:.*?\.)?(\d+)\.(.+)$")

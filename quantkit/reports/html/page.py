@@ -23,7 +23,9 @@ from quantkit.reports.html import figures
 from quantkit.reports.html.figures import Panel
 from quantkit.reports.losses import HEADERS, rows, summary
 from quantkit.reports.text import writable
-from quantkit.results.comparison import CaseOutcome, Comparison, GateOutcome, Variant, Verdict
+from quantkit.results.comparison import Comparison, Variant
+from quantkit.results.regression import CaseOutcome
+from quantkit.results.verdict import GateOutcome, Verdict
 
 _MOST_CASES = 60
 _LONGEST = 6000  # characters of a prompt or an answer
