@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
 from quantkit.base.errors import InputError, MachineError
-from quantkit.base.progress import Silent
+from quantkit.base.progress import Silent, Task
 from quantkit.calibration import cache
 from quantkit.checkpoint.writer import sha256
 from quantkit.commands.quantize import made_already, prepare, quantize
@@ -58,14 +59,12 @@ class StopsAfter(Silent):
         if self.left < 0:
             raise Stopped
 
-    def task(self, label: str, total: int):
-        from contextlib import nullcontext
-
+    def task(self, label: str, total: int) -> AbstractContextManager[Task]:
         return nullcontext(self)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> dict[str, Path]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Uninterrupted artifacts."""
     folder = tmp_path_factory.mktemp("whole")
     for recipe in (
@@ -78,7 +77,9 @@ def whole(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("recipe", ["awq-w4-g128", "gptq-w4-g128", "gguf-q4-k-m"])
-def test_killed_runs_end_in_the_same_bytes(whole, tmp_path, recipe):
+def test_killed_runs_end_in_the_same_bytes(
+    whole: dict[str, Path], tmp_path: Path, recipe: str
+) -> None:
     """For real, with SIGKILL, at random moments."""
     command = [QUANTKIT, "quantize", recipe, "--model", "demo", "--set", FEW[0], "--no-cache"]
     out, partial = tmp_path / "out", tmp_path / "out.partial"
@@ -108,7 +109,9 @@ def test_killed_runs_end_in_the_same_bytes(whole, tmp_path, recipe):
     ],
 )
 @pytest.mark.parametrize("steps", [6, 20])
-def test_no_block_is_done_twice(whole, tmp_path, name, steps):
+def test_no_block_is_done_twice(
+    whole: dict[str, Path], tmp_path: Path, name: str, steps: int
+) -> None:
     recipe, settings = PROPAGATING.get(name, (name, FEW))
     out = tmp_path / "out"
     with pytest.raises(Stopped):
@@ -130,7 +133,9 @@ def stopped(tmp_path: Path) -> Path:
     return tmp_path / "out.partial"
 
 
-def test_other_inputs_are_refused_by_name_and_force_starts_again(whole, tmp_path):
+def test_other_inputs_are_refused_by_name_and_force_starts_again(
+    whole: dict[str, Path], tmp_path: Path
+) -> None:
     partial = stopped(tmp_path)
     before = digests(partial)
     with pytest.raises(InputError, match="what differs: recipe, calibration rows"):
@@ -141,7 +146,7 @@ def test_other_inputs_are_refused_by_name_and_force_starts_again(whole, tmp_path
 
 
 @pytest.mark.parametrize("damaged", ["shard-0", "hidden-a", "hidden-b", "journal.jsonl"])
-def test_damaged_work_is_not_built_on(whole, tmp_path, damaged):
+def test_damaged_work_is_not_built_on(whole: dict[str, Path], tmp_path: Path, damaged: str) -> None:
     partial = stopped(tmp_path)
     (path,) = partial.rglob(damaged)
     content = bytearray(path.read_bytes())
@@ -156,14 +161,14 @@ def test_damaged_work_is_not_built_on(whole, tmp_path, damaged):
     assert digests(tmp_path / "out") == digests(whole["gptq-w4-g128"])
 
 
-def test_a_line_cut_short_counts_for_nothing(whole, tmp_path):
+def test_a_line_cut_short_counts_for_nothing(whole: dict[str, Path], tmp_path: Path) -> None:
     journal = stopped(tmp_path) / "unfinished" / "journal.jsonl"
     journal.write_bytes(journal.read_bytes()[:-7])
     make("gptq-w4-g128", tmp_path / "out")
     assert digests(tmp_path / "out") == digests(whole["gptq-w4-g128"])
 
 
-def test_two_runs_do_not_work_in_one_place(tmp_path):
+def test_two_runs_do_not_work_in_one_place(tmp_path: Path) -> None:
     import fcntl
 
     partial = stopped(tmp_path)
@@ -173,7 +178,7 @@ def test_two_runs_do_not_work_in_one_place(tmp_path):
             make("gptq-w4-g128", tmp_path / "out")
 
 
-def test_hidden_states_wait_on_disk_past_the_budget(whole, tmp_path):
+def test_hidden_states_wait_on_disk_past_the_budget(whole: dict[str, Path], tmp_path: Path) -> None:
     make("awq-w4-g128", tmp_path / "out", memory_budget=1)
     assert digests(tmp_path / "out") == digests(whole["awq-w4-g128"])
     with pytest.raises(Stopped):
@@ -186,7 +191,9 @@ def test_hidden_states_wait_on_disk_past_the_budget(whole, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["corrected", "corrected-gguf"])
-def test_corrected_inputs_give_the_same_bytes_for_any_number_of_threads(whole, tmp_path, name):
+def test_corrected_inputs_give_the_same_bytes_for_any_number_of_threads(
+    whole: dict[str, Path], tmp_path: Path, name: str
+) -> None:
     recipe, settings = PROPAGATING[name]
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if threads > 1 else 2)
@@ -197,7 +204,9 @@ def test_corrected_inputs_give_the_same_bytes_for_any_number_of_threads(whole, t
     assert digests(tmp_path / "out") == digests(whole[name])
 
 
-def test_kept_statistics_give_the_same_bytes(whole, tmp_path, monkeypatch):
+def test_kept_statistics_give_the_same_bytes(
+    whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("QUANTKIT_CACHE", str(tmp_path / "cache"))
     make("gptq-w4-g128", tmp_path / "first", cache=True)
     assert len(cache.entries()) == 1
@@ -209,7 +218,9 @@ def test_kept_statistics_give_the_same_bytes(whole, tmp_path, monkeypatch):
         assert digests(tmp_path / recipe) == digests(whole[recipe])
 
 
-def test_statistics_are_kept_for_what_they_are_of_and_within_the_limit(tmp_path, monkeypatch):
+def test_statistics_are_kept_for_what_they_are_of_and_within_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("QUANTKIT_CACHE", str(tmp_path / "cache"))
     make("gptq-w4-g128", tmp_path / "a", cache=True)
     make("gptq-w4-g128", tmp_path / "b", ["calibration.samples=8"], cache=True)
@@ -229,7 +240,9 @@ def test_statistics_are_kept_for_what_they_are_of_and_within_the_limit(tmp_path,
         cache.limit()
 
 
-def test_damaged_statistics_are_removed_and_said(tmp_path, monkeypatch):
+def test_damaged_statistics_are_removed_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("QUANTKIT_CACHE", str(tmp_path / "cache"))
     make("gptq-w4-g128", tmp_path / "first", cache=True)
     (entry,) = cache.entries()
@@ -243,7 +256,7 @@ def test_damaged_statistics_are_removed_and_said(tmp_path, monkeypatch):
     assert digests(tmp_path / "again") == digests(tmp_path / "first")
 
 
-def test_an_artifact_of_the_same_inputs_is_recognised(whole):
+def test_an_artifact_of_the_same_inputs_is_recognised(whole: dict[str, Path]) -> None:
     out = whole["gptq-w4-g128"]
     assert made_already(prepare(load_recipe("gptq-w4-g128", FEW), "demo"), out)
     assert not made_already(prepare(load_recipe("gptq-w4-g128"), "demo"), out)

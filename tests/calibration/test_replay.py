@@ -62,7 +62,9 @@ def hidden() -> list[Tensor]:
 
 @pytest.mark.parametrize("beside", [None, (), (None,)])
 @torch.inference_mode()
-def test_a_finished_part_is_its_last_linear_alone(hidden, beside) -> None:
+def test_a_finished_part_is_its_last_linear_alone(
+    hidden: list[Tensor], beside: tuple[None, ...] | None
+) -> None:
     block = Block(beside=beside)
     replay, read = observed(block, hidden)
     assert replay.keep(["first.down"], read) and not replay.keep(["first.up", "last"], read)
@@ -79,7 +81,7 @@ def test_a_finished_part_is_its_last_linear_alone(hidden, beside) -> None:
 
 
 @torch.inference_mode()
-def test_a_part_in_which_a_linear_is_left_is_computed(hidden) -> None:
+def test_a_part_in_which_a_linear_is_left_is_computed(hidden: list[Tensor]) -> None:
     block = Block()
     replay, read = observed(block, hidden)
     replay.keep(["first.down"], read)
@@ -90,13 +92,13 @@ def test_a_part_in_which_a_linear_is_left_is_computed(hidden) -> None:
 
 
 @torch.inference_mode()
-def test_what_goes_on_after_the_last_linear_is_no_part(hidden) -> None:
+def test_what_goes_on_after_the_last_linear_is_no_part(hidden: list[Tensor]) -> None:
     replay, read = observed(Block(doubled=True), hidden)
     assert not replay.keep(["first.up", "first.down", "last"], read)
 
 
 @torch.inference_mode()
-def test_where_a_part_gives_something_else_all_is_computed(hidden) -> None:
+def test_where_a_part_gives_something_else_all_is_computed(hidden: list[Tensor]) -> None:
     block = Block()
     replay, read = observed(block, hidden)
     replay.keep(["first.down"], read)

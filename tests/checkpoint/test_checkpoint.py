@@ -36,7 +36,7 @@ def write(directory: Path, **options: int) -> None:
 
 
 @pytest.mark.parametrize("shard_bytes", [10**9, 64, 1])
-def test_what_is_written_is_read_by_safetensors_and_by_us(tmp_path, shard_bytes):
+def test_what_is_written_is_read_by_safetensors_and_by_us(tmp_path: Path, shard_bytes: int) -> None:
     write(tmp_path, shard_bytes=shard_bytes)
     files = sorted(tmp_path.glob("*.safetensors"))
     found = {}
@@ -57,7 +57,7 @@ def test_what_is_written_is_read_by_safetensors_and_by_us(tmp_path, shard_bytes)
         assert {(tmp_path / name).is_file() for name in mapping.values()} == {True}
 
 
-def test_a_truncated_file_is_refused_with_its_name(tmp_path):
+def test_a_truncated_file_is_refused_with_its_name(tmp_path: Path) -> None:
     write(tmp_path)
     file = tmp_path / "model.safetensors"
     whole = file.read_bytes()
@@ -67,7 +67,7 @@ def test_a_truncated_file_is_refused_with_its_name(tmp_path):
             Checkpoint(tmp_path)
 
 
-def test_a_missing_shard_is_refused_with_its_name(tmp_path):
+def test_a_missing_shard_is_refused_with_its_name(tmp_path: Path) -> None:
     write(tmp_path, shard_bytes=64)
     victim = sorted(tmp_path.glob("model-*.safetensors"))[1]
     victim.unlink()
@@ -75,14 +75,14 @@ def test_a_missing_shard_is_refused_with_its_name(tmp_path):
         Checkpoint(tmp_path)
 
 
-def test_pickles_are_never_opened(tmp_path):
+def test_pickles_are_never_opened(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
     with pytest.raises(InputError, match=r"only as pickle \(pytorch_model.bin\)"):
         Checkpoint(tmp_path)
 
 
-def test_a_directory_without_config_or_weights(tmp_path):
+def test_a_directory_without_config_or_weights(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"config\.json: no such file"):
         Checkpoint(tmp_path)
     (tmp_path / "config.json").write_text("{}")
@@ -93,7 +93,7 @@ def test_a_directory_without_config_or_weights(tmp_path):
         Checkpoint(tmp_path)
 
 
-def test_directories_appear_whole_or_not_at_all(tmp_path):
+def test_directories_appear_whole_or_not_at_all(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(ZeroDivisionError), new_directory(out) as directory:
         (directory / "file").write_text("half")
@@ -109,7 +109,7 @@ def test_directories_appear_whole_or_not_at_all(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_failed_replacement_leaves_the_old_one(tmp_path):
+def test_a_failed_replacement_leaves_the_old_one(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with new_directory(out) as directory:
         (directory / "quantkit.json").write_text("old")
@@ -118,7 +118,7 @@ def test_a_failed_replacement_leaves_the_old_one(tmp_path):
     assert (out / "quantkit.json").read_text() == "old"
 
 
-def test_outputs_that_must_not_be_replaced(tmp_path):
+def test_outputs_that_must_not_be_replaced(tmp_path: Path) -> None:
     check_output(tmp_path / "new", force=False, needed=1)
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(InputError, match="exists already"):
@@ -129,13 +129,13 @@ def test_outputs_that_must_not_be_replaced(tmp_path):
     check_output(tmp_path, force=True, needed=1)
 
 
-def test_too_little_disk_is_said_before_work(tmp_path):
+def test_too_little_disk_is_said_before_work(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     with pytest.raises(MachineError, match="the artifact needs"):
         check_output(tmp_path / "new", force=False, needed=2 * free)
 
 
-def test_places_that_cannot_be_written(tmp_path):
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     with (
@@ -145,7 +145,7 @@ def test_places_that_cannot_be_written(tmp_path):
         pass
 
 
-def test_where_models_are_found(tmp_path, monkeypatch):
+def test_where_models_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (locate("demo") / "config.json").is_file()
     assert locate(str(tmp_path)) == tmp_path
     (tmp_path / "demo").mkdir()

@@ -15,16 +15,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from quantkit.base.resources import demo_model
 from quantkit.base.version import __version__
 from quantkit.cli import app
+from tests.helpers.tiny import Tiny
 
 QUANTKIT = str(Path(sys.executable).with_name("quantkit"))
 
 
-def run(*arguments: object):
+def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
@@ -37,12 +38,12 @@ def refused(code: int, *arguments: object) -> str:
 
 
 @pytest.fixture
-def broken(tmp_path) -> Path:
+def broken(tmp_path: Path) -> Path:
     """A copy of the demo to harm."""
     return Path(shutil.copytree(demo_model(), tmp_path / "model"))
 
 
-def test_help_is_quick():
+def test_help_is_quick() -> None:
     seconds = []
     for _ in range(3):
         begun = time.perf_counter()
@@ -53,7 +54,7 @@ def test_help_is_quick():
         assert word in done.stdout
 
 
-def test_help_imports_nothing_heavy():
+def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys, quantkit.cli; "
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"
@@ -62,18 +63,20 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-def test_version():
+def test_version() -> None:
     assert run("--version").stdout.strip() == __version__
 
 
-def test_recipes_are_listed_and_shown():
+def test_recipes_are_listed_and_shown() -> None:
     listed = json.loads(run("recipes", "list", "--json").stdout)
     assert "awq-w4-g128" in {recipe["name"] for recipe in listed}
     shown = run("recipes", "show", "awq-w4-g128").stdout
     assert "group_size: 128" in shown and "# digest: " in shown
 
 
-def test_a_dry_run_shows_schemes_and_writes_nothing(tmp_path, monkeypatch):
+def test_a_dry_run_shows_schemes_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     result = run("quantize", "gptq-w4-g128", "--model", "demo", "--dry-run", "--json")
     plan = json.loads(result.stdout)
@@ -86,7 +89,7 @@ def test_a_dry_run_shows_schemes_and_writes_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_misspelt_recipe_key(tmp_path):
+def test_a_misspelt_recipe_key(tmp_path: Path) -> None:
     recipe = tmp_path / "my.yaml"
     recipe.write_text(
         "schema: 1\nname: my\nversion: 1.0.0\n"
@@ -98,32 +101,32 @@ def test_a_misspelt_recipe_key(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_wrong_type(tmp_path):
+def test_a_wrong_type(tmp_path: Path) -> None:
     message = refused(
         2, "quantize", "rtn-w4-g128", "-m", "demo", "-o", tmp_path / "o", "--set", "quantize.bits=x"
     )
     assert "quantize.bits: input should be a valid integer, not 'x'" in message
 
 
-def test_a_missing_model(tmp_path):
+def test_a_missing_model(tmp_path: Path) -> None:
     message = refused(2, "quantize", "nf4", "--model", "./nowhere", "--out", tmp_path / "out")
     assert "./nowhere: no such directory" in message and "demo" in message
 
 
-def test_a_truncated_checkpoint(broken, tmp_path):
+def test_a_truncated_checkpoint(broken: Path, tmp_path: Path) -> None:
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     message = refused(2, "quantize", "nf4", "--model", broken, "--out", tmp_path / "out")
     assert "model.safetensors: truncated" in message and "copy it again" in message
 
 
-def test_a_pickled_checkpoint(broken, tmp_path):
+def test_a_pickled_checkpoint(broken: Path, tmp_path: Path) -> None:
     (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
     message = refused(2, "quantize", "nf4", "--model", broken, "--out", tmp_path / "out")
     assert "only as pickle (pytorch_model.bin)" in message and "save_pretrained" in message
 
 
-def test_a_checkpoint_with_a_tensor_too_few_or_too_many(broken, tmp_path):
+def test_a_checkpoint_with_a_tensor_too_few_or_too_many(broken: Path, tmp_path: Path) -> None:
     weights = load_file(broken / "model.safetensors")
     spare = weights.pop("model.layers.1.mlp.up_proj.weight")
     save_file(weights, broken / "model.safetensors")
@@ -140,7 +143,7 @@ def test_a_checkpoint_with_a_tensor_too_few_or_too_many(broken, tmp_path):
 @pytest.mark.parametrize(
     "key", ["model.layers.2.mlp.up_proj.weight", "model.layers.1.input_layernorm.weight"]
 )
-def test_nan_in_a_weight(broken, tmp_path, recipe, key):
+def test_nan_in_a_weight(broken: Path, tmp_path: Path, recipe: str, key: str) -> None:
     weights = load_file(broken / "model.safetensors")
     weights[key].view(-1)[3] = torch.nan
     save_file(weights, broken / "model.safetensors")
@@ -149,7 +152,7 @@ def test_nan_in_a_weight(broken, tmp_path, recipe, key):
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 
 
-def test_a_group_size_that_does_not_divide(tmp_path):
+def test_a_group_size_that_does_not_divide(tmp_path: Path) -> None:
     message = refused(
         2,
         *("quantize", "rtn-w4-g128", "--model", "demo", "--out", tmp_path / "out"),
@@ -159,7 +162,7 @@ def test_a_group_size_that_does_not_divide(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "\n \n"])
-def test_an_empty_calibration_file(tmp_path, content):
+def test_an_empty_calibration_file(tmp_path: Path, content: str) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text(content)
     message = refused(
@@ -170,7 +173,7 @@ def test_an_empty_calibration_file(tmp_path, content):
     assert "empty.jsonl: is empty" in message
 
 
-def test_calibration_text_that_is_missing_malformed_or_too_short(tmp_path):
+def test_calibration_text_that_is_missing_malformed_or_too_short(tmp_path: Path) -> None:
     base = ("quantize", "gptq-w4-g128", "--model", "demo", "--out", tmp_path / "out", "--set")
     message = refused(2, *base, f"calibration.dataset={tmp_path}/nowhere.txt")
     assert "nowhere.txt: no such file" in message
@@ -182,7 +185,7 @@ def test_calibration_text_that_is_missing_malformed_or_too_short(tmp_path):
     assert "less than one row of 512" in refused(2, *base, f"calibration.dataset={short}")
 
 
-def test_an_output_that_exists(tmp_path):
+def test_an_output_that_exists(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("precious")
@@ -193,7 +196,7 @@ def test_an_output_that_exists(tmp_path):
     assert (out / "thesis.txt").read_text() == "precious"
 
 
-def test_patterns_that_match_nothing_and_fused_siblings(tmp_path):
+def test_patterns_that_match_nothing_and_fused_siblings(tmp_path: Path) -> None:
     base = ("quantize", "gptq-w4-g128", "--model", "demo", "--dry-run", "--set")
     message = refused(2, *base, "quantize.ignore=[lm_haed]")
     assert "pattern 'lm_haed' matches no linear module" in message
@@ -201,19 +204,19 @@ def test_patterns_that_match_nothing_and_fused_siblings(tmp_path):
     assert "need the same scheme" in message and "model.layers.0.self_attn" in message
 
 
-def test_what_a_format_cannot_hold(tmp_path):
+def test_what_a_format_cannot_hold(tmp_path: Path) -> None:
     message = refused(
         2, "quantize", "rtn-w4-g128", "-m", "demo", "--dry-run", "--set", "quantize.bits=3"
     )
     assert "the awq format holds 4 bits only, not 3" in message and "format: gptq" in message
 
 
-def test_another_architecture_for_gguf(tiny, tmp_path):
+def test_another_architecture_for_gguf(tiny: Tiny, tmp_path: Path) -> None:
     message = refused(2, "quantize", "gguf-q8-0", "-m", tiny("gpt_neox"), "-o", tmp_path / "out")
     assert "gpt_neox" in message and "llama" in message
 
 
-def test_a_quantized_model_is_not_quantized_again(broken, tmp_path):
+def test_a_quantized_model_is_not_quantized_again(broken: Path, tmp_path: Path) -> None:
     config = json.loads((broken / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "awq"}
     (broken / "config.json").write_text(json.dumps(config))
@@ -221,20 +224,20 @@ def test_a_quantized_model_is_not_quantized_again(broken, tmp_path):
     assert "is quantized already (awq)" in message
 
 
-def test_devices_that_are_not_there(tmp_path):
+def test_devices_that_are_not_there(tmp_path: Path) -> None:
     base = ("quantize", "rtn-w4-g128", "--model", "demo", "--out", tmp_path / "out", "--device")
     assert "none of auto, cpu, cuda" in refused(2, *base, "gpu")
     if not torch.cuda.is_available():
         assert "0 CUDA devices found" in refused(3, *base, "cuda:0")
 
 
-def test_errors_are_json_too(tmp_path):
+def test_errors_are_json_too(tmp_path: Path) -> None:
     result = run("quantize", "nf4", "--model", "./nowhere", "--out", tmp_path / "o", "--json")
     assert result.exit_code == 2
     assert json.loads(result.stdout)["error"]["where"] == "./nowhere"
 
 
-def test_a_full_disk(tmp_path):
+def test_a_full_disk(tmp_path: Path) -> None:
     """For real: no file may grow past 200 kB."""
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # noqa: E731
     for recipe in ("rtn-w4-g128", "gguf-q8-0"):
@@ -258,7 +261,7 @@ def test_a_full_disk(tmp_path):
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_half_way(tmp_path, sent):
+def test_ctrl_c_half_way(tmp_path: Path, sent: signal.Signals) -> None:
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     process = subprocess.Popen(
         [QUANTKIT, "quantize", "gptq-w4-g128", "--model", "demo", "--out", str(out)],
@@ -302,7 +305,9 @@ def test_ctrl_c_half_way(tmp_path, sent):
         ("metric: kl_divergence.mean, max: 1, confidance: 0.9", "did you mean confidence?"),
     ],
 )
-def test_gates_that_cannot_be_held_are_refused_before_work(tmp_path, gate, message):
+def test_gates_that_cannot_be_held_are_refused_before_work(
+    tmp_path: Path, gate: str, message: str
+) -> None:
     suite = tmp_path / "s.yaml"
     suite.write_text(
         f"schema: 1\nname: s\nversion: 1.0.0\nlikelihood: {{dataset: x.txt}}\ngates: [{{{gate}}}]\n"
@@ -311,7 +316,9 @@ def test_gates_that_cannot_be_held_are_refused_before_work(tmp_path, gate, messa
     assert "s.yaml: gates.0" in said and message in said and "docs/suites.md" in said
 
 
-def test_a_sweep_makes_all_and_keeps_what_is_there(tmp_path, monkeypatch):
+def test_a_sweep_makes_all_and_keeps_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("QUANTKIT_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "out"
     command = ["sweep", "rtn-w4-g128", "gguf-q4-k-m", "gptq-w4-g128", "--model", "demo"]
@@ -332,7 +339,7 @@ def test_a_sweep_makes_all_and_keeps_what_is_there(tmp_path, monkeypatch):
     assert json.loads(run("cache", "list", "--json").stdout) == []
 
 
-def test_a_memory_budget_that_is_no_size(tmp_path):
+def test_a_memory_budget_that_is_no_size(tmp_path: Path) -> None:
     out = tmp_path / "out"
     message = refused(
         2, "quantize", "nf4", "--model", "demo", "--out", out, "--memory-budget", "much"
@@ -341,7 +348,7 @@ def test_a_memory_budget_that_is_no_size(tmp_path):
     assert not out.exists()
 
 
-def test_gptq_in_gguf_needs_calibration_and_a_known_mix(tmp_path):
+def test_gptq_in_gguf_needs_calibration_and_a_known_mix(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     head = "schema: 1\nname: r\nversion: 1.0.0\n"
     recipe.write_text(head + "quantize: {method: gptq, format: gguf, mix: q4_k_m}\n")

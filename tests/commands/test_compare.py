@@ -6,6 +6,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -63,20 +64,20 @@ def variant(**changes) -> Variant:
         ({"metric": "perplexity.ratio", "min": 1.0, "max": 1.005}, "FAIL"),
     ],
 )
-def test_gates(gate, verdict):
+def test_gates(gate: dict[str, Any], verdict: str) -> None:
     decided = decide(variant(), [Gate(**gate)])
     assert decided.verdict == Verdict(verdict)
     assert decided.gates[0].passed == (verdict == "PASS")
 
 
-def test_one_failed_gate_fails_all_of_it():
+def test_one_failed_gate_fails_all_of_it() -> None:
     gates = [Gate(metric="kl_divergence.mean", max=1), Gate(metric="regression.broken", max=0)]
     decided = decide(variant(quality=quality(broken=1)), gates)
     assert decided.verdict is Verdict.FAIL
     assert [gate.passed for gate in decided.gates] == [True, False]
 
 
-def test_a_metric_that_was_not_measured_fails():
+def test_a_metric_that_was_not_measured_fails() -> None:
     quality_without = Quality(Perplexity(1, 0, 1), None, None, None, "float32", 1, 8)
     decided = decide(
         variant(quality=quality_without), [Gate(metric="regression.broken_critical", max=0)]
@@ -84,7 +85,7 @@ def test_a_metric_that_was_not_measured_fails():
     assert decided.verdict is Verdict.FAIL and decided.gates[0].value is None
 
 
-def test_nothing_is_rounded_before_a_comparison():
+def test_nothing_is_rounded_before_a_comparison() -> None:
     gates = [Gate(metric="kl_divergence.mean", max=0.02)]
     assert decide(variant(quality=quality(kl=0.02 + 1e-12)), gates).verdict is Verdict.FAIL
 
@@ -115,7 +116,7 @@ SPREAD = [0.01 * (1 + 0.5 * math.sin(i)) for i in range(64)]  # mean 0.0100, ± 
         ({"min": 0.02, "max": 0.03}, "FAIL"),
     ],
 )
-def test_with_confidence_the_whole_interval_decides(bound, verdict):
+def test_with_confidence_the_whole_interval_decides(bound: dict[str, Any], verdict: str) -> None:
     gate = Gate(metric="kl_divergence.mean", confidence=0.95, **bound)
     outcome = hold(gate, over_rows(SPREAD))
     assert outcome.verdict == Verdict(verdict)
@@ -125,7 +126,7 @@ def test_with_confidence_the_whole_interval_decides(bound, verdict):
     assert (outcome.more is not None) == (verdict == "INCONCLUSIVE")
 
 
-def test_an_end_on_the_bound_is_inside():
+def test_an_end_on_the_bound_is_inside() -> None:
     end = hold(Gate(metric="kl_divergence.mean", max=1, confidence=0.95), over_rows(SPREAD))
     bound = end.interval.high
     for most, verdict in ((bound, "PASS"), (bound * (1 - 1e-12), "INCONCLUSIVE")):
@@ -134,7 +135,7 @@ def test_an_end_on_the_bound_is_inside():
 
 
 @pytest.mark.parametrize(("most", "verdict"), [(0.0104, "PASS"), (0.0095, "FAIL")])
-def test_so_many_more_rows_would_decide(most, verdict):
+def test_so_many_more_rows_would_decide(most: float, verdict: str) -> None:
     gate = Gate(metric="kl_divergence.mean", max=most, confidence=0.95)
     outcome = hold(gate, over_rows(SPREAD))
     needed = 64 + outcome.more
@@ -145,7 +146,7 @@ def test_so_many_more_rows_would_decide(most, verdict):
     assert hold(gate, over_rows(fewer)).verdict is Verdict.INCONCLUSIVE
 
 
-def test_a_figure_on_its_bound_is_decided_by_no_number():
+def test_a_figure_on_its_bound_is_decided_by_no_number() -> None:
     even = over_rows([0.25, 0.75] * 32)
     outcome = hold(Gate(metric="kl_divergence.mean", max=0.5, confidence=0.95), even)
     assert outcome.verdict is Verdict.INCONCLUSIVE and outcome.more is None
@@ -156,7 +157,7 @@ def test_a_figure_on_its_bound_is_decided_by_no_number():
     assert any("lies on the bound" in line for line in said)
 
 
-def test_a_fail_outweighs_inconclusive_and_that_outweighs_pass():
+def test_a_fail_outweighs_inconclusive_and_that_outweighs_pass() -> None:
     good = Gate(metric="kl_divergence.mean", max=0.02, confidence=0.95)
     near = Gate(metric="kl_divergence.mean", max=0.0102, confidence=0.95)
     bad = Gate(metric="top1_agreement", min=0.99)
@@ -167,7 +168,7 @@ def test_a_fail_outweighs_inconclusive_and_that_outweighs_pass():
     assert Verdict.over([Verdict.PASS, Verdict.INCONCLUSIVE, Verdict.FAIL]) is Verdict.FAIL
 
 
-def test_confidence_in_what_was_not_measured_fails():
+def test_confidence_in_what_was_not_measured_fails() -> None:
     gates = [
         Gate(metric="regression.difference", min=-1, confidence=0.95),
         Gate(metric="regression.tags.sums.pass_rate", min=0, confidence=0.95),
@@ -182,7 +183,7 @@ def test_confidence_in_what_was_not_measured_fails():
 @pytest.mark.parametrize("figure", [math.nan, math.inf])
 @pytest.mark.parametrize("confidence", [None, 0.95])
 @pytest.mark.filterwarnings("error")
-def test_what_is_not_finite_fails(figure, confidence):
+def test_what_is_not_finite_fails(figure: float, confidence: float | None) -> None:
     broken = with_intervals(over_rows([figure, *SPREAD]))
     assert "kl_divergence.mean" not in broken.intervals and "perplexity.ratio" in broken.intervals
     for bound in ({"min": 0.0}, {"max": 1.0}):
@@ -201,7 +202,7 @@ def comparison() -> Comparison:
     )
 
 
-def test_the_table_says_what_is_missing_broken_and_failed():
+def test_the_table_says_what_is_missing_broken_and_failed() -> None:
     said = "\n".join(notes(comparison()))
     assert "Missing: v, decode: no such kernel" in said
     assert "Broken: v, c0 (critical): 'before' became 'no|w'" in said
@@ -214,12 +215,12 @@ def test_the_table_says_what_is_missing_broken_and_failed():
 
 
 @pytest.mark.parametrize(("method", "what"), [("awq", "the weights"), ("fp8", "inputs of linears")])
-def test_what_differs_names_the_inputs_where_they_are_rounded(method, what):
+def test_what_differs_names_the_inputs_where_they_are_rounded(method: str, what: str) -> None:
     (said,) = _differences(variant(name="BF16"), [], [variant(method=method)])
     assert f"{what} only" in said
 
 
-def test_markdown_is_made_of_well_formed_tables():
+def test_markdown_is_made_of_well_formed_tables() -> None:
     text = comparison_markdown(comparison())
     tables = [part for part in text.split("\n\n") if part.startswith("|")]
     assert [part.count("\n") >= 2 for part in tables] == [True, True]  # figures, gates
@@ -228,7 +229,7 @@ def test_markdown_is_made_of_well_formed_tables():
     assert "no\\|w" in text
 
 
-def test_details_show_intervals_slices_and_what_is_missing():
+def test_details_show_intervals_slices_and_what_is_missing() -> None:
     cases = tuple(
         CaseOutcome(f"c{i}", i > 5, True, False, ("odd" if i % 2 else "even", "all"), "", "")
         for i in range(40)
@@ -252,7 +253,7 @@ def test_details_show_intervals_slices_and_what_is_missing():
     assert even[2] == "17/20" and even[6:] == ("3 / 0", "0.250")
 
 
-def test_json_has_the_documented_fields():
+def test_json_has_the_documented_fields() -> None:
     value = json.loads(json.dumps(comparison().to_json()))
     assert value["verdict"] == "FAIL" and value["baseline"]["name"] == "BF16"
     (row,) = value["variants"]

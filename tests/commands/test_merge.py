@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from quantkit.commands import merge as verb
 from quantkit.formats.packed import open_artifact, pack
 from quantkit.lora.changes import Factors
 from quantkit.methods import nf4
+from tests.helpers.tiny import Tiny
 from tests.lora.test_adapter import (
     OPTIONS,
     adapted,
@@ -46,12 +48,12 @@ def merge(base: Path, adapter: Path, out: Path, **options) -> dict:
 
 
 @pytest.fixture
-def base(tiny) -> Path:
+def base(tiny: Tiny) -> Path:
     return base_of(tiny, "llama")
 
 
 @pytest.fixture
-def adapter(base, tmp_path) -> Path:
+def adapter(base: Path, tmp_path: Path) -> Path:
     return train(base, tmp_path / "adapter", PLAIN)
 
 
@@ -62,7 +64,9 @@ PROVEN = ("plain", "dora", "embeddings", "tokens", "bias-all", "conv1d-dora", "c
 
 
 @pytest.mark.parametrize("option", [*PROVEN, "lora-bias", "gemma2-dora"])
-def test_the_result_loads_as_peft_merges_it_and_is_proven(tiny, tmp_path, option):
+def test_the_result_loads_as_peft_merges_it_and_is_proven(
+    tiny: Tiny, tmp_path: Path, option: str
+) -> None:
     model_type, config = OPTIONS[option]
     base = base_of(tiny, model_type)
     adapter = train(base, tmp_path / "adapter", config)
@@ -77,7 +81,7 @@ def test_the_result_loads_as_peft_merges_it_and_is_proven(tiny, tmp_path, option
 
 
 @pytest.mark.parametrize("option", ["plain", "conv1d-dora"])
-def test_bfloat16_is_the_oracle_cast_once(tiny, tmp_path, option):
+def test_bfloat16_is_the_oracle_cast_once(tiny: Tiny, tmp_path: Path, option: str) -> None:
     model_type, config = OPTIONS[option]
     base = base_of(tiny, model_type)
     adapter = train(base, tmp_path / "adapter", config)
@@ -92,7 +96,7 @@ def test_bfloat16_is_the_oracle_cast_once(tiny, tmp_path, option):
         assert units_apart(actual, oracle[name].to(torch.bfloat16)) <= 1, name
 
 
-def test_tied_embeddings_come_apart_on_disk(tiny, tmp_path):
+def test_tied_embeddings_come_apart_on_disk(tiny: Tiny, tmp_path: Path) -> None:
     base = base_of(tiny, "llama", tie_word_embeddings=True)
     adapter = train(base, tmp_path / "a", {"target_modules": ["q_proj", "embed_tokens"]})
     manifest = merge(base, adapter, tmp_path / "out")
@@ -104,7 +108,7 @@ def test_tied_embeddings_come_apart_on_disk(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("config", [{"ensure_weight_tying": True}, {}], ids=["tied", "untied"])
-def test_tied_factors_are_proven(tiny, tmp_path, config):
+def test_tied_factors_are_proven(tiny: Tiny, tmp_path: Path, config: dict[str, Any]) -> None:
     base = base_of(tiny, "llama", tie_word_embeddings=True)
     config = {**config, "target_modules": ["q_proj", "embed_tokens", "lm_head"]}
     manifest = merge(base, train(base, tmp_path / "a", config), tmp_path / "out")
@@ -112,7 +116,7 @@ def test_tied_factors_are_proven(tiny, tmp_path, config):
     assert manifest["untied"] == ("ensure_weight_tying" not in config)
 
 
-def test_old_key_names_are_matched(tiny, tmp_path):
+def test_old_key_names_are_matched(tiny: Tiny, tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(base_of(tiny, "gpt2"), base)
     path = base / "model.safetensors"
@@ -127,7 +131,9 @@ def test_old_key_names_are_matched(tiny, tmp_path):
         torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-6)
 
 
-def test_shards_are_those_of_the_base_or_of_the_size_given(base, adapter, tmp_path):
+def test_shards_are_those_of_the_base_or_of_the_size_given(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
     sharded = tmp_path / "sharded"
     load(base).save_pretrained(sharded, max_shard_size="100KB")
     merge(sharded, adapter, tmp_path / "one", proof=False)
@@ -142,7 +148,7 @@ def test_shards_are_those_of_the_base_or_of_the_size_given(base, adapter, tmp_pa
         AutoModelForCausalLM.from_pretrained(tmp_path / out)
 
 
-def test_what_is_written_is_what_is_read(base, adapter, tmp_path):
+def test_what_is_written_is_what_is_read(base: Path, adapter: Path, tmp_path: Path) -> None:
     merge(base, adapter, tmp_path / "out", proof=False, dtype="bfloat16")
     merged, read = Checkpoint(tmp_path / "out"), adapted(base, adapter, dtype=torch.bfloat16)
     assert set(merged.keys()) == set(read.keys()) and merged.nbytes() == read.nbytes()
@@ -151,7 +157,7 @@ def test_what_is_written_is_what_is_read(base, adapter, tmp_path):
         assert torch.equal(merged.read(key), read.read(key))
 
 
-def test_same_inputs_same_bytes(base, adapter, tmp_path):
+def test_same_inputs_same_bytes(base: Path, adapter: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         merge(base, adapter, tmp_path / name)
     for path in (tmp_path / "one").iterdir():
@@ -159,7 +165,7 @@ def test_same_inputs_same_bytes(base, adapter, tmp_path):
             assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
 
 
-def test_the_manifest_says_what_was_merged(base, adapter, tmp_path):
+def test_the_manifest_says_what_was_merged(base: Path, adapter: Path, tmp_path: Path) -> None:
     manifest = merge(base, adapter, tmp_path / "out")
     assert manifest == json.loads((tmp_path / "out" / "quantkit.json").read_text())
     assert set(manifest["source"]["files"]) == {"config.json", "model.safetensors"}
@@ -182,7 +188,9 @@ def tokenizer(directory: Path, tokens: int, template: str | None = None) -> None
         (directory / "chat_template.jinja").write_text(template)
 
 
-def test_the_adapters_tokenizer_wins_where_it_brings_one(base, adapter, tmp_path):
+def test_the_adapters_tokenizer_wins_where_it_brings_one(
+    base: Path, adapter: Path, tmp_path: Path
+) -> None:
     source = tmp_path / "base"
     shutil.copytree(base, source)
     tokenizer(source, 90, "base's")
@@ -201,7 +209,7 @@ def test_the_adapters_tokenizer_wins_where_it_brings_one(base, adapter, tmp_path
     assert (tmp_path / "three" / "generation_config.json").is_file()
 
 
-def test_a_resized_vocabulary_agrees_everywhere(base, tmp_path):
+def test_a_resized_vocabulary_agrees_everywhere(base: Path, tmp_path: Path) -> None:
     config = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
     adapter = train(base, tmp_path / "a", config, vocabulary=99)
     tokenizer(adapter, 99)
@@ -214,7 +222,7 @@ def test_a_resized_vocabulary_agrees_everywhere(base, tmp_path):
         merge(base, adapter, tmp_path / "again")
 
 
-def test_several_weighted_adapters(base, adapter, tmp_path):
+def test_several_weighted_adapters(base: Path, adapter: Path, tmp_path: Path) -> None:
     other = train(base, tmp_path / "b", PLAIN, seed=2)
     adapters = [(str(adapter), 0.7), (str(other), 0.3)]
     out = tmp_path / "out"
@@ -232,7 +240,9 @@ def test_several_weighted_adapters(base, adapter, tmp_path):
 # The proof
 
 
-def test_a_wrong_merge_is_not_written(base, adapter, tmp_path, monkeypatch):
+def test_a_wrong_merge_is_not_written(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     right = Factors.merge
     monkeypatch.setattr(Factors, "merge", lambda self, w, dtype: right(self, w, dtype) * 1.01)
     with pytest.raises(QuantkitError, match="differ"):
@@ -245,7 +255,7 @@ def test_a_wrong_merge_is_not_written(base, adapter, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def quantized(tiny, tmp_path) -> Path:
+def quantized(tiny: Tiny, tmp_path: Path) -> Path:
     """A bitsandbytes base whose linears are NF4."""
     checkpoint = Checkpoint(base_of(tiny, "llama", torch.bfloat16))
     out = tmp_path / "nf4"
@@ -264,13 +274,17 @@ def quantized(tiny, tmp_path) -> Path:
     return out
 
 
-def test_a_quantized_base_is_refused_by_name(adapter, quantized, tmp_path):
+def test_a_quantized_base_is_refused_by_name(
+    adapter: Path, quantized: Path, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match="quantized already \\(bitsandbytes\\)") as error:
         merge(quantized, adapter, tmp_path / "out")
     assert "--dequantize-base" in (error.value.fix or "")
 
 
-def test_an_unpacked_base_takes_the_adapter(base, adapter, quantized, tmp_path):
+def test_an_unpacked_base_takes_the_adapter(
+    base: Path, adapter: Path, quantized: Path, tmp_path: Path
+) -> None:
     packed = open_artifact(quantized)
     manifest = merge(quantized, adapter, tmp_path / "out", dequantize_base=True)
     assert manifest["dequantized_base"] and manifest["dtype"] == "bfloat16"
@@ -287,7 +301,7 @@ def test_an_unpacked_base_takes_the_adapter(base, adapter, quantized, tmp_path):
     assert torch.equal(merged.read(untouched), packed.read(untouched).to(torch.bfloat16))
 
 
-def test_another_quantized_base_isnt_unpacked(base, adapter, tmp_path):
+def test_another_quantized_base_isnt_unpacked(base: Path, adapter: Path, tmp_path: Path) -> None:
     other = tmp_path / "awq"
     shutil.copytree(base, other)
     config = json.loads((other / "config.json").read_text())
@@ -297,7 +311,7 @@ def test_another_quantized_base_isnt_unpacked(base, adapter, tmp_path):
         merge(other, adapter, tmp_path / "out", dequantize_base=True)
 
 
-def test_an_output_that_exists_is_refused(base, adapter, tmp_path):
+def test_an_output_that_exists_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     merge(base, adapter, out, proof=False)
     with pytest.raises(InputError, match="exists already"):
@@ -306,17 +320,17 @@ def test_an_output_that_exists_is_refused(base, adapter, tmp_path):
 
 
 @pytest.mark.parametrize("size", ["2 apples", "", "0GB", "-1GB"])
-def test_sizes_that_are_none(size):
+def test_sizes_that_are_none(size: str) -> None:
     with pytest.raises(InputError):
         parse_size(size, "--max-shard-size")
 
 
-def test_sizes():
+def test_sizes() -> None:
     assert parse_size("2GB", "") == 2_000_000_000
     assert parse_size("1.5 GiB", "") == 3 * 2**29
 
 
-def test_the_command_line(base, adapter, tmp_path):
+def test_the_command_line(base: Path, adapter: Path, tmp_path: Path) -> None:
     run = CliRunner().invoke
     out = tmp_path / "out"
     result = run(app, ["merge", str(base), "--adapter", f"{adapter}=0.5", "-o", str(out), "--json"])

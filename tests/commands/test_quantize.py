@@ -37,7 +37,7 @@ from quantkit.model.stream import Stream
 from quantkit.recipes.recipe import load_recipe
 from quantkit.recipes.suite import Gate, load_suite
 from quantkit.results.comparison import Comparison
-from quantkit.results.quality import Qualities
+from quantkit.results.quality import Qualities, Quality
 from quantkit.results.verdict import Verdict
 
 SHIPPED = [
@@ -59,7 +59,7 @@ def make(recipe: str, out: Path, settings: list[str] | None = None) -> dict:
 
 
 @pytest.fixture(scope="session")
-def artifacts(tmp_path_factory) -> dict[str, Path]:
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The demo by every shipped recipe, and by 2-bit round-to-nearest."""
     folder = tmp_path_factory.mktemp("artifacts")
     for recipe in SHIPPED:
@@ -69,7 +69,7 @@ def artifacts(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def qualities(artifacts) -> tuple[dict[str, Path], Qualities]:
+def qualities(artifacts: dict[str, Path]) -> tuple[dict[str, Path], Qualities]:
     """The demo suite's word on some artifacts, and on the baseline given as an artifact."""
     names = ["rtn-w4-g128", "gguf-q8-0", "rtn-w2", "ct-w4a16-g128", "ct-awq-w4a16-g128"]
     names += ["int8-w8a8", "fp8"]
@@ -80,13 +80,17 @@ def qualities(artifacts) -> tuple[dict[str, Path], Qualities]:
 
 
 @pytest.fixture(scope="session")
-def judged(qualities):
+def judged(
+    qualities: tuple[dict[str, Path], Qualities],
+) -> tuple[Quality, dict[str, Quality]]:
     """Qualities of the baseline and of some artifacts under the demo suite."""
     paths, found = qualities
     return found.baseline, dict(zip(paths, found.artifacts, strict=True))
 
 
-def verdict_on(qualities, *names: str, gates: list[Gate] | None = None) -> tuple[Comparison, int]:
+def verdict_on(
+    qualities: tuple[dict[str, Path], Qualities], *names: str, gates: list[Gate] | None = None
+) -> tuple[Comparison, int]:
     """The comparison of some of the artifacts, and the exit code that it ends in."""
     paths, found = qualities
     suite = load_suite("demo")
@@ -103,7 +107,7 @@ def verdict_on(qualities, *names: str, gates: list[Gate] | None = None) -> tuple
 
 
 @pytest.mark.parametrize("name", [*SHIPPED, "rtn-w2"])
-def test_the_manifest_tells_the_truth(artifacts, name):
+def test_the_manifest_tells_the_truth(artifacts: dict[str, Path], name: str) -> None:
     directory = artifacts[name]
     manifest = json.loads((directory / "quantkit.json").read_text())
     on_disk = {path.name for path in directory.iterdir()} - {"quantkit.json", "run.json"}
@@ -125,7 +129,7 @@ def test_the_manifest_tells_the_truth(artifacts, name):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_sidecars_are_copied_byte_for_byte(artifacts, name):
+def test_sidecars_are_copied_byte_for_byte(artifacts: dict[str, Path], name: str) -> None:
     for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         assert (artifacts[name] / file).read_bytes() == (demo_model() / file).read_bytes()
     template = "chat_template.jinja"
@@ -133,13 +137,13 @@ def test_sidecars_are_copied_byte_for_byte(artifacts, name):
 
 
 @pytest.mark.parametrize("name", IN_SAFETENSORS)
-def test_sizes_are_as_planned(artifacts, name):
+def test_sizes_are_as_planned(artifacts: dict[str, Path], name: str) -> None:
     plan = prepare(load_recipe(name), "demo").plan
     checkpoint = Checkpoint(artifacts[name])
     assert checkpoint.nbytes() == plan.nbytes
 
 
-def test_the_methods_report_what_they_did(artifacts):
+def test_the_methods_report_what_they_did(artifacts: dict[str, Path]) -> None:
     awq, gptq = (
         json.loads((artifacts[name] / "quantkit.json").read_text())
         for name in ("awq-w4-g128", "gptq-w4-g128")
@@ -152,7 +156,7 @@ def test_the_methods_report_what_they_did(artifacts):
 
 
 @pytest.mark.parametrize("mix", ["q2_k", "q3_k_m", "q5_k_m", "q6_k"])
-def test_error_feedback_in_k_quants(tmp_path, mix):
+def test_error_feedback_in_k_quants(tmp_path: Path, mix: str) -> None:
     """Types and size are llama.cpp's, the outputs nearer, the bytes those of any thread count."""
     few = ["calibration.samples=16"]
     name = f"gguf-{mix.replace('_', '-')}-gptq"
@@ -191,7 +195,9 @@ def test_error_feedback_in_k_quants(tmp_path, mix):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_the_same_inputs_give_the_same_bytes_for_any_number_of_threads(artifacts, tmp_path, name):
+def test_the_same_inputs_give_the_same_bytes_for_any_number_of_threads(
+    artifacts: dict[str, Path], tmp_path: Path, name: str
+) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if threads > 1 else 2)
     try:
@@ -204,13 +210,17 @@ def test_the_same_inputs_give_the_same_bytes_for_any_number_of_threads(artifacts
         assert sha256(tmp_path / name / file) == sha256(artifacts[name] / file), file
 
 
-def test_the_baseline_knows_its_world(judged):
+def test_the_baseline_knows_its_world(
+    judged: tuple[Quality, dict[str, Quality]],
+) -> None:
     baseline, _ = judged
     assert baseline.regression.total >= 60
     assert baseline.regression.pass_rate >= 0.95
 
 
-def test_four_bits_pass_and_two_bits_visibly_fail(judged):
+def test_four_bits_pass_and_two_bits_visibly_fail(
+    judged: tuple[Quality, dict[str, Quality]],
+) -> None:
     baseline, artifacts = judged
     assert artifacts["rtn-w2"].regression.broken >= 3
     assert artifacts["rtn-w2"].regression.pass_rate < baseline.regression.pass_rate
@@ -220,7 +230,9 @@ def test_four_bits_pass_and_two_bits_visibly_fail(judged):
         assert artifacts[name].regression.broken_critical == 0
 
 
-def test_the_baseline_against_itself_passes_every_gate(qualities):
+def test_the_baseline_against_itself_passes_every_gate(
+    qualities: tuple[dict[str, Path], Qualities],
+) -> None:
     comparison, code = verdict_on(qualities, "bf16")
     (row,) = comparison.variants
     assert code == 0 and comparison.verdict is Verdict.PASS
@@ -230,7 +242,9 @@ def test_the_baseline_against_itself_passes_every_gate(qualities):
     assert row.quality.slices[0].p_value == 1
 
 
-def test_the_shipped_suite_passes_what_is_good_and_fails_two_bits(qualities):
+def test_the_shipped_suite_passes_what_is_good_and_fails_two_bits(
+    qualities: tuple[dict[str, Path], Qualities],
+) -> None:
     comparison, code = verdict_on(qualities, "rtn-w4-g128", "gguf-q8-0")
     assert code == 0 and comparison.verdict is Verdict.PASS
     comparison, code = verdict_on(qualities, "rtn-w4-g128", "rtn-w2")
@@ -240,7 +254,11 @@ def test_the_shipped_suite_passes_what_is_good_and_fails_two_bits(qualities):
     assert kl.verdict is Verdict.FAIL and kl.interval.low > kl.max
 
 
-def test_near_the_bound_is_exit_code_4(qualities, judged, capsys):
+def test_near_the_bound_is_exit_code_4(
+    qualities: tuple[dict[str, Path], Qualities],
+    judged: tuple[Quality, dict[str, Quality]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     near = 1.02 * judged[1]["rtn-w4-g128"].kl_divergence.mean
     gates = [Gate(metric="kl_divergence.mean", max=near, confidence=0.95)]
     comparison, code = verdict_on(qualities, "rtn-w4-g128", gates=gates)
@@ -252,7 +270,9 @@ def test_near_the_bound_is_exit_code_4(qualities, judged, capsys):
     assert code == 1 and comparison.verdict is Verdict.FAIL
 
 
-def test_intervals_can_be_redone_from_the_json(qualities):
+def test_intervals_can_be_redone_from_the_json(
+    qualities: tuple[dict[str, Path], Qualities],
+) -> None:
     value = json.loads(json.dumps(verdict_on(qualities, "rtn-w2")[0].to_json(), allow_nan=False))
     quality = value["variants"][0]["quality"]
     sums, intervals = quality["row_sums"], quality["intervals"]
@@ -274,7 +294,9 @@ def test_intervals_can_be_redone_from_the_json(qualities):
     assert sums["kl"] == pytest.approx(made["artifacts"]["rtn-w2"]["kl"], rel=0.01)
 
 
-def test_gates_on_slices_that_no_case_has_are_refused(artifacts, tmp_path):
+def test_gates_on_slices_that_no_case_has_are_refused(
+    artifacts: dict[str, Path], tmp_path: Path
+) -> None:
     suites = load_suite("demo").path.parent
     for gate, message in (
         ("{metric: regression.tags.smus.pass_rate, min: 1}", "no case has the tag smus"),
@@ -293,7 +315,9 @@ def test_gates_on_slices_that_no_case_has_are_refused(artifacts, tmp_path):
         assert f"gates.0: {message}" in " ".join(result.stderr.split())
 
 
-def test_compressed_tensors_lose_little(judged):
+def test_compressed_tensors_lose_little(
+    judged: tuple[Quality, dict[str, Quality]],
+) -> None:
     _, artifacts = judged
     nearest = artifacts["rtn-w4-g128"].kl_divergence
     for name in ("ct-w4a16-g128", "int8-w8a8", "fp8"):
@@ -304,7 +328,7 @@ def test_compressed_tensors_lose_little(judged):
     assert artifacts["int8-w8a8"].kl_divergence.mean < 5e-4
 
 
-def test_a_failed_gate_is_exit_code_1(artifacts):
+def test_a_failed_gate_is_exit_code_1(artifacts: dict[str, Path]) -> None:
     arguments = [
         "eval",
         str(artifacts["rtn-w2"]),
@@ -320,7 +344,7 @@ def test_a_failed_gate_is_exit_code_1(artifacts):
     assert value["verdict"] == "FAIL" and value["variants"][0]["verdict"] == "FAIL"
 
 
-def test_nf4_loads_with_plain_transformers_and_answers(artifacts):
+def test_nf4_loads_with_plain_transformers_and_answers(artifacts: dict[str, Path]) -> None:
     model = AutoModelForCausalLM.from_pretrained(artifacts["nf4"]).eval()
     tokenizer = AutoTokenizer.from_pretrained(artifacts["nf4"])
     suite = load_suite("demo")
@@ -333,7 +357,7 @@ def test_nf4_loads_with_plain_transformers_and_answers(artifacts):
 
 
 @pytest.mark.engine
-def test_the_gguf_in_llamacpp_gives_the_same_tokens(artifacts):
+def test_the_gguf_in_llamacpp_gives_the_same_tokens(artifacts: dict[str, Path]) -> None:
     """Over all prompts of the suite, against transformers on the unpacked weights."""
     from quantkit.engines.llamacpp import LlamaCpp
 
@@ -362,7 +386,7 @@ def test_the_gguf_in_llamacpp_gives_the_same_tokens(artifacts):
 @pytest.mark.parametrize(
     "name", ["awq-w4-g128", "gptq-w4-g128", "ct-w4a16-g128", "ct-awq-w4a16-g128"]
 )
-def test_packed_linears_compute_what_was_judged(artifacts, name):
+def test_packed_linears_compute_what_was_judged(artifacts: dict[str, Path], name: str) -> None:
     source = PackedCheckpoint(Checkpoint(artifacts[name]))
     model, engine = int4.load(source)
     assert engine == "quantkit-int4"
@@ -377,7 +401,7 @@ def test_packed_linears_compute_what_was_judged(artifacts, name):
         assert error < 0.02, module_name
 
 
-def test_costs_are_measured_in_fresh_processes(artifacts):
+def test_costs_are_measured_in_fresh_processes(artifacts: dict[str, Path]) -> None:
     load = Load(prompt_tokens=16, new_tokens=4, repeats=1, threads=1)
     names = ["gptq-w4-g128", "gguf-q4-k-m"]
     costs = measure([artifacts[name] for name in names], Checkpoint(demo_model()), load, Silent())
@@ -393,7 +417,9 @@ def test_costs_are_measured_in_fresh_processes(artifacts):
     assert costs.artifacts[1].weights_bytes < 0.5 * costs.baseline_gguf.weights_bytes
 
 
-def test_an_engine_that_is_missing_leaves_its_figures_empty(artifacts, monkeypatch, tmp_path):
+def test_an_engine_that_is_missing_leaves_its_figures_empty(
+    artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     blocked = tmp_path / "xllamacpp.py"
     blocked.write_text("raise ImportError('blocked')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -404,7 +430,7 @@ def test_an_engine_that_is_missing_leaves_its_figures_empty(artifacts, monkeypat
     assert "xllamacpp" in cost.missing["all figures"]
 
 
-def test_sharded_checkpoints_are_the_same_model(tmp_path, artifacts):
+def test_sharded_checkpoints_are_the_same_model(tmp_path: Path, artifacts: dict[str, Path]) -> None:
     model = AutoModelForCausalLM.from_pretrained(demo_model(), dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "sharded", max_shard_size="1MB")
     AutoTokenizer.from_pretrained(demo_model()).save_pretrained(tmp_path / "sharded")
@@ -416,7 +442,7 @@ def test_sharded_checkpoints_are_the_same_model(tmp_path, artifacts):
     assert all(torch.equal(one.read(key), other.read(key)) for key in one.entries)
 
 
-def test_overrides_are_obeyed_and_read_back(tmp_path):
+def test_overrides_are_obeyed_and_read_back(tmp_path: Path) -> None:
     settings = [
         "quantize.format=gptq",
         "quantize.overrides=[{match: '*.down_proj', bits: 8, group_size: 64},"
@@ -437,7 +463,9 @@ def test_overrides_are_obeyed_and_read_back(tmp_path):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", ["awq-w4-g128", "gptq-w4-g128", "gguf-q4-k-m"])
-def test_a_gpu_makes_nearly_the_same_artifact(artifacts, tmp_path, name):
+def test_a_gpu_makes_nearly_the_same_artifact(
+    artifacts: dict[str, Path], tmp_path: Path, name: str
+) -> None:
     job = prepare(load_recipe(name), "demo")
     quantize(job, tmp_path / name, device="cuda", force=False, progress=Silent())
     mine, theirs = open_artifact(tmp_path / name), open_artifact(artifacts[name])
@@ -448,7 +476,7 @@ def test_a_gpu_makes_nearly_the_same_artifact(artifacts, tmp_path, name):
         assert abs(errors[0] - errors[1]) <= 0.1 * errors[1] + 1e-6, key
 
 
-def test_answers_do_not_depend_on_what_shares_the_batch():
+def test_answers_do_not_depend_on_what_shares_the_batch() -> None:
     model = AutoModelForCausalLM.from_pretrained(demo_model(), dtype=torch.float32).eval()
     prompts = [[5, 6, 7], [9, 8, 7, 6], [5, 6, 7], [20, 21, 22]]
     run = partial(hf.generate, model, end=[])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from quantkit.cli import app
 from quantkit.judging.regression import load_cases
@@ -16,7 +16,7 @@ from quantkit.recipes.suite import load_suite
 PROMPTS = ["What colour is the cat?", "", "What is 2 + 3?", "Where does the owl live?"]
 
 
-def run(*arguments: object):
+def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
@@ -28,13 +28,13 @@ def refused(code: int, *arguments: object) -> str:
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory) -> Path:
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("made") / "rtn"
     assert run("quantize", "rtn-w4-g128", "-m", "demo", "-o", place).exit_code == 0
     return place
 
 
-def test_init_writes_a_suite_that_the_baseline_passes(tmp_path, artifact):
+def test_init_writes_a_suite_that_the_baseline_passes(tmp_path: Path, artifact: Path) -> None:
     prompts, out = tmp_path / "prompts.txt", tmp_path / "mine"
     prompts.write_text(
         "\n".join(PROMPTS * 4 + ["Give the colours of the cat, the owl and the fox."])
@@ -57,7 +57,7 @@ def test_init_writes_a_suite_that_the_baseline_passes(tmp_path, artifact):
     assert again.exit_code == 0 and "suite check" in again.stdout
 
 
-def test_init_takes_cases_without_checks_and_text_of_ones_own(tmp_path):
+def test_init_takes_cases_without_checks_and_text_of_ones_own(tmp_path: Path) -> None:
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "mine"
     asked = [
         {"id": "plain", "prompt": "Everyone knows that the cat is", "max_new_tokens": 3},
@@ -77,7 +77,7 @@ def test_init_takes_cases_without_checks_and_text_of_ones_own(tmp_path):
     assert "cut at the limit" in result.stderr and "plain" in result.stderr
 
 
-def test_init_leaves_nothing_behind_when_it_can_not(tmp_path):
+def test_init_leaves_nothing_behind_when_it_can_not(tmp_path: Path) -> None:
     prompts, out = tmp_path / "p.jsonl", tmp_path / "mine"
     arguments = ("suite", "init", prompts, "--baseline", "demo", "--out", out)
     prompts.write_text('{"prompt": "a"}\n{"promt": "b"}\n{\n')
@@ -109,7 +109,7 @@ def write_suite(place: Path, cases: list[dict], **changes: object) -> Path:
     return path
 
 
-def test_check_lists_all_that_is_wrong(tmp_path):
+def test_check_lists_all_that_is_wrong(tmp_path: Path) -> None:
     cases = [{"id": "a", "prompt": "p", "check": {"exakt": "x"}}]
     suite = write_suite(tmp_path, cases)
     (tmp_path / "text.jsonl").unlink()
@@ -124,7 +124,7 @@ def test_check_lists_all_that_is_wrong(tmp_path):
     assert "gates.0: no such metric: no.such" in said and "gates.1: a gate needs min" in said
 
 
-def test_check_knows_what_gates_ask_of_the_cases(tmp_path):
+def test_check_knows_what_gates_ask_of_the_cases(tmp_path: Path) -> None:
     case = {"id": "a", "prompt": "p", "check": {"exact": "x"}, "tags": ["sums"]}
     gates = [{"metric": "regression.tags.facts.pass_rate", "min": 1}]
     result = run("suite", "check", write_suite(tmp_path, [case], gates=gates))
@@ -132,7 +132,7 @@ def test_check_knows_what_gates_ask_of_the_cases(tmp_path):
     assert "gates.0: no case has the tag facts. Tags: sums." in result.stdout
 
 
-def test_check_finds_calibration_text_in_a_suite(tmp_path):
+def test_check_finds_calibration_text_in_a_suite(tmp_path: Path) -> None:
     from quantkit.base import resources
 
     lines = (resources.calibration() / "general-v1.jsonl").read_text().splitlines()
@@ -148,7 +148,7 @@ def test_check_finds_calibration_text_in_a_suite(tmp_path):
     assert "rtn-w4-g128: calibrates on nothing" in found.stdout
 
 
-def test_every_kind_of_case_is_judged_and_kept(tmp_path, artifact):
+def test_every_kind_of_case_is_judged_and_kept(tmp_path: Path, artifact: Path) -> None:
     (tmp_path / "demo_own_checks.py").write_text(
         "def short(answer, case): return len(answer) < case['max_new_tokens'], 'too long'\n"
     )

@@ -32,7 +32,8 @@ from quantkit.formats.gguf.writer import write_file
 from quantkit.formats.packed import open_artifact
 from quantkit.recipes.recipe import load_recipe
 from quantkit.reports.findings import checks_table
-from tests.helpers.foreign_tiny import awq, code, gptq, write
+from tests.helpers.foreign_tiny import Packed, awq, code, gptq, write
+from tests.helpers.tiny import Tiny
 
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True}
@@ -70,7 +71,7 @@ def outcomes(value: dict[str, Any]) -> dict[str, bool | None]:
     return {check["name"]: check["passed"] for check in value["checks"]}
 
 
-def test_a_whole_artifact_is_verified(artifact):
+def test_a_whole_artifact_is_verified(artifact: Path) -> None:
     code, value, _ = run("verify", artifact, "--baseline", "demo")
     assert code == 0 and value["passed"] and value["engine"] == "quantkit-int4"
     found = outcomes(value)
@@ -81,7 +82,7 @@ def test_a_whole_artifact_is_verified(artifact):
     }
 
 
-def test_every_damage_has_its_line(artifact, tmp_path):
+def test_every_damage_has_its_line(artifact: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(artifact, tmp_path / "broken")
     tensors = load_file(broken / "model.safetensors")
     tensors["model.layers.2.mlp.up_proj.scales"][0, 5] = torch.nan
@@ -112,7 +113,7 @@ def test_every_damage_has_its_line(artifact, tmp_path):
 
 
 @pytest.mark.engine
-def test_a_gguf_is_tokenized_by_llamacpp(gguf, tmp_path):
+def test_a_gguf_is_tokenized_by_llamacpp(gguf: Path, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
     code, value, _ = run("verify", gguf, "--baseline", "demo")
     assert code == 0 and value["engine"] == "llama.cpp"
@@ -137,7 +138,7 @@ def subject(path: Path, baseline: Path | None) -> _Subject:
     return _Subject(path, path, open_artifact(path), source)
 
 
-def test_shapes_are_held_against_what_is_there(tiny, artifact, gguf):
+def test_shapes_are_held_against_what_is_there(tiny: Tiny, artifact: Path, gguf: Path) -> None:
     assert subject(artifact, None).shapes().passed is True  # its own config.json
     assert subject(gguf, None).shapes().passed is None
     assert subject(gguf, demo_model()).shapes().passed is True
@@ -145,7 +146,7 @@ def test_shapes_are_held_against_what_is_there(tiny, artifact, gguf):
     assert other.passed is False and "config.json asks for" in other.detail
 
 
-def test_without_a_baseline_tokens_are_left_open(artifact):
+def test_without_a_baseline_tokens_are_left_open(artifact: Path) -> None:
     [check] = subject(artifact, None).tokenizer()
     assert check.passed is None
 
@@ -159,7 +160,7 @@ def test_without_a_baseline_tokens_are_left_open(artifact):
         ("exllama", 2, "no such engine"),
     ],
 )
-def test_engines_that_cannot_be_asked(artifact, engine, code, message):
+def test_engines_that_cannot_be_asked(artifact: Path, engine: str, code: int, message: str) -> None:
     if code == 3 and find_spec("gptqmodel" if engine == "transformers" else engine):
         pytest.skip("is installed here")
     got, value, _ = run("verify", artifact, "--engine", engine)
@@ -167,7 +168,7 @@ def test_engines_that_cannot_be_asked(artifact, engine, code, message):
     assert message in value["error"]["what"] and value["error"]["fix"]
 
 
-def test_what_is_no_artifact_is_said_so(tmp_path):
+def test_what_is_no_artifact_is_said_so(tmp_path: Path) -> None:
     for command in ("inspect", "verify"):
         code, value, _ = run(command, tmp_path / "nothing")
         assert code == 2 and value["error"]["what"] == "no such file or directory"
@@ -175,7 +176,9 @@ def test_what_is_no_artifact_is_said_so(tmp_path):
         assert code == 2 and "config.json" in value["error"]["where"]
 
 
-def test_engines_that_cannot_load_or_die_are_told(tmp_path, monkeypatch):
+def test_engines_that_cannot_load_or_die_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(InputError, match="ended with code 1: KeyError"):
         trial.attempt(trial.Request(str(tmp_path), "no such engine", ([1],), 2))
     killed = subprocess.CompletedProcess([], -9, "", "")
@@ -184,13 +187,13 @@ def test_engines_that_cannot_load_or_die_are_told(tmp_path, monkeypatch):
         trial.attempt(trial.Request(str(tmp_path), "transformers", ([1],), 2))
 
 
-def test_loops_and_silence_are_no_answers():
+def test_loops_and_silence_are_no_answers() -> None:
     assert not _speaks([[], [7] * 20], None).passed
     assert _speaks([[7] * 20, [7, 8] * 10], None).passed
     assert _speaks([[3]], None).passed
 
 
-def test_facts_of_our_own(artifact):
+def test_facts_of_our_own(artifact: Path) -> None:
     facts = examine(artifact)
     manifest = json.loads((artifact / "quantkit.json").read_text())
     assert facts.format == "awq (gemm)" and facts.method == "rtn"
@@ -206,10 +209,10 @@ def test_facts_of_our_own(artifact):
         assert text in result.stdout
 
 
-def test_facts_of_others(tiny, gguf, tmp_path):
+def test_facts_of_others(tiny: Tiny, gguf: Path, tmp_path: Path) -> None:
     source = tiny("llama", torch.bfloat16)
 
-    def pack(name, weight):
+    def pack(name: str, weight: torch.Tensor) -> Packed | None:
         coded = code(weight, 4, 32, symmetric=True, permuted=True)
         return gptq(coded, 4), coded.weight
 
@@ -238,8 +241,10 @@ def test_facts_of_others(tiny, gguf, tmp_path):
         (4, 16, True, "groups of another size"),
     ],
 )
-def test_what_vllm_loads(tiny, tmp_path, bits, group, symmetric, why):
-    def pack(name, weight):
+def test_what_vllm_loads(
+    tiny: Tiny, tmp_path: Path, bits: int, group: int, symmetric: bool, why: str
+) -> None:
+    def pack(name: str, weight: torch.Tensor) -> Packed | None:
         coded = code(weight, bits, group, symmetric=symmetric, lowest=1)
         return gptq(coded, bits), coded.weight
 
@@ -249,7 +254,7 @@ def test_what_vllm_loads(tiny, tmp_path, bits, group, symmetric, why):
     assert (vllm.loads == "no") == bool(why) and why in vllm.why
 
 
-def test_a_gguf_in_parts_is_one_model(gguf, tmp_path):
+def test_a_gguf_in_parts_is_one_model(gguf: Path, tmp_path: Path) -> None:
     library = pytest.importorskip("gguf")
     reader = library.GGUFReader(gguf)
     writer = library.GGUFWriter(tmp_path / "demo.gguf", "llama", split_max_tensors=15)
@@ -274,8 +279,8 @@ def test_a_gguf_in_parts_is_one_model(gguf, tmp_path):
         GgufWeights(tmp_path)
 
 
-def test_awq_needs_widths_that_vllm_takes(tiny, tmp_path):
-    def pack(name, weight):
+def test_awq_needs_widths_that_vllm_takes(tiny: Tiny, tmp_path: Path) -> None:
+    def pack(name: str, weight: torch.Tensor) -> Packed | None:
         coded = code(weight, 4, 32)
         return awq(coded), coded.weight
 

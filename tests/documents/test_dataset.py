@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -18,7 +20,7 @@ TEXTS = ["The cat is black.", "", "  ", "The owl is white.", "The fox is red."]
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pytest.importorskip("datasets")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     place = tmp_path / "set"
@@ -35,7 +37,7 @@ def folder(tmp_path, monkeypatch):
     return place
 
 
-def test_rows_become_documents_and_a_digest(folder):
+def test_rows_become_documents_and_a_digest(folder: Path) -> None:
     plain = HubDataset(hub=str(folder), config="plain")
     documents, digest = read(plain)
     assert [d.content for d in documents] == [text for text in TEXTS if text.strip()]
@@ -48,7 +50,7 @@ def test_rows_become_documents_and_a_digest(folder):
     assert same == digest
 
 
-def test_messages_go_through_the_template(folder):
+def test_messages_go_through_the_template(folder: Path) -> None:
     chat = HubDataset(hub=str(folder), config="chat", split="test", column="messages")
     tokenizer = load_tokenizer(demo_model())
     rows = pack(chat, tokenizer, sequence_length=8, rows=None, seed=None)
@@ -56,7 +58,7 @@ def test_messages_go_through_the_template(folder):
     assert rows.digest == read(chat)[1]
 
 
-def test_what_can_not_be_read_is_said(folder, monkeypatch):
+def test_what_can_not_be_read_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="has no column nothing; it has text, other, number"):
         read(HubDataset(hub=str(folder), config="plain", column="nothing"))
     with pytest.raises(InputError, match="row 0: is neither text nor a list of chat messages"):
@@ -71,7 +73,7 @@ def test_what_can_not_be_read_is_said(folder, monkeypatch):
     assert caught.value.fix == "pip install 'quantkit[datasets]'"
 
 
-def test_a_data_set_of_the_hub_must_be_pinned(tmp_path):
+def test_a_data_set_of_the_hub_must_be_pinned(tmp_path: Path) -> None:
     assert HubDataset(hub="owner/name", revision=COMMIT).revision == COMMIT
     for revision in (None, "main", COMMIT[:12]):
         with pytest.raises(ValidationError, match="must pin owner/name to a commit"):
@@ -82,7 +84,7 @@ def test_a_data_set_of_the_hub_must_be_pinned(tmp_path):
     assert resolve("a.txt", tmp_path) == tmp_path / "a.txt"
 
 
-def recipe_with(dataset: object, tmp_path) -> str:
+def recipe_with(dataset: object, tmp_path: Path) -> str:
     import yaml
 
     from quantkit.base import resources
@@ -103,13 +105,15 @@ def recipe_with(dataset: object, tmp_path) -> str:
         (3, "calibration.dataset: input should be a valid string, not 3"),
     ],
 )
-def test_mistakes_in_a_recipe_are_named(tmp_path, dataset, message):
+def test_mistakes_in_a_recipe_are_named(
+    tmp_path: Path, dataset: dict[str, Any] | int, message: str
+) -> None:
     with pytest.raises(InputError) as caught:
         load_recipe(recipe_with(dataset, tmp_path))
     assert message in str(caught.value)
 
 
-def test_a_recipe_calibrates_on_a_folder(folder, tmp_path):
+def test_a_recipe_calibrates_on_a_folder(folder: Path, tmp_path: Path) -> None:
     loaded = load_recipe(recipe_with({"hub": "./set", "config": "plain"}, tmp_path))
     dataset = loaded.calibration_dataset()
     assert isinstance(dataset, HubDataset) and dataset.hub == str(folder)

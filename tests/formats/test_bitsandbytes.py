@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +15,11 @@ from quantkit.base.progress import Silent
 from quantkit.commands.quantize import prepare, quantize
 from quantkit.formats.packed import open_artifact
 from quantkit.recipes.recipe import load_recipe
+from tests.helpers.tiny import Tiny
 
 
 @pytest.mark.parametrize("double", [True, False])
-def test_equal_to_save_pretrained(tiny, tmp_path, double):
+def test_equal_to_save_pretrained(tiny: Tiny, tmp_path: Path, double: bool) -> None:
     source = tiny("llama", torch.bfloat16, hidden_size=128, intermediate_size=192)
     job = prepare(load_recipe("nf4", [f"quantize.double_quant={str(double).lower()}"]), str(source))
     quantize(job, tmp_path / "ours", device="cpu", force=False, progress=Silent())
@@ -40,7 +43,7 @@ def test_equal_to_save_pretrained(tiny, tmp_path, double):
         assert ours_tensors[name].dtype == tensor.dtype, name
         assert torch.equal(ours_tensors[name], tensor), name
 
-    def settings(folder):
+    def settings(folder: str) -> dict[str, Any]:
         return json.loads((tmp_path / folder / "config.json").read_text())["quantization_config"]
 
     assert settings("ours") == settings("theirs")

@@ -25,7 +25,7 @@ def exact(grid: Grid) -> QuantizedTensor:
     return QuantizedTensor(grid, tensor.codes, tensor.scales.to(BF16).float(), tensor.zeros)
 
 
-def test_words_of_the_codes_0_to_7():
+def test_words_of_the_codes_0_to_7() -> None:
     """Along the inputs the weights, along the outputs the zero points; the first lies lowest."""
     codes = torch.arange(8, dtype=torch.uint8).repeat(8, 4)
     zeros = torch.arange(8, dtype=torch.uint8)[:, None]
@@ -40,7 +40,7 @@ def test_words_of_the_codes_0_to_7():
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_round_trip_and_size(grid):
+def test_round_trip_and_size(grid: Grid) -> None:
     tensor = exact(grid)
     packed = compressed.pack(tensor, BF16)
     assert ("weight_zero_point" in packed) != grid.symmetric
@@ -54,7 +54,7 @@ def test_round_trip_and_size(grid):
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_its_own_library_reads_what_was_packed(grid):
+def test_its_own_library_reads_what_was_packed(grid: Grid) -> None:
     pytest.importorskip("compressed_tensors")
     from compressed_tensors.compressors import PackedQuantizationCompressor
     from compressed_tensors.quantization import QuantizationConfig
@@ -66,7 +66,7 @@ def test_its_own_library_reads_what_was_packed(grid):
     assert torch.equal(back["weight"], tensor.dequantize())
 
 
-def test_a_group_for_each_grid_names_its_modules():
+def test_a_group_for_each_grid_names_its_modules() -> None:
     base, other = Grid(4, 128, True), Grid(8, 32, False)
     plain = compressed.config(base, {"a.b": base, "a.c": base}, ["lm_head"])
     assert plain["config_groups"]["group_0"]["targets"] == ["Linear"]
@@ -79,7 +79,7 @@ def test_a_group_for_each_grid_names_its_modules():
     assert back.grid == other and torch.equal(back.codes, tensor.codes)
 
 
-def test_configs_of_others_are_read():
+def test_configs_of_others_are_read() -> None:
     """Patterns go before classes; a module that none of them names has no grid."""
     config = compressed.config(Grid(4, 32, True), {"m": Grid(4, 32, True)}, [])
     fine = compressed.config(Grid(8, -1, True), {"m": Grid(8, -1, True)}, [])
@@ -92,7 +92,7 @@ def test_configs_of_others_are_read():
         compressed.unpack(packed, config, "model.layers.0.mlp.up_proj")
 
 
-def test_layouts_that_are_not_read_are_named():
+def test_layouts_that_are_not_read_are_named() -> None:
     grid = Grid(4, 32, True)
     config = compressed.config(grid, {"m": grid}, [])
     config["config_groups"]["group_0"]["weights"]["actorder"] = "group"
@@ -112,7 +112,7 @@ def test_layouts_that_are_not_read_are_named():
         ((60, 128), Grid(4, 128, False), "60 outputs aren't divisible by 8"),
     ],
 )
-def test_what_it_cannot_hold_is_refused(shape, grid, message):
+def test_what_it_cannot_hold_is_refused(shape: tuple[int, ...], grid: Grid, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         compressed.check("m", shape, grid, grid)
     assert caught.value.fix

@@ -23,7 +23,8 @@ from quantkit.formats.dialects import dialect_of
 from quantkit.formats.packed import PackedCheckpoint, open_artifact
 from quantkit.model.skeleton import Skeleton
 from quantkit.recipes.suite import load_suite
-from tests.helpers.foreign_tiny import awq, code, compressed, gptq, write
+from tests.helpers.foreign_tiny import Packed, awq, code, compressed, gptq, write
+from tests.helpers.tiny import Tiny
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": False}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
@@ -56,8 +57,10 @@ def same(expected: dict[str, torch.Tensor], directory: Path) -> PackedCheckpoint
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_gptq_of_any_version(source, tmp_path, bits, version, symmetric):
-    def pack(name, weight):
+def test_gptq_of_any_version(
+    source: Path, tmp_path: Path, bits: int, version: int, symmetric: bool
+) -> None:
+    def pack(name: str, weight: torch.Tensor) -> Packed | None:
         coded = code(weight, bits, 32, symmetric=symmetric, lowest=2 - version)
         return gptq(coded, bits, version=version), coded.weight
 
@@ -69,10 +72,10 @@ def test_gptq_of_any_version(source, tmp_path, bits, version, symmetric):
     assert str(weights.dialect) == f"gptq (v{version})"
 
 
-def test_permuted_groups_are_read_and_run(source, tmp_path):
+def test_permuted_groups_are_read_and_run(source: Path, tmp_path: Path) -> None:
     """desc_act with real permutations, and biases of zero as AutoGPTQ writes them."""
 
-    def pack(name, weight):
+    def pack(name: str, weight: torch.Tensor) -> Packed | None:
         coded = code(weight, 4, 32, symmetric=True, permuted=True)
         return gptq(coded, 4), coded.weight
 
@@ -89,10 +92,10 @@ def test_permuted_groups_are_read_and_run(source, tmp_path):
             assert (linear(x).float() - wanted).norm() < 0.02 * wanted.norm(), name
 
 
-def test_a_borrow_between_zero_points_is_undone(source, tmp_path):
+def test_a_borrow_between_zero_points_is_undone(source: Path, tmp_path: Path) -> None:
     """GPTQModel takes 1 off whole words; a zero point of 0 then borrows from its neighbour."""
 
-    def pack(name, weight):
+    def pack(name: str, weight: torch.Tensor) -> Packed | None:
         coded = code(weight.abs(), 4, 32)  # all zero points are 0
         coded.zeros[::3] = 7
         return gptq(coded, 4, words=True), coded.weight
@@ -101,10 +104,10 @@ def test_a_borrow_between_zero_points_is_undone(source, tmp_path):
     same(write(source, tmp_path, settings, pack), tmp_path)
 
 
-def test_exceptions_are_read_off_the_tensors(source, tmp_path):
+def test_exceptions_are_read_off_the_tensors(source: Path, tmp_path: Path) -> None:
     """Other bits, groups and kept linears, whatever config.json calls them."""
 
-    def pack(name, weight):
+    def pack(name: str, weight: torch.Tensor) -> Packed | None:
         if name.endswith("o_proj"):
             return None
         bits, group = (8, 16) if name.endswith("down_proj") else (4, 32)
@@ -118,10 +121,10 @@ def test_exceptions_are_read_off_the_tensors(source, tmp_path):
     assert weights.scheme("model.layers.1.self_attn.o_proj.weight") == "bfloat16"
 
 
-def test_a_last_group_may_be_short(tiny, tmp_path):
+def test_a_last_group_may_be_short(tiny: Tiny, tmp_path: Path) -> None:
     source = tiny("llama", torch.bfloat16, intermediate_size=160)
 
-    def pack(name, weight):
+    def pack(name: str, weight: torch.Tensor) -> Packed | None:
         coded = code(weight, 4, 64, symmetric=True)
         return gptq(coded, 4), coded.weight
 
@@ -129,10 +132,10 @@ def test_a_last_group_may_be_short(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("beside", [False, True])
-def test_awq_of_either_age(source, tmp_path, beside):
+def test_awq_of_either_age(source: Path, tmp_path: Path, beside: bool) -> None:
     """Older AutoAWQ wrote quant_config.json, with other names."""
 
-    def pack(name, weight):
+    def pack(name: str, weight: torch.Tensor) -> Packed | None:
         coded = code(weight, 4, 32)
         return awq(coded), coded.weight
 
@@ -157,8 +160,10 @@ def test_awq_of_either_age(source, tmp_path, beside):
         ("auto_round:auto_awq", 0),
     ],
 )
-def test_auto_round_in_its_own_formats(source, tmp_path, packing, version):
-    def pack(name, weight):
+def test_auto_round_in_its_own_formats(
+    source: Path, tmp_path: Path, packing: str, version: int
+) -> None:
+    def pack(name: str, weight: torch.Tensor) -> Packed | None:
         coded = code(weight, 4, 32, lowest=1)
         return (gptq(coded, 4, version=version) if version else awq(coded)), coded.weight
 
@@ -169,10 +174,10 @@ def test_auto_round_in_its_own_formats(source, tmp_path, packing, version):
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("double", [True, False])
-def test_four_bits_by_bitsandbytes(source, tmp_path, kind, double):
+def test_four_bits_by_bitsandbytes(source: Path, tmp_path: Path, kind: str, double: bool) -> None:
     functional = pytest.importorskip("bitsandbytes.functional")
 
-    def pack(name, weight):
+    def pack(name: str, weight: torch.Tensor) -> Packed | None:
         packed, state = functional.quantize_4bit(
             weight, blocksize=64, compress_statistics=double, quant_type=kind
         )
@@ -189,10 +194,10 @@ def test_four_bits_by_bitsandbytes(source, tmp_path, kind, double):
     assert weights.scheme("model.layers.0.mlp.up_proj.weight") == label
 
 
-def test_eight_bits_by_bitsandbytes(source, tmp_path):
+def test_eight_bits_by_bitsandbytes(source: Path, tmp_path: Path) -> None:
     functional = pytest.importorskip("bitsandbytes.functional")
 
-    def pack(name, weight):
+    def pack(name: str, weight: torch.Tensor) -> Packed | None:
         codes, maxima, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
         parts = {"weight": codes, "SCB": maxima, "weight_format": torch.tensor(0).byte()}
         return parts, codes.float() * maxima[:, None] / 127
@@ -213,10 +218,12 @@ def compressed_settings(layout: str, weights: dict, inputs: dict | None = None) 
 
 @pytest.mark.parametrize("bits", [3, 4, 5, 8])
 @pytest.mark.parametrize("padded", [False, True])
-def test_compressed_tensors_of_any_bits_and_order(source, tmp_path, bits, padded):
+def test_compressed_tensors_of_any_bits_and_order(
+    source: Path, tmp_path: Path, bits: int, padded: bool
+) -> None:
     """Codes that fill words and codes that straddle them, with permuted groups."""
 
-    def pack(name, weight):
+    def pack(name: str, weight: torch.Tensor) -> Packed | None:
         coded = code(weight, bits, 32, permuted=True)
         return compressed(coded, bits, padded=padded), coded.weight
 
@@ -228,11 +235,11 @@ def test_compressed_tensors_of_any_bits_and_order(source, tmp_path, bits, padded
 
 
 @pytest.mark.parametrize("kind", ["int", "float"])
-def test_one_scale_a_tensor_and_static_inputs(source, tmp_path, kind):
+def test_one_scale_a_tensor_and_static_inputs(source: Path, tmp_path: Path, kind: str) -> None:
     """llm-compressor's FP8, and the same in int8."""
     largest = 127.0 if kind == "int" else 448.0
 
-    def pack(name, weight):
+    def pack(name: str, weight: torch.Tensor) -> Packed | None:
         scale = weight.float().abs().max()[None] / largest
         value = weight.float() / scale
         codes = value.round().to(torch.int8) if kind == "int" else value.to(torch.float8_e4m3fn)
@@ -268,13 +275,13 @@ def test_one_scale_a_tensor_and_static_inputs(source, tmp_path, kind):
         ({"quant_method": "compressed-tensors", "transform_config": {"a": 1}}, "rotations"),
     ],
 )
-def test_what_cannot_be_read_is_refused_by_name(settings, name):
+def test_what_cannot_be_read_is_refused_by_name(settings: dict[str, Any], name: str) -> None:
     with pytest.raises(InputError, match=f"{name}.*can't be read.*awq"):
         dialect_of(settings, "here")
 
 
-def test_tensors_that_do_not_belong_together_are_refused(source, tmp_path):
-    def pack(name, weight):
+def test_tensors_that_do_not_belong_together_are_refused(source: Path, tmp_path: Path) -> None:
+    def pack(name: str, weight: torch.Tensor) -> Packed | None:
         coded = code(weight, 4, 32, symmetric=True)
         return gptq(coded, 4), coded.weight
 
@@ -296,7 +303,7 @@ def permuted_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
     """The demo as a GPTQ artifact with permuted groups, and the weights it stands for."""
     folder = tmp_path_factory.mktemp("demo")
 
-    def pack(name, weight):
+    def pack(name: str, weight: torch.Tensor) -> Packed | None:
         coded = code(weight, 4, 64, permuted=True, lowest=1)
         return gptq(coded, 4), coded.weight
 
@@ -308,7 +315,7 @@ def permuted_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
     return folder / "packed", plain
 
 
-def test_a_foreign_artifact_is_judged_as_its_weights(permuted_demo):
+def test_a_foreign_artifact_is_judged_as_its_weights(permuted_demo: tuple[Path, Path]) -> None:
     suite = load_suite("demo")
     suite.suite = suite.suite.model_copy(update={"regression": None})
     found = evaluate(
@@ -319,14 +326,18 @@ def test_a_foreign_artifact_is_judged_as_its_weights(permuted_demo):
     assert 0.0001 < packed.kl_divergence.mean < 0.01
 
 
-def test_an_artifact_of_another_model_does_not_fit(source, permuted_demo, tmp_path):
+def test_an_artifact_of_another_model_does_not_fit(
+    source: Path, permuted_demo: tuple[Path, Path], tmp_path: Path
+) -> None:
     arguments = ["eval", str(source), "--baseline", "demo", "--suite", "demo"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
     assert "doesn't fit the baseline" in result.stderr and "made of this baseline?" in result.stderr
 
 
-def test_biases_that_the_model_lacks_are_refused(permuted_demo, tmp_path):
+def test_biases_that_the_model_lacks_are_refused(
+    permuted_demo: tuple[Path, Path], tmp_path: Path
+) -> None:
     packed, _ = permuted_demo
     for file in packed.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -337,7 +348,7 @@ def test_biases_that_the_model_lacks_are_refused(permuted_demo, tmp_path):
         Skeleton(open_artifact(tmp_path))
 
 
-def test_a_gguf_file_is_judged_by_its_name(tmp_path):
+def test_a_gguf_file_is_judged_by_its_name(tmp_path: Path) -> None:
     """What is made by a recipe is read again from a file in a folder with others."""
     from quantkit.formats.gguf.file import plan_file
     from quantkit.formats.gguf.writer import write_file

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 import torch
 
@@ -29,7 +31,7 @@ def random_tensor(grid: Grid, rows: int = 64, columns: int = 128) -> QuantizedTe
     )
 
 
-def test_awq_word_of_columns_0_to_7():
+def test_awq_word_of_columns_0_to_7() -> None:
     codes = torch.arange(8, dtype=torch.uint8)[:, None].expand(8, 128).contiguous()
     tensor = QuantizedTensor(Grid(4, 128, False), codes, torch.ones(8, 1), codes[:, :1])
     packed = awq_gemm.pack(tensor)
@@ -38,7 +40,7 @@ def test_awq_word_of_columns_0_to_7():
     assert packed["qweight"].shape == (128, 1) and packed["scales"].shape == (1, 8)
 
 
-def test_gptq_words_of_rows_0_to_7_and_of_symmetric_zeros():
+def test_gptq_words_of_rows_0_to_7_and_of_symmetric_zeros() -> None:
     codes = torch.arange(32, dtype=torch.uint8).remainder(8).expand(32, 32).contiguous()
     zeros = torch.full((32, 1), 8, dtype=torch.uint8)
     packed = gptq_v1.pack(QuantizedTensor(Grid(4, 32, True), codes, torch.ones(32, 1), zeros))
@@ -47,7 +49,7 @@ def test_gptq_words_of_rows_0_to_7_and_of_symmetric_zeros():
     assert torch.equal(packed["g_idx"], torch.zeros(32, dtype=torch.int32))
 
 
-def test_three_bits_straddle_words():
+def test_three_bits_straddle_words() -> None:
     codes = torch.zeros(32, 1, dtype=torch.uint8)
     codes[10] = 0b101  # bits 30 to 32 of the stream
     words = bits.pack(codes, 3)
@@ -55,7 +57,7 @@ def test_three_bits_straddle_words():
 
 
 @pytest.mark.parametrize("width", range(2, 9))
-def test_unpacking_inverts_packing(width):
+def test_unpacking_inverts_packing(width: int) -> None:
     codes = torch.randint(0, 1 << width, (96, 5), dtype=torch.uint8)
     words = bits.pack(codes, width)
     assert words.dtype == torch.int32 and words.shape == (3 * width, 5)
@@ -65,7 +67,7 @@ def test_unpacking_inverts_packing(width):
 @pytest.mark.parametrize(
     "grid", [Grid(4, 32, False), Grid(4, 128, True), Grid(4, -1, False)], ids=str
 )
-def test_awq_round_trip(grid):
+def test_awq_round_trip(grid: Grid) -> None:
     tensor = random_tensor(grid)
     config = awq_gemm.config(grid, {}, ["lm_head"])
     back = awq_gemm.unpack(awq_gemm.pack(tensor), config, "m")
@@ -75,7 +77,7 @@ def test_awq_round_trip(grid):
 
 @pytest.mark.parametrize("width", [2, 3, 4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_gptq_round_trip(width, symmetric):
+def test_gptq_round_trip(width: int, symmetric: bool) -> None:
     grid = Grid(width, 32, symmetric, first_zero=1)
     tensor = random_tensor(grid)
     back = gptq_v1.unpack(gptq_v1.pack(tensor), gptq_v1.config(grid, {}, []), "m")
@@ -83,7 +85,7 @@ def test_gptq_round_trip(width, symmetric):
         assert torch.equal(getattr(back, part), getattr(tensor, part))
 
 
-def test_sizes_are_predicted():
+def test_sizes_are_predicted() -> None:
     for codec, grid in ((awq_gemm, Grid(4, 32, False)), (gptq_v1, Grid(3, 32, True, 1))):
         packed = codec.pack(random_tensor(grid))
         assert sum(t.nbytes for t in packed.values()) == codec.nbytes((64, 128), grid)
@@ -91,7 +93,7 @@ def test_sizes_are_predicted():
         assert tuple(shape) == (64, 128)
 
 
-def test_configs_hold_the_keys_that_engines_read():
+def test_configs_hold_the_keys_that_engines_read() -> None:
     grid = Grid(4, 128, False)
     assert awq_gemm.config(grid, {}, ["lm_head"]) == {
         "quant_method": "awq",
@@ -111,7 +113,7 @@ def test_configs_hold_the_keys_that_engines_read():
     assert "dynamic" not in plain and "modules_in_block_to_quantize" not in plain
 
 
-def test_exceptions_survive_the_config():
+def test_exceptions_survive_the_config() -> None:
     base, other = Grid(4, 128, True, 1), Grid(8, 32, True, 1)
     config = gptq_v1.config(base, {"a.b": base, "a.c": other}, [])
     tensor = random_tensor(other)
@@ -119,7 +121,7 @@ def test_exceptions_survive_the_config():
     assert torch.equal(back.codes, tensor.codes) and back.grid == other
 
 
-def test_permuted_groups_are_others_and_read():
+def test_permuted_groups_are_others_and_read() -> None:
     grid = Grid(4, 32, True, 1)
     packed = gptq_v1.pack(random_tensor(grid))
     assert gptq_v1.unpack(packed, gptq_v1.config(grid, {}, []), "m").groups is None
@@ -140,7 +142,9 @@ def test_permuted_groups_are_others_and_read():
         (gptq_v1, (64, 128), Grid(4, 128, False), "one symmetry"),
     ],
 )
-def test_what_a_format_cannot_hold_is_refused(codec, shape, grid, message):
+def test_what_a_format_cannot_hold_is_refused(
+    codec: ModuleType, shape: tuple[int, ...], grid: Grid, message: str
+) -> None:
     default = Grid(4, 128, codec is gptq_v1)
     with pytest.raises(InputError, match=message):
         codec.check("m", shape, grid, default)

@@ -7,6 +7,7 @@ straddling and order follow from the formats' descriptions alone.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,23 @@ from safetensors.torch import load_file, save_file
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
+Array = np.ndarray[Any, np.dtype[Any]]
+# A linear's tensors by suffix, and the weight that they represent.
+Packed = tuple[dict[str, Any], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Coded:
     """A linear as integers: codes (N, K), scales and zeros (N, G), group of each column (K)."""
 
-    codes: np.ndarray
-    scales: np.ndarray
-    zeros: np.ndarray
-    groups: np.ndarray
+    codes: Array
+    scales: Array
+    zeros: Array
+    groups: Array
 
     @property
     def weight(self) -> torch.Tensor:
-        """What it stands for, by the formula w = (q - z) · s, float32."""
+        """The weight that it represents, by the formula w = (q - z) · s, float32."""
         zeros, scales = self.zeros[:, self.groups], self.scales[:, self.groups]
         value = (self.codes.astype(np.float32) - zeros) * scales.astype(np.float32)
         return torch.from_numpy(value.astype(np.float32))
@@ -67,7 +71,7 @@ def code(
     return Coded(np.clip(rounded, 0, top).astype(np.int64), scales, zeros, groups)
 
 
-def stream(codes: np.ndarray, bits: int) -> np.ndarray:
+def stream(codes: Array, bits: int) -> Array:
     """Rows of codes (n, m) → rows of 32-bit words (n, m·bits/32), the first code lowest."""
     planes = (codes[..., None] >> np.arange(bits)) & 1
     packed = np.packbits(planes.reshape(len(codes), -1).astype(np.uint8), axis=1, bitorder="little")
@@ -92,7 +96,7 @@ def gptq(coded: Coded, bits: int, *, version: int = 1, words: bool = False) -> d
 def awq(coded: Coded) -> dict[str, Any]:
     """AutoAWQ's tensors, GEMM version."""
 
-    def ordered(values: np.ndarray) -> np.ndarray:
+    def ordered(values: Array) -> Array:
         eights = values.reshape(len(values), -1, 8)[..., _AWQ_ORDER]
         return stream(eights.reshape(len(values), -1), 4)
 
@@ -106,7 +110,7 @@ def awq(coded: Coded) -> dict[str, Any]:
 def compressed(coded: Coded, bits: int, *, padded: bool = False) -> dict[str, Any]:
     """compressed-tensors' pack-quantized. ``padded``: no code straddles two words."""
 
-    def packed(codes: np.ndarray) -> np.ndarray:
+    def packed(codes: Array) -> Array:
         each = 32 // bits if padded else 32
         codes = np.pad(codes, ((0, 0), (0, -codes.shape[1] % each)))
         if not padded:
@@ -127,14 +131,14 @@ def write(
     source: Path,
     target: Path,
     settings: dict[str, Any] | None,
-    pack: Any,
+    pack: Callable[[str, torch.Tensor], Packed | None],
     *,
     biases: bool = False,
     beside: tuple[str, dict[str, Any]] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """A quantized copy of a checkpoint; returns the weights that it stands for.
+    """A quantized copy of a checkpoint; returns the weights that it represents.
 
-    ``pack``: name and weight of a linear → (its tensors by suffix, what they stand for), or None.
+    ``pack``: a linear's name and weight → what it is packed as; None leaves it as it is.
     ``biases``: every linear gets one of zeros. ``beside``: a file for settings outside config.json.
     """
     target.mkdir(parents=True, exist_ok=True)

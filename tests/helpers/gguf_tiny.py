@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import build
+from tests.helpers.tiny import build
 
 GPT2 = "gpt-2"
 QWEN2 = (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -54,13 +56,13 @@ def why(check: dict, text: str, *, baseline: str = "", tokens: int = 0) -> list[
         ({"contains": "a", "regex": "b"}, "ab", "a", "no match of b"),
     ],
 )
-def test_checks(check, good, bad, reason):
+def test_checks(check: dict[str, Any], good: str, bad: str, reason: str) -> None:
     assert why(check, good) == []
     (said,) = why(check, bad)
     assert reason in said
 
 
-def test_likeness_is_to_the_baseline_unless_an_answer_is_recorded():
+def test_likeness_is_to_the_baseline_unless_an_answer_is_recorded() -> None:
     assert why({"similarity": 0.8}, "one two three", baseline="one  two three\n") == []
     assert why({"similarity": 0.8}, "one two", baseline="three four") == [
         "similarity is 0.000, at least 0.8 is wanted"
@@ -70,12 +72,12 @@ def test_likeness_is_to_the_baseline_unless_an_answer_is_recorded():
     assert similarity("", "") == 1
 
 
-def test_answers_may_not_be_too_long():
+def test_answers_may_not_be_too_long() -> None:
     assert why({"max_tokens": 3}, "a b c", tokens=3) == []
     assert why({"max_tokens": 3}, "a b c d", tokens=4) == ["is longer than 3 tokens"]
 
 
-def test_a_choice_is_the_likeliest_option():
+def test_a_choice_is_the_likeliest_option() -> None:
     choice = Check(choice={"options": ["yes", "surely"], "expected": "yes"})
     assert choice.choice is not None and choice.choice.best([-1.0, -1.5]) == "yes"
     by_length = Check(
@@ -106,13 +108,13 @@ def test_a_choice_is_the_likeliest_option():
         ({"python": "no function"}, "match pattern"),
     ],
 )
-def test_checks_that_can_not_be_held(check, message):
+def test_checks_that_can_not_be_held(check: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         Check(**check)
     assert message in str(caught.value)
 
 
-def test_a_function_says_whether_and_why(tmp_path):
+def test_a_function_says_whether_and_why(tmp_path: Path) -> None:
     (tmp_path / "own_checks.py").write_text(
         "def short(answer, case):\n"
         "    return len(answer) <= case['limit'], f'{len(answer)} characters'\n"
@@ -131,7 +133,7 @@ def test_a_function_says_whether_and_why(tmp_path):
             Check(python=name).resolve(tmp_path)
 
 
-def test_a_schema_may_lie_in_a_file(tmp_path):
+def test_a_schema_may_lie_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "person.json").write_text(json.dumps(PERSON))
     check = Check(json_schema="person.json").resolve(tmp_path)
     assert check.outcomes(Answer(ADA), Answer(""), {}) == {"json_schema": None}
@@ -139,7 +141,7 @@ def test_a_schema_may_lie_in_a_file(tmp_path):
         Check(json_schema="nowhere.json").resolve(tmp_path)
 
 
-def test_paths_are_those_of_rfc_9535():
+def test_paths_are_those_of_rfc_9535() -> None:
     value = {"a": [{"b": 1}, {"b": 2}], "é": 3}
     assert compile_path("$.a[?@.b > 1].b").findall(value) == [2]
     assert compile_path("$['é']").singular_query() and compile_path("$.a[-1].b").findall(value) == [

@@ -9,11 +9,12 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from quantkit.base import resources
 from quantkit.base.errors import InputError
@@ -30,12 +31,12 @@ lm_eval = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch, tmp_path):
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
-def run(*arguments: object):
+def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
@@ -56,7 +57,7 @@ def suite_of(place: Path, gates: list[dict], **harness: object) -> Path:
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory):
+def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Two bits, judged by two tasks."""
     place = tmp_path_factory.mktemp("harness")
     bits = ("--set", "quantize.bits=2", "--set", "quantize.format=gptq")
@@ -75,7 +76,9 @@ def judged(tmp_path_factory):
 
 @lm_eval
 @pytest.mark.slow
-def test_figures_are_those_of_lm_evals_own_command_line(judged, tmp_path):
+def test_figures_are_those_of_lm_evals_own_command_line(
+    judged: dict[str, Any], tmp_path: Path
+) -> None:
     command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--device", "cpu"]
     command += ["--model_args", f"pretrained={demo_model()},dtype=float32"]
     command += ["--tasks", "demo_claims,demo_sums", "--include_path", str(TASKS)]
@@ -96,7 +99,7 @@ def test_figures_are_those_of_lm_evals_own_command_line(judged, tmp_path):
 
 
 @lm_eval
-def test_samples_are_paired_and_gated(judged):
+def test_samples_are_paired_and_gated(judged: dict[str, Any]) -> None:
     (row,) = judged["variants"]
     assert row["verdict"] == "FAIL"
     outcomes = {gate["metric"]: gate for gate in row["gates"]}
@@ -121,7 +124,7 @@ def test_samples_are_paired_and_gated(judged):
 
 
 @pytest.fixture
-def own_tasks_only(monkeypatch):
+def own_tasks_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Listing the thousands of tasks that lm-eval brings takes seconds."""
     from lm_eval.tasks import TaskManager
 
@@ -129,7 +132,7 @@ def own_tasks_only(monkeypatch):
 
 
 @lm_eval
-def test_groups_limits_and_examples(tmp_path, own_tasks_only):
+def test_groups_limits_and_examples(tmp_path: Path, own_tasks_only: None) -> None:
     from transformers import AutoModelForCausalLM
 
     place = shutil.copytree(TASKS, tmp_path / "tasks")
@@ -167,13 +170,19 @@ def test_groups_limits_and_examples(tmp_path, own_tasks_only):
         ([], {"include_path": "nowhere"}, "no such folder"),
     ],
 )
-def test_mistakes_are_found_before_work(tmp_path, own_tasks_only, gates, harness, message):
+def test_mistakes_are_found_before_work(
+    tmp_path: Path,
+    own_tasks_only: None,
+    gates: list[dict[str, object]],
+    harness: dict[str, Any],
+    message: str,
+) -> None:
     suite = suite_of(tmp_path, gates, **harness)
     result = run("eval", tmp_path, "--baseline", "demo", "--suite", suite)
     assert result.exit_code == 2 and message in " ".join(result.stderr.split())
 
 
-def test_gates_on_tasks_need_tasks(tmp_path):
+def test_gates_on_tasks_need_tasks(tmp_path: Path) -> None:
     suite = suite_of(tmp_path, [{"metric": "harness.demo_sums.acc", "min": 1}])
     content = yaml.safe_load(suite.read_text())
     del content["harness"]
@@ -182,14 +191,16 @@ def test_gates_on_tasks_need_tasks(tmp_path):
     assert result.exit_code == 2 and "needs a harness section" in result.stderr
 
 
-def test_code_in_tasks_must_be_allowed(tmp_path):
+def test_code_in_tasks_must_be_allowed(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text("task: t\ndoc_to_text: !function utils.text\n")
     with pytest.raises(InputError) as caught:
         Harness(HarnessTasks(("t",), None, None, tmp_path, False))
     assert caught.value.fix is not None and "--allow-code" in caught.value.fix
 
 
-def test_without_lm_eval_it_says_what_to_install(tmp_path, monkeypatch):
+def test_without_lm_eval_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     suite = suite_of(tmp_path, [])
     result = run("eval", tmp_path, "--baseline", "demo", "--suite", suite)
@@ -199,7 +210,7 @@ def test_without_lm_eval_it_says_what_to_install(tmp_path, monkeypatch):
     assert checked.exit_code == 0 and "not checked: needs the package lm-eval" in checked.stdout
 
 
-def test_other_samples_are_not_compared():
+def test_other_samples_are_not_compared() -> None:
     def ran(doc_hash: str) -> Ran:
         sample = {"doc_id": 0, "doc_hash": doc_hash, "prompt_hash": "p", "filter": "none"}
         return Ran({"t": {"acc": 1.0}}, {"t": [{**sample, "acc": 1.0, "filtered_resps": []}]}, {})

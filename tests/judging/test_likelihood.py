@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -13,30 +14,33 @@ import quantkit.judging.likelihood as likelihood
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
+from tests.helpers.tiny import Tiny
 
 
 class Noisy:
     """A checkpoint with a little noise on one matrix: a stand-in for an artifact."""
 
-    def __init__(self, checkpoint):
+    def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
 
-    def keys(self):
+    def keys(self) -> Iterable[str]:
         return self.checkpoint.keys()
 
-    def read(self, key):
+    def read(self, key: str) -> torch.Tensor:
         tensor = self.checkpoint.read(key)
         if key.endswith("down_proj.weight"):
             noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
             tensor = tensor + 0.02 * noise
         return tensor
 
-    def read_rows(self, key, start, stop):
+    def read_rows(self, key: str, start: int, stop: int) -> torch.Tensor:
         return self.read(key)[start:stop]
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2"])
-def test_equal_to_the_whole_model(tiny, model_type, monkeypatch):
+def test_equal_to_the_whole_model(
+    tiny: Tiny, model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     directory = tiny(model_type)
     rows = torch.randint(0, 96, (6, 20), generator=torch.Generator().manual_seed(2))
     checkpoint = Checkpoint(directory)
@@ -77,7 +81,7 @@ def test_equal_to_the_whole_model(tiny, model_type, monkeypatch):
     assert 0 < kl.mean < 1 and perplexity.stderr > 0
 
 
-def test_a_model_against_itself_has_no_divergence(tiny):
+def test_a_model_against_itself_has_no_divergence(tiny: Tiny) -> None:
     checkpoint = Checkpoint(tiny("llama"))
     rows = torch.randint(0, 96, (4, 20))
     side = likelihood.finish(Stream(Skeleton(checkpoint), checkpoint, torch.device("cpu")), rows)

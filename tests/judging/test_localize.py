@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from quantkit.base.progress import Silent
 from quantkit.base.resources import demo_model, suites
@@ -34,12 +36,12 @@ gates:
 """
 
 
-def run(*arguments: object):
+def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
-def harmed(tmp_path_factory) -> Path:
+def harmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo, computing what it did, with weights of one linear that no grid of 4 bits holds.
 
     A row of up_proj is divided and the column of down_proj that reads it multiplied, by a power of
@@ -57,14 +59,14 @@ def harmed(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def suite(tmp_path_factory) -> Path:
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("suite") / "short.yaml"
     path.write_text(SUITE.format(dataset=suites() / "demo-heldout.jsonl", bound=0.01))
     return path
 
 
 @pytest.fixture(scope="module")
-def broken(harmed, tmp_path_factory) -> Path:
+def broken(harmed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The harmed demo by plain rounding."""
     out = tmp_path_factory.mktemp("broken") / "rtn"
     assert run("quantize", "rtn-w4-g128", "--model", harmed, "--out", out).exit_code == 0
@@ -79,7 +81,9 @@ def judged(artifact: Path, model: Path, suite: Path, *more: object) -> tuple[int
     return done.exit_code, row
 
 
-def test_the_patch_turns_fail_into_pass(harmed, broken, suite, tmp_path):
+def test_the_patch_turns_fail_into_pass(
+    harmed: Path, broken: Path, suite: Path, tmp_path: Path
+) -> None:
     code, row = judged(broken, harmed, suite, "--out", tmp_path / "eval.json")
     assert code == 1 and row["verdict"] == "FAIL"
     found = row["localisation"]
@@ -109,7 +113,7 @@ def test_the_patch_turns_fail_into_pass(harmed, broken, suite, tmp_path):
     assert reached == pytest.approx(patch["predicted"]["kl_divergence.mean"], rel=0.01)
 
 
-def test_what_people_see(harmed, broken, suite, tmp_path):
+def test_what_people_see(harmed: Path, broken: Path, suite: Path, tmp_path: Path) -> None:
     arguments = ("compare", broken, "--baseline", harmed, "--suite", suite, "--no-bench")
     done = run(*arguments, "--out", tmp_path / "told")
     assert done.exit_code == 1
@@ -126,7 +130,7 @@ def test_what_people_see(harmed, broken, suite, tmp_path):
     assert not list((tmp_path / "untold").glob("*.yaml"))
 
 
-def test_a_gguf_is_fixed_by_another_type(harmed, tmp_path):
+def test_a_gguf_is_fixed_by_another_type(harmed: Path, tmp_path: Path) -> None:
     settings = ("--set", "calibration.samples=2", "--no-cache")
     out = tmp_path / "q2"
     done = run("quantize", "gguf-q2-k-gptq", "--model", harmed, "--out", out, *settings)
@@ -145,7 +149,9 @@ def test_a_gguf_is_fixed_by_another_type(harmed, tmp_path):
     assert code == 0, row["quality"]["kl_divergence"]
 
 
-def test_without_a_manifest_there_is_a_ranking_and_no_patch(harmed, broken, suite, tmp_path):
+def test_without_a_manifest_there_is_a_ranking_and_no_patch(
+    harmed: Path, broken: Path, suite: Path, tmp_path: Path
+) -> None:
     foreign = Path(shutil.copytree(broken, tmp_path / "foreign"))
     (foreign / "quantkit.json").unlink()
     _, row = judged(foreign, harmed, suite)
@@ -154,7 +160,7 @@ def test_without_a_manifest_there_is_a_ranking_and_no_patch(harmed, broken, suit
     assert found["patch"] is None and "no quantkit.json" in found["no_patch"]
 
 
-def test_a_damaged_tensor_is_found(harmed, broken, suite, tmp_path):
+def test_a_damaged_tensor_is_found(harmed: Path, broken: Path, suite: Path, tmp_path: Path) -> None:
     spoilt = Path(shutil.copytree(broken, tmp_path / "spoilt"))
     file = spoilt / "model.safetensors"
     tensors = load_file(file)
@@ -167,7 +173,7 @@ def test_a_damaged_tensor_is_found(harmed, broken, suite, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Localiser]:
     """The demo and its localiser for an artifact of the given recipe."""
 
     def make(recipe: str, *settings: str) -> Localiser:
@@ -186,7 +192,9 @@ def pair(tmp_path_factory):
 @pytest.mark.parametrize(
     "recipe", ["rtn-w4-g128", "awq-w4-g128", "int8-w8a8", "fp8", "gguf-q4-k-m"]
 )
-def test_with_every_place_put_back_it_is_the_baseline(pair, recipe):
+def test_with_every_place_put_back_it_is_the_baseline(
+    pair: Callable[..., Localiser], recipe: str
+) -> None:
     """Exactly so, whatever was scaled, rounded or permuted; and nothing stays put back."""
     samples = [] if recipe in ("rtn-w4-g128", "fp8") else ["calibration.samples=1"]
     localiser = pair(recipe, *samples)
@@ -201,7 +209,7 @@ def test_with_every_place_put_back_it_is_the_baseline(pair, recipe):
     assert torch.equal(before.kl, after.kl)
 
 
-def test_trials_together_are_what_they_are_alone(pair):
+def test_trials_together_are_what_they_are_alone(pair: Callable[..., Localiser]) -> None:
     localiser = pair("rtn-w4-g128", "quantize.bits=2", "quantize.format=gptq")
     places = localiser.rank()
     trials = [places[:1], places[3:5], places[-1:]]
@@ -233,7 +241,9 @@ def test_trials_together_are_what_they_are_alone(pair):
         ("gguf-q8-0", [], {"match": "blk.1.ffn_down.weight", "type": "BF16"}),
     ],
 )
-def test_every_recipe_is_fixed_in_its_own_language(recipe, settings, change):
+def test_every_recipe_is_fixed_in_its_own_language(
+    recipe: str, settings: list[str], change: dict[str, Any]
+) -> None:
     module = "model.layers.1.mlp.down_proj"
     given = load_recipe(recipe, settings).recipe
     found = fix(given, [module], [f"{module}.weight"], Checkpoint(demo_model()), "demo")
@@ -246,7 +256,7 @@ def test_every_recipe_is_fixed_in_its_own_language(recipe, settings, change):
     assert again.content["name"] == fixed.name and again.content["version"] == "1.2.0"
 
 
-def test_a_loss_that_is_spread_is_not_patched(tmp_path, suite):
+def test_a_loss_that_is_spread_is_not_patched(tmp_path: Path, suite: Path) -> None:
     out = tmp_path / "w2"
     settings = ("--set", "quantize.bits=2", "--set", "quantize.format=gptq")
     done = run("quantize", "rtn-w4-g128", "--model", "demo", "--out", out, *settings)

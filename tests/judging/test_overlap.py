@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,7 @@ def documents(*texts: str) -> list[Document]:
     return [Document(f"text:{number}", text) for number, text in enumerate(texts, 1)]
 
 
-def test_thirteen_words_in_a_row_are_an_overlap_and_twelve_are_not():
+def test_thirteen_words_in_a_row_are_an_overlap_and_twelve_are_not() -> None:
     run = " ".join(WORDS)
     calibration = documents(f"Before, {run.upper()}!? After.")
     (found,) = find_overlaps(documents("nothing here", f"other {run} words"), calibration)
@@ -30,7 +31,7 @@ def test_thirteen_words_in_a_row_are_an_overlap_and_twelve_are_not():
     assert find_overlaps(documents(" ".join(WORDS[:12]) + " fourteen"), calibration) == []
 
 
-def test_runs_do_not_cross_documents_and_tags_are_no_words():
+def test_runs_do_not_cross_documents_and_tags_are_no_words() -> None:
     half, rest = " ".join(WORDS[:6]), " ".join(WORDS[6:])
     assert find_overlaps(documents(f"{half} {rest}"), documents(half, rest)) == []
     tagged = Document("chat", f"<|user|>\n{half}<|end|>\n<|assistant|>\n{rest}<|end|>\n")
@@ -38,19 +39,19 @@ def test_runs_do_not_cross_documents_and_tags_are_no_words():
     assert len(find_overlaps([tagged], [Document("m", chat)])) == 1
 
 
-def test_short_documents_overlap_when_they_are_the_same():
+def test_short_documents_overlap_when_they_are_the_same() -> None:
     calibration = documents("What does the owl eat?", "yes")
     assert len(find_overlaps(documents("what does the owl eat"), calibration)) == 1
     assert find_overlaps(documents("What does the owl eat now?", "Yes"), calibration) == []
 
 
-def test_text_without_spaces_has_a_word_a_character():
+def test_text_without_spaces_has_a_word_a_character() -> None:
     text = "黒い猫は静かに庭を歩いています"
     assert len(find_overlaps(documents(f"昔{text}"), documents(f"今{text}"))) == 1
 
 
 @pytest.mark.parametrize("suite", sorted(p.stem for p in resources.suites().glob("*.yaml")))
-def test_shipped_suites_hold_no_calibration_text(suite):
+def test_shipped_suites_hold_no_calibration_text(suite: str) -> None:
     world = f"calibration.dataset={resources.calibration() / 'demo-world-v1.jsonl'}"
     loaded = load_suite(suite)
     recipes = [*shipped_recipes(), load_recipe("gptq-w4-g128", [world])]
@@ -60,7 +61,7 @@ def test_shipped_suites_hold_no_calibration_text(suite):
 
 
 @pytest.fixture
-def artifact(tmp_path):
+def artifact(tmp_path: Path) -> Path:
     """What lies beside the weights of an artifact, calibrated on text.txt."""
     text = tmp_path / "text.txt"
     text.write_text(" ".join(WORDS))
@@ -76,7 +77,7 @@ def artifact(tmp_path):
     return place
 
 
-def test_an_artifact_is_not_judged_on_what_it_has_seen(artifact):
+def test_an_artifact_is_not_judged_on_what_it_has_seen(artifact: Path) -> None:
     assert calibration_of(artifact) == artifact.parent / "text.txt"
     judged = documents("another text", "well: " + " ".join(WORDS))
     with pytest.raises(InputError) as caught:
@@ -92,7 +93,7 @@ def test_an_artifact_is_not_judged_on_what_it_has_seen(artifact):
     assert check_overlap([artifact], judged[:1], allow=False) == []
 
 
-def test_what_can_not_be_checked_is_said(artifact, tmp_path):
+def test_what_can_not_be_checked_is_said(artifact: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("changed")
     (said,) = check_overlap([artifact], [], allow=False)
     assert said == (
@@ -104,7 +105,7 @@ def test_what_can_not_be_checked_is_said(artifact, tmp_path):
     assert "has no manifest" in said
 
 
-def test_shipped_text_is_found_where_the_run_is_unknown(artifact):
+def test_shipped_text_is_found_where_the_run_is_unknown(artifact: Path) -> None:
     name = "general-v1.jsonl"
     manifest = json.loads((artifact / "quantkit.json").read_text())
     manifest["recipe"]["content"]["calibration"]["dataset"] = f"../calibration/{name}"

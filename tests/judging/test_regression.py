@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +23,7 @@ def said(*texts: str) -> list[Answer]:
     return [Answer(text) for text in texts]
 
 
-def test_what_moved_is_counted():
+def test_what_moved_is_counted() -> None:
     cases = [
         Case(id=str(i), prompt="p", check={"exact": "yes"}, critical=i == 0, weight=1.0 + i)
         for i in range(4)
@@ -31,7 +34,7 @@ def test_what_moved_is_counted():
     assert result.weighted_pass_rate == pytest.approx((3 + 4) / (1 + 2 + 3 + 4))
 
 
-def test_all_checks_must_hold_and_each_is_kept():
+def test_all_checks_must_hold_and_each_is_kept() -> None:
     case = Case(id="a", prompt="p", check=[{"contains": "a", "regex": "b"}, {"contains": "c"}])
     (outcome,) = judge([case], said("ab"), said("abc")).cases
     assert not outcome.passed and outcome.baseline_passed
@@ -44,8 +47,12 @@ def test_all_checks_must_hold_and_each_is_kept():
     assert all(check.baseline_passed for check in outcome.checks)
 
 
+# The model, its tokenizer, and what generates and scores with it.
+Demo = tuple[Any, Any, Callable[..., list[list[int]]], Callable[..., list[float]]]
+
+
 @pytest.fixture(scope="module")
-def demo():
+def demo() -> Demo:
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(demo_model())
@@ -54,7 +61,7 @@ def demo():
     return model, tokenizer, partial(hf.generate, model, end=end), partial(hf.score, model)
 
 
-def test_scores_are_the_models_own_log_likelihoods(demo):
+def test_scores_are_the_models_own_log_likelihoods(demo: Demo) -> None:
     model, tokenizer, _, score = demo
     sequences = [tokenizer.encode(t) for t in ("the cat is black", "the owl", "the fox is red now")]
     ends = [2, 1, 3]
@@ -67,7 +74,7 @@ def test_scores_are_the_models_own_log_likelihoods(demo):
             )
 
 
-def test_a_choice_is_scored_not_generated(demo):
+def test_a_choice_is_scored_not_generated(demo: Demo) -> None:
     _, tokenizer, generate, score = demo
     question = [{"role": "user", "content": "Is the cat black?"}]
     options = {"options": ["purple", "no", "yes"], "expected": "yes"}
@@ -85,7 +92,7 @@ def test_a_choice_is_scored_not_generated(demo):
     assert len(answers[2].scores) == 3 and len(whole) > 1
 
 
-def test_messages_go_through_the_template_with_system_prompt_and_tools(demo):
+def test_messages_go_through_the_template_with_system_prompt_and_tools(demo: Demo) -> None:
     _, tokenizer, *_ = demo
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
     tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
@@ -149,7 +156,7 @@ GOOD = {"id": "a", "prompt": "p", "check": {"exact": "x"}}
         (json.dumps({"id": "a", "prompt": "p"}), "check: missing"),
     ],
 )
-def test_bad_lines_are_named(tmp_path, line, message):
+def test_bad_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "cases.jsonl"
     path.write_text(json.dumps({**GOOD, "id": "first"}) + "\n\n" + line + "\n")
     with pytest.raises(InputError) as caught:
@@ -157,7 +164,7 @@ def test_bad_lines_are_named(tmp_path, line, message):
     assert str(caught.value).startswith(f"{path}:3: ") and message in str(caught.value)
 
 
-def test_all_that_is_wrong_is_said_at_once(tmp_path):
+def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     path = tmp_path / "cases.jsonl"
     bad = [{**GOOD, "id": f"c{i}", "check": {"regex": "("}, "weight": "heavy"} for i in range(6)]
     path.write_text("".join(json.dumps(line) + "\n" for line in bad))
@@ -169,7 +176,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path):
         assert sum(line.startswith(f"{path}:{number}: ") for line in lines) == 2
 
 
-def test_code_runs_where_it_is_allowed(tmp_path):
+def test_code_runs_where_it_is_allowed(tmp_path: Path) -> None:
     (tmp_path / "allowed_checks.py").write_text(
         "def upper(answer, case): return answer.isupper()\n"
     )
@@ -181,7 +188,7 @@ def test_code_runs_where_it_is_allowed(tmp_path):
     assert judge([case], said("YES"), said("no")).fixed == 1
 
 
-def test_no_cases_is_an_error(tmp_path):
+def test_no_cases_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "cases.jsonl"
     path.write_text("\n")
     with pytest.raises(InputError, match="holds no cases"):

@@ -42,14 +42,14 @@ def intervals(name: str, figure: str) -> tuple[np.ndarray, np.ndarray, float]:
 
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("figure", ["kl", "nll"])
-def test_intervals_over_rows_cover_the_truth(name, figure):
+def test_intervals_over_rows_cover_the_truth(name: str, figure: str) -> None:
     """KL divergence, and the logarithm of the perplexity ratio."""
     low, high, truth = intervals(name, figure)
     assert ((low <= truth) & (truth <= high)).mean() >= 0.93
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_gates_on_kl_stop_what_is_worse_and_pass_what_is_good(name):
+def test_gates_on_kl_stop_what_is_worse_and_pass_what_is_good(name: str) -> None:
     """PASS takes the upper end within the bound: at 95%, a risk of 2.5% by intention."""
     _, high, truth = intervals(name, "kl")
     at_the_bound, tenth_worse, half = truth, truth / 1.1, truth * 2
@@ -58,7 +58,7 @@ def test_gates_on_kl_stop_what_is_worse_and_pass_what_is_good(name):
     assert (high <= half).mean() >= 0.8
 
 
-def test_the_same_rows_give_the_same_interval_alone_and_among_others():
+def test_the_same_rows_give_the_same_interval_alone_and_among_others() -> None:
     draws, _ = resampled("nf4", "kl")
     tokens = np.full(64, TOKENS)
     together = mean_interval(draws[:3], tokens)
@@ -69,7 +69,7 @@ def test_the_same_rows_give_the_same_interval_alone_and_among_others():
     assert all(narrow < wide for narrow, wide in pairwise(widths))
 
 
-def test_rows_count_by_their_tokens():
+def test_rows_count_by_their_tokens() -> None:
     """Two rows in one are one row of twice the tokens, at the same mean."""
     sums, tokens = np.array([2.0, 6.0, 1.0, 9.0, 4.0]), np.array([1.0, 2.0, 1.0, 3.0, 2.0])
     low, high = mean_interval(sums, tokens)
@@ -77,7 +77,7 @@ def test_rows_count_by_their_tokens():
     assert mean_interval(sums * 7, tokens * 7) == pytest.approx((low, high))
 
 
-def test_rows_that_are_alike_or_few():
+def test_rows_that_are_alike_or_few() -> None:
     assert mean_interval(np.zeros(64), np.ones(64)) == (0, 0)
     low, high = mean_interval(
         np.array([1.0, 2.0]), np.ones(2)
@@ -86,7 +86,7 @@ def test_rows_that_are_alike_or_few():
 
 
 @pytest.mark.parametrize("total", [5, 64, 128])
-def test_exact_intervals_of_rates_cover_the_truth(total):
+def test_exact_intervals_of_rates_cover_the_truth(total: int) -> None:
     """Over all outcomes, not draws."""
     counts = np.arange(total + 1)
     ends = np.array([rate_interval(k, total) for k in counts])
@@ -96,7 +96,7 @@ def test_exact_intervals_of_rates_cover_the_truth(total):
         assert chance[ends[:, 1] < truth].sum() <= 0.025
 
 
-def test_exact_intervals_are_those_of_scipy():
+def test_exact_intervals_are_those_of_scipy() -> None:
     for passed, total in ((0, 10), (10, 10), (3, 7), (127, 128), (81, 263)):
         for confidence in (0.8, 0.95, 0.99):
             known = binomtest(passed, total).proportion_ci(confidence, "exact")
@@ -104,7 +104,7 @@ def test_exact_intervals_are_those_of_scipy():
 
 
 @pytest.mark.parametrize("total", [64, 128])
-def test_intervals_of_paired_differences_cover_the_truth(total):
+def test_intervals_of_paired_differences_cover_the_truth(total: int) -> None:
     """Over all outcomes but those that hardly happen; either end errs at most 3.5% of the time."""
     counts = [(f, b) for f in range(30) for b in range(45)]
     ends = np.array([difference_interval(f, b, total) for f, b in counts])
@@ -119,14 +119,14 @@ def test_intervals_of_paired_differences_cover_the_truth(total):
             assert worse <= 0.035 and better <= 0.035 and worse + better <= 0.05
 
 
-def test_paired_differences_mirror_each_other():
+def test_paired_differences_mirror_each_other() -> None:
     for fixed, broken, total in ((0, 5, 64), (2, 3, 64), (0, 0, 10), (3, 0, 3)):
         low, high = difference_interval(fixed, broken, total)
         assert difference_interval(broken, fixed, total) == pytest.approx((-high, -low))
         assert -1 <= low <= (fixed - broken) / total <= high <= 1
 
 
-def test_mcnemar_is_a_sign_test_on_what_moved():
+def test_mcnemar_is_a_sign_test_on_what_moved() -> None:
     assert mcnemar(0, 0) == 1 and mcnemar(4, 4) == 1
     assert mcnemar(9, 1) == mcnemar(1, 9) == pytest.approx(2 * (1 + 10) / 2**10)
     assert mcnemar(5, 0) == pytest.approx(2 / 2**5)
@@ -143,7 +143,7 @@ def answered(passes: dict[str, list[bool]], slice_cases: int = 5) -> Quality:
     return Quality(Perplexity(1, 0, 1), None, None, result, "float32", 2, 8)
 
 
-def test_the_interval_of_the_worst_slice_covers_the_worst_true_rate():
+def test_the_interval_of_the_worst_slice_covers_the_worst_true_rate() -> None:
     generator = np.random.default_rng(0)
     true = {"a": 0.9, "b": 0.7, "c": 0.7, "d": 0.95, "e": 0.75, "f": 0.7}
     misses = np.zeros(2)
@@ -155,7 +155,7 @@ def test_the_interval_of_the_worst_slice_covers_the_worst_true_rate():
     assert (misses / draws <= 0.025).all()
 
 
-def test_slices_are_metrics():
+def test_slices_are_metrics() -> None:
     quality = answered({"a": [True] * 5, "b.c": [True] * 3 + [False] * 3, "few": [False] * 4})
     assert quality.metric("regression.tags.b.c.pass_rate") == 0.5
     assert quality.metric("regression.tags.b.c.broken") == 3

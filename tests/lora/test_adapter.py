@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from quantkit.base.errors import InputError
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.lora.adapter import Adapter
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.model.skeleton import Skeleton
+from tests.helpers.tiny import Tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -80,7 +83,9 @@ OPTIONS = {
 }
 
 
-def base_of(tiny, model_type: str, dtype: torch.dtype = torch.float32, **changes: object) -> Path:
+def base_of(
+    tiny: Tiny, model_type: str, dtype: torch.dtype = torch.float32, **changes: object
+) -> Path:
     return tiny(model_type, dtype, **{**CHANGES[model_type], **changes})
 
 
@@ -100,7 +105,7 @@ def train(base: Path, out: Path, config: dict, *, seed: int = 1, vocabulary: int
 
 
 @pytest.fixture
-def adapter(tiny, tmp_path):
+def adapter(tiny: Tiny, tmp_path: Path) -> Path:
     """A plain adapter of the tiny llama, to be spoilt."""
     return train(base_of(tiny, "llama"), tmp_path / "adapter", OPTIONS["plain"][1])
 
@@ -112,7 +117,7 @@ def adapted(base: Path, *adapters: Path | tuple[Path, float], **options) -> Adap
     return AdaptedCheckpoint(checkpoint, opened, skeleton.names, skeleton.model, **options)
 
 
-def load(base: Path, *, untie: bool = False):
+def load(base: Path, *, untie: bool = False) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     if untie:
         head = model.get_output_embeddings()
@@ -121,7 +126,7 @@ def load(base: Path, *, untie: bool = False):
     return model
 
 
-def merged_by_peft(model, adapter: Path) -> dict[str, torch.Tensor]:
+def merged_by_peft(model: PreTrainedModel, adapter: Path) -> dict[str, torch.Tensor]:
     return PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict()
 
 
@@ -146,7 +151,7 @@ def units_apart(one: torch.Tensor, other: torch.Tensor) -> int:
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_reads_as_peft_merges_it(tiny, tmp_path, option):
+def test_every_option_reads_as_peft_merges_it(tiny: Tiny, tmp_path: Path, option: str) -> None:
     model_type, config = OPTIONS[option]
     base = base_of(tiny, model_type)
     directory = train(base, tmp_path / "adapter", config)
@@ -162,7 +167,7 @@ def test_every_option_reads_as_peft_merges_it(tiny, tmp_path, option):
         assert units_apart(tensor, expected.to(torch.bfloat16)) <= 1, name
 
 
-def test_a_bfloat16_base_is_cast_once(tiny, tmp_path):
+def test_a_bfloat16_base_is_cast_once(tiny: Tiny, tmp_path: Path) -> None:
     base = base_of(tiny, "llama", torch.bfloat16)
     directory = train(base, tmp_path / "adapter", OPTIONS["dora"][1])
     found = adapted(base, directory)
@@ -172,7 +177,9 @@ def test_a_bfloat16_base_is_cast_once(tiny, tmp_path):
         assert units_apart(actual, expected.to(torch.bfloat16)) <= 1, name
 
 
-def test_slices_of_rows_make_no_difference(tiny, tmp_path, monkeypatch):
+def test_slices_of_rows_make_no_difference(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = base_of(tiny, "gpt2")
     directory = train(base, tmp_path / "adapter", OPTIONS["conv1d-dora"][1])
     whole = adapted(base, directory)
@@ -183,7 +190,7 @@ def test_slices_of_rows_make_no_difference(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("rslora", [False, True])
-def test_several_adapters_combine_as_in_peft(tiny, tmp_path, rslora):
+def test_several_adapters_combine_as_in_peft(tiny: Tiny, tmp_path: Path, rslora: bool) -> None:
     base = base_of(tiny, "llama")
     config = {"use_rslora": rslora, "lora_alpha": 6}
     paths = [
@@ -201,7 +208,7 @@ def test_several_adapters_combine_as_in_peft(tiny, tmp_path, rslora):
     assert bool(found.warnings) == rslora
 
 
-def test_a_weight_scales_what_one_adapter_adds(tiny, tmp_path, adapter):
+def test_a_weight_scales_what_one_adapter_adds(tiny: Tiny, tmp_path: Path, adapter: Path) -> None:
     base = Checkpoint(base_of(tiny, "llama"))
     key = "model.layers.0.self_attn.q_proj.weight"
     whole, half = adapted(base.directory, adapter), adapted(base.directory, (adapter, 0.5))
@@ -223,7 +230,9 @@ def test_a_weight_scales_what_one_adapter_adds(tiny, tmp_path, adapter):
     ],
     ids=["head", "input", "input-factors", "both", "head-tokens"],
 )
-def test_tied_embeddings_come_apart_where_they_differ(tiny, tmp_path, config):
+def test_tied_embeddings_come_apart_where_they_differ(
+    tiny: Tiny, tmp_path: Path, config: dict[str, Any]
+) -> None:
     base = base_of(tiny, "llama", tie_word_embeddings=True)
     directory = train(base, tmp_path / "adapter", config)
     found = adapted(base, directory)
@@ -246,7 +255,9 @@ def test_tied_embeddings_come_apart_where_they_differ(tiny, tmp_path, config):
     ],
     ids=["untouched", "tokens", "factors", "saved"],
 )
-def test_tied_embeddings_stay_tied_where_they_dont(tiny, tmp_path, config):
+def test_tied_embeddings_stay_tied_where_they_dont(
+    tiny: Tiny, tmp_path: Path, config: dict[str, Any]
+) -> None:
     base = base_of(tiny, "llama", tie_word_embeddings=True)
     directory = train(base, tmp_path / "adapter", config)
     found = adapted(base, directory)
@@ -277,7 +288,9 @@ def test_tied_embeddings_stay_tied_where_they_dont(tiny, tmp_path, config):
     ],
     ids=["saved", "factors", "resized-only", "tokens"],
 )
-def test_a_resized_vocabulary_is_followed(tiny, tmp_path, config, apart, tied):
+def test_a_resized_vocabulary_is_followed(
+    tiny: Tiny, tmp_path: Path, config: dict[str, Any], apart: bool, tied: bool
+) -> None:
     base = base_of(tiny, "llama", tie_word_embeddings=tied)
     directory = train(base, tmp_path / "adapter", config, vocabulary=99)
     found = adapted(base, directory)
@@ -291,7 +304,7 @@ def test_a_resized_vocabulary_is_followed(tiny, tmp_path, config, apart, tied):
     assert_equal_to(merged_by_peft(model, directory), found)
 
 
-def test_a_vocabulary_resized_on_one_side_is_refused(tiny, tmp_path):
+def test_a_vocabulary_resized_on_one_side_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     base = base_of(tiny, "llama")
     config = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]}
     directory = train(base, tmp_path / "adapter", config, vocabulary=99)
@@ -303,7 +316,12 @@ def test_a_vocabulary_resized_on_one_side_is_refused(tiny, tmp_path):
 # Bad input
 
 
-def rewrite(directory: Path, *, drop=lambda key: False, rename=lambda key: key) -> None:
+def rewrite(
+    directory: Path,
+    *,
+    drop: Callable[[str], bool] = lambda key: False,
+    rename: Callable[[str], str] = lambda key: key,
+) -> None:
     path = directory / "adapter_model.safetensors"
     tensors = {rename(k): t for k, t in load_file(path).items() if not drop(k)}
     save_file(tensors, path)
@@ -328,14 +346,16 @@ def configure(directory: Path, **changes: object) -> None:
         ),
     ],
 )
-def test_other_methods_are_refused_by_name(tiny, tmp_path, config, name):
+def test_other_methods_are_refused_by_name(
+    tiny: Tiny, tmp_path: Path, config: IA3Config | PromptTuningConfig, name: str
+) -> None:
     get_peft_model(load(base_of(tiny, "llama")), config).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=name):
         Adapter.open(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["ADALORA", "LOHA", "PREFIX_TUNING", "None"])
-def test_other_types_are_refused_by_name(adapter, kind):
+def test_other_types_are_refused_by_name(adapter: Path, kind: str) -> None:
     configure(adapter, peft_type=kind)
     with pytest.raises(InputError, match=kind):
         Adapter.open(adapter)
@@ -352,76 +372,78 @@ def test_other_types_are_refused_by_name(adapter, kind):
     ],
     ids=lambda option: next(iter(option)),
 )
-def test_variants_that_cant_be_merged_are_refused_by_name(adapter, option):
+def test_variants_that_cant_be_merged_are_refused_by_name(
+    adapter: Path, option: dict[str, Any]
+) -> None:
     configure(adapter, **option)
     with pytest.raises(InputError, match=next(iter(option))):
         Adapter.open(adapter)
 
 
-def test_unknown_tensors_of_a_variant_are_named(adapter):
+def test_unknown_tensors_of_a_variant_are_named(adapter: Path) -> None:
     rewrite(adapter, rename=lambda key: key.replace("lora_A.weight", "lora_diag"))
     with pytest.raises(InputError, match=r"q_proj\.lora_diag|lora_diag"):
         Adapter.open(adapter)
 
 
-def test_pickle_is_refused_with_the_reason(adapter):
+def test_pickle_is_refused_with_the_reason(adapter: Path) -> None:
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(InputError, match="pickle"):
         Adapter.open(adapter)
 
 
-def test_a_truncated_adapter_is_refused(adapter):
+def test_a_truncated_adapter_is_refused(adapter: Path) -> None:
     path = adapter / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match="truncated"):
         Adapter.open(adapter)
 
 
-def test_ranks_that_disagree_are_refused(adapter):
+def test_ranks_that_disagree_are_refused(adapter: Path) -> None:
     configure(adapter, r=8)
     with pytest.raises(InputError, match="rank 8"):
         Adapter.open(adapter)
 
 
 @pytest.mark.parametrize("change", [{"target_modules": "(q_proj"}, {"r": 0}, {"r": "many"}])
-def test_a_config_that_makes_no_sense_is_refused(adapter, change):
+def test_a_config_that_makes_no_sense_is_refused(adapter: Path, change: dict[str, Any]) -> None:
     configure(adapter, **change)
     with pytest.raises(InputError, match="isn't a LoRA config"):
         Adapter.open(adapter)
 
 
-def test_a_missing_factor_is_named(adapter):
+def test_a_missing_factor_is_named(adapter: Path) -> None:
     rewrite(adapter, drop=lambda key: key.endswith("layers.1.self_attn.q_proj.lora_B.weight"))
     with pytest.raises(InputError, match=r"layers\.1\.self_attn\.q_proj"):
         Adapter.open(adapter)
 
 
-def test_a_missing_target_module_is_named(tiny, adapter):
+def test_a_missing_target_module_is_named(tiny: Tiny, adapter: Path) -> None:
     rewrite(adapter, drop=lambda key: "layers.1.self_attn.q_proj" in key)
     with pytest.raises(InputError, match=r"lacks the factors of .*layers\.1\.self_attn\.q_proj"):
         adapted(base_of(tiny, "llama"), adapter)
 
 
-def test_missing_magnitudes_are_named(tiny, tmp_path):
+def test_missing_magnitudes_are_named(tiny: Tiny, tmp_path: Path) -> None:
     directory = train(base_of(tiny, "llama"), tmp_path / "a", OPTIONS["dora"][1])
     rewrite(directory, drop=lambda key: "magnitude" in key)
     with pytest.raises(InputError, match="no magnitudes"):
         Adapter.open(directory)
 
 
-def test_an_adapter_of_another_architecture_is_refused(tiny, tmp_path):
+def test_an_adapter_of_another_architecture_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     directory = train(base_of(tiny, "gpt2"), tmp_path / "a", OPTIONS["conv1d"][1])
     with pytest.raises(InputError, match="aren't in the base"):
         adapted(base_of(tiny, "llama"), directory)
 
 
-def test_an_adapter_of_another_size_is_refused(tiny, adapter):
+def test_an_adapter_of_another_size_is_refused(tiny: Tiny, adapter: Path) -> None:
     base = base_of(tiny, "llama", hidden_size=32)
     with pytest.raises(InputError, match="has shape"):
         adapted(base, adapter)
 
 
-def test_another_base_name_is_a_warning_and_an_error_if_strict(tiny, adapter):
+def test_another_base_name_is_a_warning_and_an_error_if_strict(tiny: Tiny, adapter: Path) -> None:
     configure(adapter, base_model_name_or_path="someone/other-7b")
     base = base_of(tiny, "llama")
     assert "someone/other-7b" in adapted(base, adapter).warnings[0]
@@ -430,7 +452,7 @@ def test_another_base_name_is_a_warning_and_an_error_if_strict(tiny, adapter):
         adapted(base, adapter, strict=True)
 
 
-def test_nan_is_noticed(tiny, adapter):
+def test_nan_is_noticed(tiny: Tiny, adapter: Path) -> None:
     path = adapter / "adapter_model.safetensors"
     tensors = load_file(path)
     key = next(iter(tensors))
@@ -442,7 +464,9 @@ def test_nan_is_noticed(tiny, adapter):
             found.read(key)
 
 
-def test_combinations_that_peft_refuses_are_refused(tiny, tmp_path, adapter):
+def test_combinations_that_peft_refuses_are_refused(
+    tiny: Tiny, tmp_path: Path, adapter: Path
+) -> None:
     base = base_of(tiny, "llama")
     other = train(base, tmp_path / "r", {"target_modules": ["q_proj"], "r": 2})
     with pytest.raises(InputError, match="ranks 2, 4"):
@@ -455,7 +479,7 @@ def test_combinations_that_peft_refuses_are_refused(tiny, tmp_path, adapter):
         adapted(base, saved, shutil.copytree(saved, tmp_path / "s2"))
 
 
-def test_reading_needs_no_peft(tiny, adapter):
+def test_reading_needs_no_peft(tiny: Tiny, adapter: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Adapter.open(adapter).lora.rank == 4

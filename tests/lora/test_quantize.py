@@ -26,7 +26,7 @@ DEMO = [("demo", 1.0)]
 
 
 @pytest.fixture(scope="module")
-def merged(tmp_path_factory) -> Path:
+def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo with its adapter merged, named as the demo is."""
     out = tmp_path_factory.mktemp("merged") / "demo"
     merge("demo", DEMO, out, progress=Silent())
@@ -40,7 +40,9 @@ def make(recipe: str, out: Path, model: str, adapters: list[tuple[str, float]]) 
 
 
 @pytest.mark.parametrize("recipe", ["awq-w4-g128", "gptq-w4-g128", "nf4", "gguf-q4-k-m"])
-def test_folding_in_gives_the_weights_of_merge_then_quantize(merged, tmp_path, recipe):
+def test_folding_in_gives_the_weights_of_merge_then_quantize(
+    merged: Path, tmp_path: Path, recipe: str
+) -> None:
     folded = make(recipe, tmp_path / "folded", "demo", DEMO)
     after = make(recipe, tmp_path / "after", str(merged), [])
     (mine,) = [*folded.glob("*.safetensors"), *folded.glob("*.gguf")]
@@ -48,7 +50,7 @@ def test_folding_in_gives_the_weights_of_merge_then_quantize(merged, tmp_path, r
     assert mine.read_bytes() == theirs.read_bytes()
 
 
-def test_the_manifest_names_the_adapter(tmp_path):
+def test_the_manifest_names_the_adapter(tmp_path: Path) -> None:
     manifest = json.loads((make("nf4", tmp_path / "a", "demo", DEMO) / "quantkit.json").read_text())
     (adapter,) = manifest["adapters"]
     assert adapter["rank"] == 8 and "adapter_model.safetensors" in adapter["files"]
@@ -56,13 +58,13 @@ def test_the_manifest_names_the_adapter(tmp_path):
     assert plain["adapters"] == []
 
 
-def test_a_weight_of_zero_is_the_base(tmp_path):
+def test_a_weight_of_zero_is_the_base(tmp_path: Path) -> None:
     one = open_artifact(make("rtn-w4-g128", tmp_path / "a", "demo", [("demo", 0.0)]))
     other = open_artifact(make("rtn-w4-g128", tmp_path / "b", "demo", []))
     assert all(torch.equal(one.read(key), other.read(key)) for key in list(one.keys()))
 
 
-def test_the_skill_is_the_adapters_and_survives_four_bits(tmp_path):
+def test_the_skill_is_the_adapters_and_survives_four_bits(tmp_path: Path) -> None:
     artifact = make("gptq-w4-g128", tmp_path / "gptq-w4-g128", "demo", DEMO)
     suite = load_suite("demo-adapter")
     baseline = adapt(Checkpoint(demo_model()), DEMO, "demo")
@@ -92,7 +94,7 @@ def refused(*arguments: object) -> str:
     return " ".join(result.stderr.split())
 
 
-def test_mistakes_with_adapters(tmp_path):
+def test_mistakes_with_adapters(tmp_path: Path) -> None:
     base = ("quantize", "nf4", "--model", "demo", "--out", tmp_path / "out", "--adapter")
     assert "no such directory" in refused(*base, "./nowhere")
     assert "isn't a number" in refused(*base, "demo=much")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +13,12 @@ from quantkit.calibration.passing import CalibrationPass, Wanted
 from quantkit.calibration.text import Rows
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.methods import awq
-from quantkit.methods.block import quantize_block
+from quantkit.methods.block import BlockResult, quantize_block
 from quantkit.methods.grids import Grid, gram_loss
 from quantkit.model.skeleton import Skeleton
-from quantkit.model.stream import Stream
+from quantkit.model.stream import Batch, Stream
 from quantkit.recipes.recipe import Awq
+from tests.helpers.tiny import Tiny
 
 FOLDED = {
     # model type → linears of a block whose input can be rescaled, and the kinds of the folds
@@ -35,7 +37,7 @@ def rows(count: int = 8, length: int = 32) -> Rows:
     return Rows(ids, "", count)
 
 
-def first_block(directory, *, folds=True):
+def first_block(directory: Path, *, folds: bool = True):
     """(block in float32, its measured inputs, folds, a batch and its call) of layer 0."""
     checkpoint = Checkpoint(directory)
     stream = Stream(Skeleton(checkpoint), checkpoint, torch.device("cpu"))
@@ -48,7 +50,7 @@ def first_block(directory, *, folds=True):
 
 
 @pytest.mark.parametrize("model_type", FOLDED)
-def test_folds_are_found(tiny, model_type):
+def test_folds_are_found(tiny: Tiny, model_type: str) -> None:
     _, inputs, folds, _ = first_block(tiny(model_type))
     count, kinds = FOLDED[model_type]
     assert sum(len(fold.consumers) for fold in folds) == count
@@ -57,7 +59,7 @@ def test_folds_are_found(tiny, model_type):
 
 
 @pytest.mark.parametrize("model_type", FOLDED)
-def test_applying_folds_leaves_the_output(tiny, model_type):
+def test_applying_folds_leaves_the_output(tiny: Tiny, model_type: str) -> None:
     """With arbitrary scales, up to rounding in float32."""
     block, _, folds, batch = first_block(tiny(model_type))
     run = lambda: block(batch.hidden, *batch.calls[0].args, **batch.calls[0].kwargs)  # noqa: E731
@@ -74,7 +76,7 @@ def test_applying_folds_leaves_the_output(tiny, model_type):
         torch.testing.assert_close(run(), before, rtol=1e-4, atol=1e-4)
 
 
-def test_a_sister_block_is_proven_not_searched(tiny, monkeypatch):
+def test_a_sister_block_is_proven_not_searched(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     block, inputs, folds, batch = first_block(tiny("llama"))
     monkeypatch.setattr(
         "quantkit.calibration.folds._candidates", lambda *_: pytest.fail("searched")
@@ -83,14 +85,14 @@ def test_a_sister_block_is_proven_not_searched(tiny, monkeypatch):
     assert find_folds(block, groups, batch.calls[0], batch.hidden, 2, folds) == folds
 
 
-def test_narrow_inverts_expand(tiny):
+def test_narrow_inverts_expand(tiny: Tiny) -> None:
     (fold,) = [f for f in first_block(tiny("llama"))[2] if f.repeat > 1]
     scale = torch.rand(32) + 0.5
     assert torch.equal(fold.narrow(fold.expand(scale)), scale)
     assert torch.allclose(fold.reduce(fold.expand(scale)), scale)
 
 
-def schemes(block, skip: tuple[str, ...] = ()) -> dict[str, Grid]:
+def schemes(block: torch.nn.Module, skip: tuple[str, ...] = ()) -> dict[str, Grid]:
     return {
         name: Grid(4, 32, False)
         for name, module in block.named_modules()
@@ -98,7 +100,7 @@ def schemes(block, skip: tuple[str, ...] = ()) -> dict[str, Grid]:
     }
 
 
-def rebuilt_output(block, result, batch):
+def rebuilt_output(block: torch.nn.Module, result: BlockResult, batch: Batch) -> torch.Tensor:
     """The block's output with every tensor replaced by what was quantized and rescaled."""
     block = copy.deepcopy(block)
     for name, tensor in result.tensors.items():
@@ -111,7 +113,9 @@ def rebuilt_output(block, result, batch):
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "opt"])
 @pytest.mark.parametrize("skip", [(), ("self_attn.q_proj",)])
-def test_scaling_only_lowers_the_loss_and_keeps_the_function(tiny, model_type, skip):
+def test_scaling_only_lowers_the_loss_and_keeps_the_function(
+    tiny: Tiny, model_type: str, skip: tuple[str, ...]
+) -> None:
     block, inputs, folds, batch = first_block(tiny(model_type))
     chosen = schemes(block, skip)
     plain = quantize_block(METHOD, block, chosen, inputs, [])
@@ -132,14 +136,14 @@ def test_scaling_only_lowers_the_loss_and_keeps_the_function(tiny, model_type, s
     assert error[1] < 1.3 * error[0]  # a fold undone wrongly would be off by orders
 
 
-def test_a_linear_without_a_fold_is_quantized_unscaled(tiny):
+def test_a_linear_without_a_fold_is_quantized_unscaled(tiny: Tiny) -> None:
     block, inputs, folds, _ = first_block(tiny("gpt_neox"))
     result = quantize_block(METHOD, block, schemes(block), inputs, folds)
     scaled = {layer.name: layer.scaled for layer in result.layers}
     assert scaled["attention.dense"] is False and scaled["mlp.dense_4h_to_h"] is False
 
 
-def test_clipping_lowers_every_rows_loss():
+def test_clipping_lowers_every_rows_loss() -> None:
     generator = torch.Generator().manual_seed(0)
     w = torch.randn(32, 64, generator=generator) ** 3
     x = torch.randn(256, 64, generator=generator)
@@ -151,7 +155,7 @@ def test_clipping_lowers_every_rows_loss():
     assert (loss[1] <= loss[0] * 1.01).all() and loss[1].sum() < 0.95 * loss[0].sum()
 
 
-def test_linears_that_read_one_tensor_share_one_gram_matrix(tiny):
+def test_linears_that_read_one_tensor_share_one_gram_matrix(tiny: Tiny) -> None:
     _, inputs, _, _ = first_block(tiny("llama"))
     assert [group.consumers for group in inputs] == [
         ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,13 +21,13 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.commands.quantize import prepare, quantize
 from quantkit.formats.packed import open_artifact
 from quantkit.model.skeleton import Skeleton
-from quantkit.model.stream import Stream
+from quantkit.model.stream import Batch, Stream
 from quantkit.recipes.recipe import load_recipe
-from tests.conftest import ARCHITECTURES
 from tests.helpers.gguf_tiny import MODELS, TEXT, checkpoint
+from tests.helpers.tiny import ARCHITECTURES, Tiny
 
 
-def read(model, name: str, ids: torch.Tensor) -> torch.Tensor:
+def read(model: nn.Module, name: str, ids: torch.Tensor) -> torch.Tensor:
     """What the linear ``name`` of a whole model reads, (tokens, width)."""
     seen = []
     linear = model.get_submodule(name)
@@ -38,7 +39,7 @@ def read(model, name: str, ids: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_both_models_inputs_are_those_of_the_whole_models(tiny, model_type) -> None:
+def test_both_models_inputs_are_those_of_the_whole_models(tiny: Tiny, model_type: str) -> None:
     """Every linear is quantized as soon as its input is known, here to 64ths."""
     directory = tiny(model_type)
     ids = torch.randint(0, 96, (4, 16), generator=torch.Generator().manual_seed(5))
@@ -88,7 +89,9 @@ def measured(directory: Path) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_what_is_not_computed_again_changes_nothing(tiny, model_type, monkeypatch) -> None:
+def test_what_is_not_computed_again_changes_nothing(
+    tiny: Tiny, model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(passing, "_TOKENS_PER_BATCH", 16)  # so that there are several
     found = measured(tiny(model_type))
     monkeypatch.setattr(Replay, "keep", lambda self, linears, read: False)
@@ -98,7 +101,9 @@ def test_what_is_not_computed_again_changes_nothing(tiny, model_type, monkeypatc
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "olmo2", "qwen3"])
-def test_rows_go_on_through_what_the_gguf_holds(tmp_path, monkeypatch, model_type) -> None:
+def test_rows_go_on_through_what_the_gguf_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str
+) -> None:
     """Its weights, in the checkpoint's order of rows, whether error feedback made them or not."""
     changes = {**MODELS[model_type], "tie_word_embeddings": model_type in ("olmo2", "qwen3")}
     model = checkpoint(tmp_path / "model", model_type=model_type, **changes)
@@ -112,11 +117,16 @@ def test_rows_go_on_through_what_the_gguf_holds(tmp_path, monkeypatch, model_typ
     given: list[tuple[str, torch.Tensor]] = []
     original = gguf.put
 
-    def noting(block, name, value):
+    def noting(block: nn.Module, name: str, value: torch.Tensor) -> None:
         given.append((name, value))
         original(block, name, value)
 
-    def beginning(stream, rows, size, embedding=None):
+    def beginning(
+        stream: Stream,
+        rows: torch.Tensor,
+        size: int,
+        embedding: Callable[[int, int], torch.Tensor] | None = None,
+    ) -> Iterator[Batch]:
         if embedding is not None:
             begun.append(embedding(3, 40))
         return begin(stream, rows, size, embedding)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -276,7 +278,7 @@ def test_refusals() -> None:
         quantize(weight, factor, "Q4_0")
 
 
-def test_a_weight_that_is_not_finite_is_named(tmp_path) -> None:
+def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "model")
     tensors = load_file(model / "model.safetensors")
     key = "model.layers.1.mlp.up_proj.weight"

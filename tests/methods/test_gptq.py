@@ -11,11 +11,13 @@ from quantkit.methods.cholesky import cholesky_
 from quantkit.methods.gptq import pieces as gptq
 from quantkit.methods.gptq.feedback import Settings, factorize, feedback
 from quantkit.methods.gptq.pieces import Outcome, Problem
-from quantkit.methods.grids import Grid, gram_loss
+from quantkit.methods.grids import Grid, QuantizedTensor, gram_loss
 from tests.helpers.moments import Known
 
 
-def problem(tokens: int = 512, columns: int = 128, rows: int = 48):
+def problem(
+    tokens: int = 512, columns: int = 128, rows: int = 48
+) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     mixing = torch.randn(columns, columns, generator=generator) / columns**0.5
     x = torch.randn(tokens, columns, generator=generator) @ mixing
@@ -23,18 +25,18 @@ def problem(tokens: int = 512, columns: int = 128, rows: int = 48):
     return torch.randn(rows, columns, generator=generator) * 0.05, x.t() @ x
 
 
-def quantize(w, gram, grid, settings) -> Outcome:
+def quantize(w: torch.Tensor, gram: torch.Tensor, grid: Grid, settings: Settings) -> Outcome:
     return gptq.quantize([Problem(Known(gram), [w], [grid])], settings)[0][0]
 
 
-def loss_of(tensor, w, gram) -> float:
+def loss_of(tensor: QuantizedTensor, w: torch.Tensor, gram: torch.Tensor) -> float:
     return gram_loss(tensor.dequantize() - w, gram).sum().item()
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("order", [True, False])
-def test_loss_is_below_round_to_nearests(bits, symmetric, order):
+def test_loss_is_below_round_to_nearests(bits: int, symmetric: bool, order: bool) -> None:
     w, gram = problem()
     grid = Grid(bits, 32, symmetric)
     outcome = quantize(w, gram, grid, Settings(activation_order=order))
@@ -42,7 +44,7 @@ def test_loss_is_below_round_to_nearests(bits, symmetric, order):
     assert outcome.loss == pytest.approx(loss_of(outcome.tensor, w, gram), rel=1e-3)
 
 
-def test_readers_of_one_input_are_quantized_as_if_alone():
+def test_readers_of_one_input_are_quantized_as_if_alone() -> None:
     w, gram = problem(rows=80)
     grids = [Grid(4, 32, True), Grid(3, 32, False), Grid(4, 32, True)]
     parts = w.split([16, 40, 24])
@@ -55,7 +57,7 @@ def test_readers_of_one_input_are_quantized_as_if_alone():
         assert torch.equal(outcome.tensor.scales, alone.tensor.scales)
 
 
-def test_blocked_updates_change_nothing():
+def test_blocked_updates_change_nothing() -> None:
     w, gram = problem()
     grid = Grid(4, 32, True)
     codes = [
@@ -67,7 +69,7 @@ def test_blocked_updates_change_nothing():
         assert (codes[0] != other).float().mean() < 0.01
 
 
-def test_feedback_follows_the_papers_recurrence():
+def test_feedback_follows_the_papers_recurrence() -> None:
     """Against the plain form: one column at a time, H⁻¹ recomputed by elimination."""
     w, gram = problem(rows=6, columns=24)
     grid, settings = Grid(4, -1, True), Settings(activation_order=False, clip_search=False)
@@ -88,7 +90,7 @@ def test_feedback_follows_the_papers_recurrence():
     assert (outcome.tensor.codes == expected.to(torch.uint8)).float().mean() > 0.97
 
 
-def test_inputs_that_are_always_zero_are_harmless():
+def test_inputs_that_are_always_zero_are_harmless() -> None:
     w, gram = problem()
     gram[10:20] = gram[:, 10:20] = 0
     grid = Grid(4, 32, False)
@@ -97,7 +99,7 @@ def test_inputs_that_are_always_zero_are_harmless():
     assert outcome.loss < loss_of(rtn.quantize(w, grid), w, gram)
 
 
-def test_damping_is_raised_until_it_factorizes_and_not_for_ever():
+def test_damping_is_raised_until_it_factorizes_and_not_for_ever() -> None:
     _, gram = problem()
     indefinite = gram - 0.05 * gram.diagonal().mean() * torch.eye(len(gram))
     factor = factorize(Known(indefinite), Settings())
@@ -106,7 +108,7 @@ def test_damping_is_raised_until_it_factorizes_and_not_for_ever():
     assert factorize(Known(torch.full_like(gram, torch.nan)), Settings()) is None
 
 
-def test_without_a_factor_the_codes_are_the_nearest_and_it_is_said():
+def test_without_a_factor_the_codes_are_the_nearest_and_it_is_said() -> None:
     w, gram = problem()
     grid = Grid(4, 32, True)
     outcome = quantize(w, -gram, grid, Settings())
@@ -178,7 +180,7 @@ def test_what_drifted_inputs_lose_is_made_up_for(bits: int) -> None:
     drift.add(x, y)
     assert torch.allclose(drift.matrix().float(), (x - y).t() @ y, rtol=5e-3, atol=1e-2)
 
-    def lost(value) -> float:
+    def lost(value: torch.Tensor) -> float:
         return (x @ w.t() - y @ value.t()).square().sum().item()
 
     [[plain]] = gptq.quantize([Problem(moment, [w], [grid])], Settings())

@@ -22,7 +22,7 @@ def weight(rows: int = 24, columns: int = 96) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_rounding_is_within_half_a_step(grid):
+def test_rounding_is_within_half_a_step(grid: Grid) -> None:
     w = weight()
     tensor = rtn.quantize(w, grid)
     assert tensor.codes.max() <= grid.levels
@@ -35,14 +35,14 @@ def test_rounding_is_within_half_a_step(grid):
     assert (error <= (slack + grid.levels * 2**-8) * step).all()
 
 
-def test_scales_are_exact_in_fp16_and_bf16():
+def test_scales_are_exact_in_fp16_and_bf16() -> None:
     scales = exact_scale((torch.rand(100_000) * 25 - 20).exp())
     assert torch.equal(scales, scales.half().float())
     assert torch.equal(scales, scales.bfloat16().float())
     assert (scales > 0).all()
 
 
-def test_zero_is_exact_and_zeros_cost_nothing():
+def test_zero_is_exact_and_zeros_cost_nothing() -> None:
     w = weight()
     w[:, :32] = 0
     w[3] = 0
@@ -52,7 +52,7 @@ def test_zero_is_exact_and_zeros_cost_nothing():
         assert value.isfinite().all()
 
 
-def test_zero_points_stay_above_zero_where_the_format_stores_one_less():
+def test_zero_points_stay_above_zero_where_the_format_stores_one_less() -> None:
     positive = weight().abs() + 0.01
     tensor = rtn.quantize(positive, Grid(4, 32, False, first_zero=1))
     assert tensor.zeros.min() == 1
@@ -60,12 +60,12 @@ def test_zero_points_stay_above_zero_where_the_format_stores_one_less():
     assert ((tensor.dequantize() - positive).abs() <= 0.6 * step).all()
 
 
-def test_a_group_size_that_does_not_divide_is_refused():
+def test_a_group_size_that_does_not_divide_is_refused() -> None:
     with pytest.raises(InputError, match="group size 64 doesn't divide 96"):
         rtn.quantize(weight(), Grid(4, 64, True))
 
 
-def test_a_searched_range_costs_less():
+def test_a_searched_range_costs_less() -> None:
     w, grid = weight(), Grid(3, 32, False)
     w[:, 5] *= 20  # an outlier that importance says not to care for
     importance = torch.ones(96)

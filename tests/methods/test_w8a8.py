@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -19,14 +20,14 @@ from quantkit.engines.choose import check_engine, engine_for
 from quantkit.formats import compressed_tensors as compressed
 from quantkit.formats.packed import PackedCheckpoint, open_artifact
 from quantkit.methods import fp8, rtn, smoothquant
-from quantkit.methods.fp8 import Fp8Scheme
-from quantkit.methods.grids import Grid
+from quantkit.methods.fp8 import Fp8Scheme, Fp8Tensor
+from quantkit.methods.grids import Grid, QuantizedTensor
 from quantkit.methods.inputs import round_fp8, round_int8
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
 from quantkit.recipes.recipe import load_recipe
 from quantkit.recipes.suite import load_suite
-from tests.conftest import build
+from tests.helpers.tiny import build
 
 CPU = torch.device("cpu")
 INT8 = Grid(8, -1, True, rounds_inputs=True)
@@ -37,12 +38,14 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def packed(scheme, weight, dtype=torch.bfloat16):
+def packed(
+    scheme: Grid | Fp8Scheme, weight: torch.Tensor, dtype: torch.dtype = torch.bfloat16
+) -> tuple[QuantizedTensor | Fp8Tensor, dict[str, torch.Tensor]]:
     tensor = rtn.quantize(weight, scheme) if isinstance(scheme, Grid) else fp8.quantize(weight)
     return tensor, compressed.pack(tensor, dtype)
 
 
-def test_each_token_is_rounded_on_its_own():
+def test_each_token_is_rounded_on_its_own() -> None:
     x = random(3, 5, 64) * torch.tensor([1e-3, 1, 50])[:, None, None]
     largest = x.abs().amax(-1, keepdim=True)
     assert ((round_int8(x) - x).abs() <= largest / 254 * 1.001).all()
@@ -54,7 +57,7 @@ def test_each_token_is_rounded_on_its_own():
         assert rounding(x.bfloat16()).dtype == torch.bfloat16
 
 
-def test_fp8_codes_are_the_nearest_and_never_infinite():
+def test_fp8_codes_are_the_nearest_and_never_infinite() -> None:
     weight = random(16, 128)
     weight[3, 5] = 40.0
     tensor = fp8.quantize(weight)
@@ -67,7 +70,7 @@ def test_fp8_codes_are_the_nearest_and_never_infinite():
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-def test_round_trip_and_size(scheme):
+def test_round_trip_and_size(scheme: Fp8Scheme | Grid) -> None:
     tensor, parts = packed(scheme, random(48, 96))
     config = compressed.config(scheme, {"m": scheme}, ["lm_head"])
     back = compressed.unpack(parts, config, "m")
@@ -82,7 +85,7 @@ def test_round_trip_and_size(scheme):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-def test_its_own_library_reads_it(scheme):
+def test_its_own_library_reads_it(scheme: Fp8Scheme | Grid) -> None:
     pytest.importorskip("compressed_tensors")
     from compressed_tensors.compressors import (
         FloatQuantizationCompressor,
@@ -98,7 +101,7 @@ def test_its_own_library_reads_it(scheme):
     assert group.input_activations.dynamic and group.input_activations.strategy == "token"
 
 
-def test_inputs_of_a_fixed_scale_are_rounded_by_the_one_stored():
+def test_inputs_of_a_fixed_scale_are_rounded_by_the_one_stored() -> None:
     config = compressed.config(INT8, {"m": INT8}, [])
     config["config_groups"]["group_0"]["input_activations"] |= {
         "dynamic": False,
@@ -109,7 +112,7 @@ def test_inputs_of_a_fixed_scale_are_rounded_by_the_one_stored():
     assert rounding(torch.tensor([[0.6, -0.2, 1000.0]])).tolist() == [[0.5, 0.0, 63.5]]
 
 
-def test_smoothing_balances_inputs_and_weights():
+def test_smoothing_balances_inputs_and_weights() -> None:
     """At one half, inputs and weights of a feature end with the same size."""
     activation = torch.tensor([100.0, 1.0, 0.01, 0.0])
     weight = random(8, 4)
@@ -121,7 +124,7 @@ def test_smoothing_balances_inputs_and_weights():
 
 
 @pytest.fixture(scope="module")
-def outliers(tmp_path_factory) -> Path:
+def outliers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo with a few features sixteen times as large, undone where they are read."""
     directory = tmp_path_factory.mktemp("outliers") / "demo"
     source = Checkpoint(demo_model())
@@ -165,7 +168,9 @@ def kl(model: Path, folder: Path, recipes: dict[str, list[str]]) -> list[float]:
     return [quality.kl_divergence.mean for quality in judged.artifacts]
 
 
-def test_smoothquant_tames_outliers(outliers, tmp_path, monkeypatch):
+def test_smoothquant_tames_outliers(
+    outliers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     few = ["calibration.samples=8"]
     smooth, fp8 = kl(outliers, tmp_path / "one", {"int8-w8a8": few, "fp8": []})
     monkeypatch.setattr(smoothquant, "scale", lambda activation, *_: torch.ones_like(activation))
@@ -175,7 +180,7 @@ def test_smoothquant_tames_outliers(outliers, tmp_path, monkeypatch):
     assert fp8 < 3e-3
 
 
-def test_judging_rounds_what_engines_round(tmp_path):
+def test_judging_rounds_what_engines_round(tmp_path: Path) -> None:
     """The streamed model's linears see rounded inputs, and only while its weights are in place."""
     directory = build("llama", tmp_path / "tiny", dtype=torch.float32)
     scheme = Fp8Scheme()
@@ -184,16 +189,16 @@ def test_judging_rounds_what_engines_round(tmp_path):
     x = random(2, 3, 96)
 
     class Source:
-        def keys(self):
+        def keys(self) -> Iterable[str]:
             return source.keys()
 
-        def read(self, key):
+        def read(self, key: str) -> torch.Tensor:
             return source.read(key)
 
-        def read_rows(self, key, start, stop):
+        def read_rows(self, key: str, start: int, stop: int) -> torch.Tensor:
             return source.read_rows(key, start, stop)
 
-        def input_rounding(self, key):
+        def input_rounding(self, key: str):
             config = compressed.config(scheme, {name: scheme}, [])
             config["config_groups"]["group_0"]["targets"] = [name]
             module = key.removesuffix(".weight")
@@ -210,7 +215,7 @@ def test_judging_rounds_what_engines_round(tmp_path):
     assert not skeleton.layers[1].mlp.down_proj._forward_pre_hooks
 
 
-def test_artifacts_say_how_they_are_computed(tmp_path):
+def test_artifacts_say_how_they_are_computed(tmp_path: Path) -> None:
     job = prepare(load_recipe("fp8"), "demo")
     quantize(job, tmp_path / "fp8", device="cpu", force=False, progress=Silent())
     artifact = open_artifact(tmp_path / "fp8")
@@ -225,7 +230,9 @@ def test_artifacts_say_how_they_are_computed(tmp_path):
     assert config["format"] == "float-quantized" and config["ignore"] == ["lm_head"]
 
 
-def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
+def test_a_package_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = {"quantization_config": {"quant_method": "compressed-tensors"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
@@ -244,6 +251,6 @@ def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
         ("fp8", "quantize.overrides=[{match: x, bits: 4}]", "quantize.overrides: unknown key"),
     ],
 )
-def test_mistakes_in_recipes_are_named(recipe, setting, message):
+def test_mistakes_in_recipes_are_named(recipe: str, setting: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_recipe(recipe, [setting])

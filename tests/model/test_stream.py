@@ -10,12 +10,14 @@ from quantkit.base.errors import InputError
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
-from tests.conftest import ARCHITECTURES
+from tests.helpers.tiny import ARCHITECTURES, Tiny
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_streamed_logits_equal_the_full_models(tiny, model_type, dtype):
+def test_streamed_logits_equal_the_full_models(
+    tiny: Tiny, model_type: str, dtype: torch.dtype
+) -> None:
     directory = tiny(model_type, dtype)
     rows = torch.randint(0, 96, (3, 24), generator=torch.Generator().manual_seed(1))
     full = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
@@ -39,7 +41,7 @@ def test_streamed_logits_equal_the_full_models(tiny, model_type, dtype):
             torch.testing.assert_close(part, expected[..., 32:64], rtol=1e-2, atol=1e-3)
 
 
-def test_only_one_block_is_in_memory(tiny):
+def test_only_one_block_is_in_memory(tiny: Tiny) -> None:
     checkpoint = Checkpoint(tiny("llama"))
     stream = Stream(Skeleton(checkpoint), checkpoint, torch.device("cpu"))
     with stream.block(1):
@@ -48,7 +50,7 @@ def test_only_one_block_is_in_memory(tiny):
     assert all(p.is_meta for p in stream.skeleton.model.parameters())
 
 
-def test_experts_are_refused_by_name(tiny):
+def test_experts_are_refused_by_name(tiny: Tiny) -> None:
     directory = tiny("mixtral", num_local_experts=2, num_key_value_heads=2)
     with pytest.raises(InputError, match=r"mixture of experts \(mixtral"):
         Skeleton(Checkpoint(directory))

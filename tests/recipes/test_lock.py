@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from quantkit.base import resources
 from quantkit.base.errors import InputError
@@ -24,7 +24,7 @@ calibration: {dataset: text.txt, samples: 2, sequence_length: 8}
 SUITE = "schema: 1\nname: judge\nversion: 1.0.0\nlikelihood: {dataset: ../text.txt}\n"
 
 
-def run(*arguments: object):
+def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, ["recipes", "check", *map(str, arguments)])
 
 
@@ -37,7 +37,7 @@ def problems(*arguments: object) -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
+def folder(tmp_path: Path) -> Path:
     """A recipe and a suite of somebody's own, locked."""
     (tmp_path / "suites").mkdir()
     (tmp_path / "mine.yaml").write_text(RECIPE)
@@ -53,26 +53,26 @@ def edit(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new))
 
 
-def test_what_ships_is_locked():
+def test_what_ships_is_locked() -> None:
     assert problems() == []
     names = {entry[:2] for entry in read(resources.recipes() / LOCK)}
     shipped = {("recipe", path.stem) for path in resources.recipes().glob("*.yaml")}
     assert shipped | {("suite", "demo"), ("file", "suites/demo-heldout.jsonl")} <= names
 
 
-def test_the_shipped_workflow_checks_it():
+def test_the_shipped_workflow_checks_it() -> None:
     root = Path(__file__).parents[2]
     workflow = yaml.safe_load((root / ".github/workflows/ci.yml").read_text())
     assert {"run": "make recipes"} in workflow["jobs"]["check"]["steps"]
     assert "recipes check" in (root / "Makefile").read_text()
 
 
-def test_nothing_is_wrong_with_a_locked_folder(folder):
+def test_nothing_is_wrong_with_a_locked_folder(folder: Path) -> None:
     assert problems(folder) == []
     assert {entry[0] for entry in read(folder / LOCK)} == {"recipe", "suite", "file"}
 
 
-def test_a_comment_is_no_change(folder):
+def test_a_comment_is_no_change(folder: Path) -> None:
     edit(folder / "mine.yaml", "schema: 1", "schema: 1  # as ever")
     assert problems(folder) == []
 
@@ -87,13 +87,15 @@ def test_a_comment_is_no_change(folder):
         ("mine.yaml", "name: mine", "name: other", "recipe mine 1.0.0", "isn't there"),
     ],
 )
-def test_what_the_lock_refuses(folder, file, old, new, where, what):
+def test_what_the_lock_refuses(
+    folder: Path, file: str, old: str, new: str, where: str, what: str
+) -> None:
     edit(folder / file, old, new)
     found = dict(problems(folder))
     assert what in found[where]
 
 
-def test_a_new_version_is_added_and_the_old_one_stays(folder):
+def test_a_new_version_is_added_and_the_old_one_stays(folder: Path) -> None:
     (folder / "more.txt").write_text("more")
     edit(folder / "mine.yaml", "1.0.0", "1.1.0")
     edit(folder / "mine.yaml", "text.txt", "more.txt")
@@ -107,14 +109,14 @@ def test_a_new_version_is_added_and_the_old_one_stays(folder):
     assert problems(folder) == [("recipe mine 1.0.0", "has changed, and its version hasn't")]
 
 
-def test_writing_never_changes_what_is_locked(folder):
+def test_writing_never_changes_what_is_locked(folder: Path) -> None:
     edit(folder / "mine.yaml", "samples: 2", "samples: 3")
     before = (folder / LOCK).read_bytes()
     assert problems(folder, "--write")
     assert (folder / LOCK).read_bytes() == before
 
 
-def test_a_lock_of_its_own_place(folder):
+def test_a_lock_of_its_own_place(folder: Path) -> None:
     lock = folder / "suites" / "my.lock"
     assert run(folder, "--lock", lock, "--write").exit_code == 0
     assert ("file", "../text.txt") in read(lock)
@@ -129,7 +131,7 @@ def test_a_lock_of_its_own_place(folder):
         ("poem mine 1.0.0 " + "a" * 64, "isn't a line of a lock"),
     ],
 )
-def test_a_damaged_lock_is_named_by_line(folder, line, message):
+def test_a_damaged_lock_is_named_by_line(folder: Path, line: str, message: str) -> None:
     with (folder / LOCK).open("a") as file:
         file.write(line + "\n")
     result = run(folder)
@@ -137,7 +139,7 @@ def test_a_damaged_lock_is_named_by_line(folder, line, message):
     assert f"{LOCK}:5" in result.stderr.replace("\n", "")
 
 
-def test_a_folder_that_cannot_be_checked(folder):
+def test_a_folder_that_cannot_be_checked(folder: Path) -> None:
     result = run(folder / "nowhere")
     assert result.exit_code == 2 and "isn't a folder" in result.stderr
     (folder / "again.yaml").write_text(RECIPE)

@@ -19,14 +19,14 @@ SHIPPED = sorted(path.stem for path in resources.recipes().glob("*.yaml"))
 SUITES = sorted(path.stem for path in resources.suites().glob("*.yaml"))
 
 
-def test_what_ships():
+def test_what_ships() -> None:
     wanted = {"awq-w4-g128", "gptq-w4-g128", "nf4", "gguf-q4-k-m", "gguf-q8-0", "rtn-w4-g128"}
     assert wanted <= set(SHIPPED)
     assert "demo" in SUITES
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_recipes_load(name):
+def test_shipped_recipes_load(name: str) -> None:
     loaded = load_recipe(name)
     assert loaded.recipe.name == name
     dataset = loaded.calibration_dataset()
@@ -34,14 +34,14 @@ def test_shipped_recipes_load(name):
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_shipped_suites_load(name):
+def test_shipped_suites_load(name: str) -> None:
     loaded = load_suite(name)
     assert loaded.likelihood_dataset().is_file()
     if loaded.suite.regression is not None:
         assert len(load_cases(loaded.resolve(loaded.suite.regression.cases))) >= 60
 
 
-def test_digest_is_of_the_content_not_of_the_text(tmp_path):
+def test_digest_is_of_the_content_not_of_the_text(tmp_path: Path) -> None:
     text = (resources.recipes() / "nf4.yaml").read_text()
     same = tmp_path / "same.yaml"
     same.write_text("# a comment\n" + text.replace("double_quant: true", "double_quant:   true"))
@@ -52,19 +52,21 @@ def test_digest_is_of_the_content_not_of_the_text(tmp_path):
     assert load_recipe(str(other)).recipe.digest != digest
 
 
-def test_shipped_digests_differ():
+def test_shipped_digests_differ() -> None:
     digests = [loaded.recipe.digest for loaded in shipped_recipes()]
     assert len(set(digests)) == len(digests)
 
 
-def test_set_makes_a_derived_recipe():
+def test_set_makes_a_derived_recipe() -> None:
     plain, derived = load_recipe("awq-w4-g128"), load_recipe("awq-w4-g128", ["quantize.bits=8"])
     assert derived.recipe.name == "awq-w4-g128+set"
     assert derived.recipe.digest != plain.recipe.digest
     assert derived.recipe.quantize.bits == 8
 
 
-def test_a_dataset_given_with_set_is_relative_to_the_working_directory(tmp_path, monkeypatch):
+def test_a_dataset_given_with_set_is_relative_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mine.txt").write_text("text")
     monkeypatch.chdir(tmp_path)
     loaded = load_recipe("awq-w4-g128", ["calibration.dataset=mine.txt"])
@@ -92,19 +94,19 @@ def test_a_dataset_given_with_set_is_relative_to_the_working_directory(tmp_path,
         ("name.x=1", "names no section"),
     ],
 )
-def test_mistakes_are_named(setting, message):
+def test_mistakes_are_named(setting: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         load_recipe("awq-w4-g128", [setting])
     assert message in str(caught.value)
 
 
-def test_a_name_nearly_right_is_suggested():
+def test_a_name_nearly_right_is_suggested() -> None:
     with pytest.raises(InputError) as caught:
         load_recipe("awq-w4-g182")
     assert "Did you mean awq-w4-g128?" in (caught.value.fix or "")
 
 
-def test_a_file_that_is_not_yaml(tmp_path: Path):
+def test_a_file_that_is_not_yaml(tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text("a: [1,\n")
     with pytest.raises(InputError, match=r"bad\.yaml: isn't valid YAML"):
@@ -114,7 +116,7 @@ def test_a_file_that_is_not_yaml(tmp_path: Path):
         load_recipe(str(bad))
 
 
-def test_a_default_spelt_out_is_no_other_recipe(tmp_path):
+def test_a_default_spelt_out_is_no_other_recipe(tmp_path: Path) -> None:
     text = (resources.recipes() / "nf4.yaml").read_text()
     same = tmp_path / "same.yaml"
     same.write_text(text + "calibration: null\n")
@@ -123,7 +125,7 @@ def test_a_default_spelt_out_is_no_other_recipe(tmp_path):
     assert "calibration" not in loaded.canonical()  # nor would a key be that is added later
 
 
-def test_every_shipped_recipe_is_in_the_readme_as_it_is():
+def test_every_shipped_recipe_is_in_the_readme_as_it_is() -> None:
     lines = (resources.recipes() / "README.md").read_text(encoding="utf-8").splitlines()
     rows = [line.split("|")[1:4] for line in lines if line.startswith("| [")]
     found = {tuple(cell.strip() for cell in row) for row in rows}
@@ -141,7 +143,9 @@ def test_every_shipped_recipe_is_in_the_readme_as_it_is():
         ("gguf-q4-k-m", [], "no GGUF method"),
     ],
 )
-def test_what_the_target_cannot_load_is_refused_before_work(tmp_path, recipe, settings, said):
+def test_what_the_target_cannot_load_is_refused_before_work(
+    tmp_path: Path, recipe: str, settings: list[str], said: str
+) -> None:
     out = tmp_path / "out"
     flags = [part for text in [*settings, "target=vllm"] for part in ("--set", text)]
     arguments = ["quantize", recipe, "--model", "demo", "--out", str(out), *flags]
@@ -152,7 +156,7 @@ def test_what_the_target_cannot_load_is_refused_before_work(tmp_path, recipe, se
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_the_target_loads_passes():
+def test_what_the_target_loads_passes() -> None:
     for recipe in ("gptq-w4-g128", "awq-w4-g128", "ct-w4a16-g128", "int8-w8a8", "fp8"):
         assert prepare(load_recipe(recipe, ["target=vllm"]), "demo").plan.tensors
     # Known of vLLM's CPU build alone, so it may be meant for a GPU.

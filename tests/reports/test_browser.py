@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from collections.abc import Iterator
 import pytest
 
 from quantkit.reports.files import write_reports
@@ -26,26 +28,26 @@ CONTRAST = """(() => {
 
 
 @pytest.fixture(scope="module")
-def tab(tmp_path_factory):
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Tab]:
     with browser.tab(tmp_path_factory.mktemp("profile")) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     write_reports(sample(), folder)
     return folder / "report.html"
 
 
-def test_it_asks_for_nothing_and_says_nothing(tab, page):
+def test_it_asks_for_nothing_and_says_nothing(tab: browser.Tab, page: Path) -> None:
     tab.visit(page)
     assert not tab.requested() and not tab.complaints()
     assert "rtn-w4" in tab.evaluate("document.body.innerText")
     assert tab.evaluate("document.querySelectorAll('svg').length") == 13
 
 
-def test_the_browser_would_have_told(tab, tmp_path):
+def test_the_browser_would_have_told(tab: browser.Tab, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text("<img src=http://127.0.0.1:9/x.png><script>console.error('no')</script>")
     tab.visit(page)
@@ -54,7 +56,7 @@ def test_the_browser_would_have_told(tab, tmp_path):
 
 
 @pytest.mark.parametrize("width", [390, 768, 1400])
-def test_it_fits_the_screen(tab, page, width):
+def test_it_fits_the_screen(tab: browser.Tab, page: Path, width: int) -> None:
     tab.call(
         "Emulation.setDeviceMetricsOverride",
         width=width,
@@ -68,7 +70,7 @@ def test_it_fits_the_screen(tab, page, width):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_can_be_read_in_light_and_dark(tab, page, scheme):
+def test_it_can_be_read_in_light_and_dark(tab: browser.Tab, page: Path, scheme: str) -> None:
     feature = {"name": "prefers-color-scheme", "value": scheme}
     tab.call("Emulation.setEmulatedMedia", features=[feature])
     tab.visit(page)

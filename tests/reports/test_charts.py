@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 import itertools
 import math
 import xml.etree.ElementTree as ET
@@ -29,7 +30,7 @@ def point(x: float, y: float, name: str = "p") -> Point:
     return Point(name, x, y, y * 0.9, y * 1.1, "artifact")
 
 
-def test_the_front_is_what_nothing_beats():
+def test_the_front_is_what_nothing_beats() -> None:
     points = [point(x, y) for x, y in [(1, 5), (2, 3), (2, 4), (3, 3), (4, 1), (5, 2)]]
     assert [(p.x, p.y) for p in front(points)] == [(1, 5), (2, 3), (4, 1)]
     for a, b in itertools.product(front(points), points):
@@ -48,7 +49,7 @@ def test_the_front_is_what_nothing_beats():
         ([], True),
     ],
 )
-def test_scales_hold_their_values_and_have_round_ticks(values, log):
+def test_scales_hold_their_values_and_have_round_ticks(values: list[float], log: bool) -> None:
     scale = Scale.around(values, 10, 110, log=log)
     for value in values:
         assert math.isnan(value) or 10 <= scale(value) <= 110
@@ -58,13 +59,13 @@ def test_scales_hold_their_values_and_have_round_ticks(values, log):
     assert all(float(f"{tick:.4g}") == pytest.approx(tick) for tick in ticks)
 
 
-def test_numbers_are_said_as_people_write_them():
+def test_numbers_are_said_as_people_write_them() -> None:
     assert [number(v) for v in (0, 0.0001, 12000, 1e-5, 3e-7, 2e9)] == [
         *("0", "0.0001", "12,000", "10⁻⁵", "3·10⁻⁷", "2·10⁹")
     ]
 
 
-def test_labels_keep_apart_and_inside():
+def test_labels_keep_apart_and_inside() -> None:
     frame = Box(0, 0, 400, 260)
     spots = [(100.0, 100.0), (108.0, 104.0), (395.0, 5.0), (200.0, 255.0)]
     names = ["first-model", "second-model", "third-model", "fourth-model"]
@@ -74,19 +75,19 @@ def test_labels_keep_apart_and_inside():
     assert all(b.left >= 0 and b.top >= 0 and b.right <= 400 and b.bottom <= 260 for b in boxes)
 
 
-def test_markup_in_a_name_stays_text():
+def test_markup_in_a_name_stays_text() -> None:
     assert (
         element("text", "<b>&", class_='"x"') == '<text class="&#34;x&#34;">&lt;b&gt;&amp;</text>'
     )
 
 
-def test_bars_are_as_long_as_their_values():
+def test_bars_are_as_long_as_their_values() -> None:
     rows = [Bar("a", 10.0, "10", "artifact"), Bar("b", 5.0, "5", "fail"), Bar("c", None, "–", "x")]
     widths = [float(rect.get("width")) for rect in ET.fromstring(bars("t", rows)).iter("rect")]
     assert len(widths) == 2 and widths[0] == pytest.approx(2 * widths[1], rel=1e-3)
 
 
-def test_heat_is_stronger_for_larger_errors_and_survives_zero():
+def test_heat_is_stronger_for_larger_errors_and_survives_zero() -> None:
     cells = [Cell("q", 0, 0.0), Cell("q", 1, 0.001), Cell("q", 2, 0.1)]
     shades = [
         float(rect.get("fill-opacity"))
@@ -96,7 +97,7 @@ def test_heat_is_stronger_for_larger_errors_and_survives_zero():
     ET.fromstring(heat("t", cells[1:2], (0.001, 0.001)))
 
 
-def test_charts_hold_one_point_and_thousands():
+def test_charts_hold_one_point_and_thousands() -> None:
     ET.fromstring(scatter("t", [point(1, 1)], Axis("x"), Axis("y", log=True), None))
     many = tuple(0.001 * (1 + i % 97) for i in range(5000))
     drawn = strips("t", [Strip("a", many, 0.05, 0.04, 0.06, "0.05", "artifact")], Axis("x", True))
@@ -114,20 +115,20 @@ def test_charts_hold_one_point_and_thousands():
         ("w " * 3000, "v " * 10),
     ],
 )
-def test_changes_lose_nothing_of_either_side(old, new):
+def test_changes_lose_nothing_of_either_side(old: str, new: str) -> None:
     pieces = changes(old, new)
     assert "".join(p.text for p in pieces if p.change != "removed") == new
     assert "".join(p.text for p in pieces if p.change != "added") == old
 
 
-def test_changes_mark_single_words():
+def test_changes_mark_single_words() -> None:
     marked = [(p.text, p.change) for p in changes("it is red wine", "it is blue wine")]
     assert marked == [
         *(("it is ", "same"), ("red ", "removed"), ("blue ", "added"), ("wine", "same"))
     ]
 
 
-def test_cases_are_told_as_text(tmp_path):
+def test_cases_are_told_as_text(tmp_path: Path) -> None:
     path = tmp_path / "cases.jsonl"
     path.write_text(
         '{"id": "a", "prompt": "2 + 2 =", "check": {"number": 4, "tolerance": 0.5}}\n\n'

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
 import csv
 import io
 import json
@@ -38,19 +40,19 @@ class Page(HTMLParser):
         self.feed(source)
         self.close()
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
 
-    def handle_startendtag(self, tag, attrs):
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         if self.open.pop() != tag:
             self.crossed.append(tag)
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         self.text += data
 
 
@@ -60,11 +62,11 @@ def source() -> str:
 
 
 @pytest.fixture(scope="module")
-def page(source) -> Page:
+def page(source: str) -> Page:
     return Page(source)
 
 
-def test_the_page_is_well_formed(page, source):
+def test_the_page_is_well_formed(page: Page, source: str) -> None:
     assert not page.open and not page.crossed
     pictures = re.findall(r"<svg.*?</svg>", source, re.DOTALL)
     assert len(pictures) == 2 + 5 + 3 + 3  # quality, cost, layers, slices
@@ -75,7 +77,7 @@ def test_the_page_is_well_formed(page, source):
     assert len(set(ids)) == len(ids) and set(links) <= set(ids)
 
 
-def test_the_page_points_nowhere_else(page, source):
+def test_the_page_points_nowhere_else(page: Page, source: str) -> None:
     for tag, attributes in page.elements:
         assert tag not in {"script", "img", "iframe", "object"}
         assert not {"src", "srcset", "action", "onerror", "onclick"} & attributes.keys()
@@ -84,12 +86,12 @@ def test_the_page_points_nowhere_else(page, source):
     assert "url(" not in style and "@import" not in style
 
 
-def test_answers_are_text_whatever_they_hold(page):
+def test_answers_are_text_whatever_they_hold(page: Page) -> None:
     assert "<script>alert('x')</script><img src=//e.example/x" in page.text
     assert "\x00" not in page.text and "\x1b" not in page.text
 
 
-def test_the_page_says_what_it_is_for(page):
+def test_the_page_says_what_it_is_for(page: Page) -> None:
     comparison = sample()
     for model in comparison.models:
         assert model.name in page.text
@@ -109,7 +111,7 @@ def test_the_page_says_what_it_is_for(page):
         assert said in page.text, said
 
 
-def test_what_is_not_known_is_said_to_be_empty():
+def test_what_is_not_known_is_said_to_be_empty() -> None:
     row = replace(sample().variants[0], manifest=None, cost=None, run=None)
     comparison = replace(sample(goal=None), variants=(row,), references=(), cases=(), occasion=None)
     checklist = {item.topic: item for item in cards(comparison)[0].checklist}
@@ -121,14 +123,14 @@ def test_what_is_not_known_is_said_to_be_empty():
     assert "- [ ] **Engine support:** empty: not run" in comparison_markdown(comparison)
 
 
-def test_a_row_of_which_nothing_was_measured_has_a_page_too():
+def test_a_row_of_which_nothing_was_measured_has_a_page_too() -> None:
     row = replace(sample().variants[0], quality=None, cost=None, gates=(), verdict=None)
     comparison = replace(sample(), variants=(row,), verdict=None, suite=None)
     assert "No verdict" in Page(comparison_html(comparison)).text
     assert ET.fromstring(comparison_junit(comparison)).get("tests") == "0"
 
 
-def test_an_engine_that_did_not_run_is_no_support():
+def test_an_engine_that_did_not_run_is_no_support() -> None:
     row = sample().variants[0]
     cost = replace(row.cost, missing={"all figures": "no kernel"})
     comparison = replace(sample(), variants=(replace(row, cost=cost),))
@@ -136,7 +138,7 @@ def test_an_engine_that_did_not_run_is_no_support():
     assert not item.holds and item.said == "does not run in quantkit-int4: no kernel"
 
 
-def test_what_got_worse_is_given_up_and_noise_is_kept():
+def test_what_got_worse_is_given_up_and_noise_is_kept() -> None:
     card = cards(sample())[2]
     assert any("less on disk" in text for text in card.gained)
     assert any("perplexity +5.00%" in text for text in card.given_up)
@@ -146,7 +148,7 @@ def test_what_got_worse_is_given_up_and_noise_is_kept():
     assert "quantkit-int4, against BF16 in transformers" in card.against
 
 
-def test_junit_has_every_gate_and_every_case():
+def test_junit_has_every_gate_and_every_case() -> None:
     root = ET.fromstring(comparison_junit(sample()))
     names = [suite.get("name") for suite in root]
     assert names == ["awq-w4", "gptq-w4", "rtn-w4"]
@@ -164,14 +166,14 @@ def test_junit_has_every_gate_and_every_case():
     assert message == "kl_divergence.mean is 0.05, allowed at most 0.02"
 
 
-def test_an_inconclusive_gate_is_an_error_to_junit():
+def test_an_inconclusive_gate_is_an_error_to_junit() -> None:
     row = sample().variants[0]
     gates = tuple(replace(gate, verdict=Verdict.INCONCLUSIVE) for gate in row.gates)
     root = ET.fromstring(comparison_junit(replace(sample(), variants=(replace(row, gates=gates),))))
     assert (root.get("failures"), root.get("errors")) == ("0", "2")
 
 
-def test_csv_keeps_full_precision_and_its_columns():
+def test_csv_keeps_full_precision_and_its_columns() -> None:
     comparison = sample()
     rows = list(csv.DictReader(io.StringIO(comparison_csv(comparison))))
     assert tuple(rows[0]) == COLUMNS
@@ -183,7 +185,7 @@ def test_csv_keeps_full_precision_and_its_columns():
     assert rows[2]["verdict"] == "PASS"
 
 
-def test_a_comparison_can_be_read_again(tmp_path):
+def test_a_comparison_can_be_read_again(tmp_path: Path) -> None:
     written = write_reports(sample(), tmp_path / "new")
     assert [path.name for path in written] == [
         *("comparison.json", "comparison.md", "report.html", "comparison.csv", "junit.xml")
@@ -199,7 +201,7 @@ def test_a_comparison_can_be_read_again(tmp_path):
         ({"variants": [{"name": "v"}]}, "variants.0.path: "),
     ],
 )
-def test_what_is_no_comparison_is_refused(tmp_path, change, said):
+def test_what_is_no_comparison_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     path = tmp_path / "comparison.json"
     path.write_text(json.dumps(sample().to_json() | change))
     with pytest.raises(InputError, match=re.escape(said)) as failure:
@@ -207,7 +209,7 @@ def test_what_is_no_comparison_is_refused(tmp_path, change, said):
     assert failure.value.where == str(path)
 
 
-def test_the_report_command_makes_each_form_and_overwrites_nothing(tmp_path):
+def test_the_report_command_makes_each_form_and_overwrites_nothing(tmp_path: Path) -> None:
     write_reports(sample(), tmp_path)
     run = CliRunner().invoke
     for name in ("page.html", "table.csv", "tests.xml", "summary.md"):
@@ -224,7 +226,7 @@ def test_the_report_command_makes_each_form_and_overwrites_nothing(tmp_path):
     assert not (tmp_path / "a.doc").exists() and not (tmp_path / "b.html").exists()
 
 
-def test_the_summary_of_a_github_step_gets_the_markdown(tmp_path):
+def test_the_summary_of_a_github_step_gets_the_markdown(tmp_path: Path) -> None:
     assert append_step_summary(sample(), {}) is None
     summary = tmp_path / "summary.md"
     summary.write_text("before\n")
@@ -249,7 +251,7 @@ gates:
 """
 
 
-def test_compare_leaves_a_report_of_what_it_saw(tmp_path, monkeypatch):
+def test_compare_leaves_a_report_of_what_it_saw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "step.md"))
     for name, count in (("heldout", 60), ("regression", 6)):
         lines = (suites() / f"demo-{name}.jsonl").read_text().splitlines()[:count]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from quantkit.assembly import grids
 from quantkit.base.errors import InputError
 from quantkit.base.progress import Silent
-from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.reader import Checkpoint, TensorSource
 from quantkit.checkpoint.writer import sha256
 from quantkit.cli import app
 from quantkit.commands.quantize import prepare, quantize
@@ -22,6 +23,7 @@ from quantkit.methods import rtn
 from quantkit.methods.grids import Grid
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
+from quantkit.plan.linears import GgufFilePlan
 from quantkit.recipes.recipe import Gptq, GptqGguf, load_recipe
 from tests.helpers.gguf_tiny import TEXT, checkpoint
 
@@ -39,7 +41,7 @@ GRIDS = {
 
 @pytest.mark.parametrize("size", [1.0, 1e-4, 1e-6])
 @pytest.mark.parametrize("type", GRIDS)
-def test_blocks_hold_the_very_values(type, size):
+def test_blocks_hold_the_very_values(type: str, size: float) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = (torch.randn(24, 128, generator=generator) + 0.3) * size
     tensor = rtn.quantize(weight, GRIDS[type])
@@ -51,7 +53,7 @@ def test_blocks_hold_the_very_values(type, size):
 
 
 @pytest.mark.parametrize("transform", [InterleaveHalves(8), ThreeParts(8)], ids=str)
-def test_rows_move_with_their_scales(transform):
+def test_rows_move_with_their_scales(transform: InterleaveHalves | ThreeParts) -> None:
     weight = torch.randn(48, 64, generator=torch.Generator().manual_seed(0))
     tensor = rtn.quantize(weight, GRIDS["Q4_1"])
     stored = gguf_grids.pack(tensor, transform).dequantize()
@@ -60,7 +62,7 @@ def test_rows_move_with_their_scales(transform):
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory) -> Path:
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text("\n".join(TEXT * 30), encoding="utf-8")
     return path
@@ -71,7 +73,7 @@ def calibrated(text: Path, *settings: str) -> list[str]:
     return [*IN_GGUF, f"calibration={rows}", *settings]
 
 
-def logits(directory: Path, source) -> torch.Tensor:
+def logits(directory: Path, source: TensorSource) -> torch.Tensor:
     skeleton = Skeleton(Checkpoint(directory), torch.float32)
     rows = torch.randint(3, 400, (2, 24), generator=torch.Generator().manual_seed(2))
     with Stream(skeleton, source, torch.device("cpu")).whole() as model, torch.no_grad():
@@ -81,21 +83,21 @@ def logits(directory: Path, source) -> torch.Tensor:
 class Blocks:
     """The blocks of one source, and the rest of another."""
 
-    def __init__(self, blocks, rest) -> None:
+    def __init__(self, blocks: TensorSource, rest: TensorSource) -> None:
         self.blocks, self.rest = blocks, rest
 
-    def keys(self):
+    def keys(self) -> Iterable[str]:
         return self.rest.keys()
 
-    def read(self, key):
+    def read(self, key: str) -> torch.Tensor:
         return (self.blocks if ".layers." in key else self.rest).read(key)
 
-    def read_rows(self, key, start, stop):
+    def read_rows(self, key: str, start: int, stop: int) -> torch.Tensor:
         return self.read(key)[start:stop]
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "phi3"])
-def test_awq_undoes_its_scales_in_the_file(tmp_path, text, model_type):
+def test_awq_undoes_its_scales_in_the_file(tmp_path: Path, text: Path, model_type: str) -> None:
     """Norms are rescaled as each architecture stores them, and q's and k's rows move."""
     changes = {"gemma2": {"head_dim": 96, "query_pre_attn_scalar": 96, "sliding_window": 24}}
     more = {"phi3": {"pad_token_id": 0}, **changes}.get(model_type, {})
@@ -111,7 +113,9 @@ def test_awq_undoes_its_scales_in_the_file(tmp_path, text, model_type):
     assert (found - expected).norm() < 0.03 * expected.norm()
 
 
-def test_gptq_writes_what_it_chose(tmp_path, text, monkeypatch):
+def test_gptq_writes_what_it_chose(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Codes in the file are those that were chosen; bytes don't depend on where it was stopped."""
     model = checkpoint(tmp_path / "model")
     overrides = (
@@ -123,7 +127,7 @@ def test_gptq_writes_what_it_chose(tmp_path, text, monkeypatch):
     chosen = {}
     original = grids.quantize_layer
 
-    def noting(plan, index, *arguments):
+    def noting(plan: GgufFilePlan, index: int, *arguments):
         result = original(plan, index, *arguments)
         prefix = plan.skeleton.layer_name(index)
         chosen.update({f"{prefix}.{name}": tensor for name, tensor in result.tensors.items()})
@@ -147,7 +151,7 @@ def test_gptq_writes_what_it_chose(tmp_path, text, monkeypatch):
     assert file.stat().st_size > job.plan.nbytes
     again = tmp_path / "again"
 
-    def stopping(plan, index, *arguments):
+    def stopping(plan: GgufFilePlan, index: int, *arguments):
         if index == 1:
             raise KeyboardInterrupt
         return original(plan, index, *arguments)
@@ -162,7 +166,7 @@ def test_gptq_writes_what_it_chose(tmp_path, text, monkeypatch):
     assert sha256(again / file.name) == sha256(file)
 
 
-def test_mix_and_bits_tell_the_two_gptq_apart():
+def test_mix_and_bits_tell_the_two_gptq_apart() -> None:
     assert isinstance(load_recipe("gguf-q4-k-m-gptq").recipe.quantize, GptqGguf)
     assert isinstance(load_recipe("gptq-w4-g128", IN_GGUF).recipe.quantize, Gptq)
     with pytest.raises(InputError, match=r"quantize\.mix"):
@@ -177,7 +181,9 @@ def test_mix_and_bits_tell_the_two_gptq_apart():
         ("quantize.bits=8", "gguf has no type for int8 g32 asym"),
     ],
 )
-def test_what_no_type_holds_is_refused_before_work(tmp_path, setting, message):
+def test_what_no_type_holds_is_refused_before_work(
+    tmp_path: Path, setting: str, message: str
+) -> None:
     arguments = ["quantize", "rtn-w4-g128", "--model", "demo", "--out", str(tmp_path / "out")]
     for value in [*IN_GGUF, setting]:
         arguments += ["--set", value]
