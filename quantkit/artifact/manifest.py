@@ -6,11 +6,9 @@ bytes; dates, timings and the machine are in run.json, outside every digest.
 
 from __future__ import annotations
 
-import functools
 import platform
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,10 +16,10 @@ from typing import Any
 
 import torch
 
+from quantkit.base.files import digests, read_json, write_json
 from quantkit.base.version import __version__
 from quantkit.calibration.text import Rows
-from quantkit.checkpoint.reader import Checkpoint, read_json
-from quantkit.checkpoint.writer import MANIFEST, sha256, write_json
+from quantkit.checkpoint.reader import Checkpoint
 from quantkit.lora.adapter import Adapter
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.lora.config import CONFIG_FILE
@@ -29,8 +27,8 @@ from quantkit.methods.block import LayerReport
 from quantkit.plan.linears import Plan
 from quantkit.recipes.recipe import Loaded
 from quantkit.results.comparison import Occasion
+from quantkit.results.manifest import MANIFEST, RUN
 
-RUN = "run.json"
 _WEIGHT_FILES = (".safetensors", ".gguf")
 _LIBRARIES = (
     "torch",
@@ -184,23 +182,6 @@ def file_digests(directory: Path) -> dict[str, str]:
         if path.suffix == ".safetensors" or path.name in ("config.json", CONFIG_FILE)
     ]
     return digests(paths)
-
-
-def digests(paths: Sequence[Path]) -> dict[str, str]:
-    """sha256 of files, by their names."""
-    with ThreadPoolExecutor() as pool:
-        return dict(zip([path.name for path in paths], pool.map(digest, paths), strict=True))
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file, remembered while its size and time stay what they are."""
-    status = path.stat()
-    return _digest_of(path, status.st_size, status.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=1024)
-def _digest_of(path: Path, size: int, time: int) -> str:
-    return sha256(path)
 
 
 def describe_adapter(adapter: Adapter, files: dict[str, str]) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from quantkit.assembly.run import Run
 from quantkit.base.errors import not_finite
+from quantkit.base.files import write_json
 from quantkit.base.parallel import spread
 from quantkit.calibration.passing import CalibrationPass, Wanted
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import write_config
-from quantkit.checkpoint.writer import TensorWriter, Written, write_json
+from quantkit.checkpoint.writer import TensorWriter, Written
 from quantkit.formats import packed
 from quantkit.methods.block import BlockResult, LayerReport, quantize_block
 from quantkit.model.stream import Stream

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quantkit.artifact.manifest import digests, file_digests, library_versions
+from quantkit.artifact.manifest import file_digests, library_versions
+from quantkit.base.files import digests
 from quantkit.base.progress import Progress
 from quantkit.base.version import __version__
 from quantkit.calibration.activations import HiddenStates

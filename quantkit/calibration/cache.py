@@ -23,10 +23,9 @@ import torch
 from safetensors.torch import load, save_file
 
 from quantkit.base.errors import MachineError
+from quantkit.base.files import read_json, sha256, write_json
 from quantkit.base.parallel import Ahead
 from quantkit.calibration.statistics import InputStatistics, Kind, new_moment
-from quantkit.checkpoint.reader import read_json
-from quantkit.checkpoint.writer import sha256, write_json
 
 _INDEX = "index.json"
 _DEFAULT_LIMIT = 20.0  # GB

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from quantkit.base.errors import InputError, MachineError, QuantkitError
+from quantkit.base.files import as_machine_error
+from quantkit.base.output import partial_of, replace_output
 from quantkit.base.progress import Progress
-from quantkit.checkpoint.writer import as_machine_error, partial_of, replace_output
 
 _SCRATCH, _FILE = "unfinished", "journal.jsonl"
 _DONE = {"done": True}

@@ -12,11 +12,13 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from quantkit.base.errors import InputError
+from quantkit.base.files import read_json
+from quantkit.base.names import dtype_name
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -102,19 +104,6 @@ class TensorEntry:
     nbytes: int
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises InputError naming the file (and line) when it isn't one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError("no such file", where=str(path)) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"isn't valid JSON ({error})", subject=str(path)) from error
-    if not isinstance(value, dict):
-        raise InputError("holds no JSON object", subject=str(path))
-    return value
-
-
 def read_header(path: Path) -> dict[str, TensorEntry]:
     """Return the entries of one safetensors file, checked against the file's real size.
 
@@ -186,7 +175,7 @@ class Checkpoint:
         return []
 
     def scheme(self, key: str) -> str:
-        return str(self.entries[key].dtype).removeprefix("torch.")
+        return dtype_name(self.entries[key].dtype)
 
     def stored_bytes(self, key: str) -> int:
         return self.entries[key].nbytes

@@ -6,15 +6,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint.reader import read_json
-from quantkit.checkpoint.writer import MANIFEST, write_json
+from quantkit.base.files import read_json, read_optional_json, write_json
+from quantkit.results.manifest import MANIFEST, RUN
 
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx"}
 # Rewritten by us, or about the original alone.
 _OWN = {
     "config.json",
     "quantize_config.json",
-    "run.json",
+    RUN,
     "README.md",
     MANIFEST,
 }
@@ -89,7 +89,7 @@ def tokens_of(directory: Path) -> int | None:
 
 def _has_template(directory: Path) -> bool:
     path = directory / "tokenizer_config.json"
-    return path.is_file() and bool(read_json(path).get("chat_template"))
+    return bool(read_optional_json(path).get("chat_template"))
 
 
 def write_config(target: Path, config: dict[str, Any], quantization: dict[str, Any] | None) -> None:

@@ -7,13 +7,11 @@ the JSON are allowed by the format and ignored by every reader.)
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -22,101 +20,12 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from quantkit.base.errors import InputError, MachineError
+from quantkit.base.files import holds, write_at, write_json
 from quantkit.checkpoint.reader import DTYPE_NAMES, DTYPES, INDEX_FILE, SINGLE_FILE
 
-MANIFEST = "quantkit.json"
 _DEFAULT_SHARD = 5_000_000_000  # bytes, as the hub recommends
 _HEADER_PER_TENSOR = 160  # dtype, shape, offsets and punctuation; names come on top
 _SHARD, _TAIL = "shard-{}", ".tail"  # names while they are written
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def check_replaceable(out: Path, kind: str, sign: str, *, force: bool) -> None:
-    """Refuse an existing directory, and one without ``sign`` in it even with ``force``.
-
-    kind: what we make there; sign: the file that tells ours. Raises InputError.
-    """
-    if not out.exists():
-        return
-    if not force:
-        raise InputError(
-            "exists already", subject=str(out), fix="Choose another --out, or pass --force."
-        )
-    if not out.is_dir() or (any(out.iterdir()) and not (out / sign).is_file()):
-        raise InputError(
-            f"isn't {kind} of ours (no {sign}), so --force doesn't replace it",
-            subject=str(out),
-            fix="Choose another --out, or remove it yourself.",
-        )
-
-
-def check_output(out: Path, *, force: bool, needed: int) -> None:
-    """Refuse an existing output, one that is no artifact even with ``force``, and a full disk.
-
-    Raises InputError or MachineError; changes nothing.
-    """
-    check_replaceable(out, "an artifact", MANIFEST, force=force)
-    parent = out.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        raise MachineError(
-            f"the disk has {free / 1e9:.2f} GB free, the artifact needs {needed / 1e9:.2f} GB",
-            where=str(parent),
-            fix="Free some space, or choose another --out.",
-        )
-
-
-@contextmanager
-def new_directory(out: Path) -> Iterator[Path]:
-    """A directory that appears at ``out`` when the block ends well, and not at all otherwise.
-
-    An artifact already there (``check_output`` has allowed it) is replaced at that moment.
-    Raises MachineError when the disk is full or the place can't be written.
-    """
-    partial = partial_of(out)
-    try:
-        if partial.exists():  # left by a run that was killed
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        yield partial
-        replace_output(out)
-    except OSError as error:
-        raise as_machine_error(error, out) from error
-    finally:
-        if partial.exists():
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def partial_of(out: Path) -> Path:
-    """Where ``out`` is made."""
-    return out.with_name(out.name + ".partial")
-
-
-def replace_output(out: Path) -> None:
-    """Give what was made its name; what had it before goes."""
-    old = out.with_name(out.name + ".old")
-    if old.exists():  # left by a run that was killed
-        shutil.rmtree(old)
-    if out.exists():
-        out.rename(old)
-    partial_of(out).rename(out)
-    if old.exists():
-        shutil.rmtree(old)
-
-
-def as_machine_error(error: OSError, place: Path) -> MachineError:
-    """What the system says of a failed read or write, for people."""
-    # numpy reports a write that stopped short without an errno.
-    if error.errno in _FULL or error.errno is None:
-        what = f"no space left to write ({error.strerror or error})"
-        fix = "Free some space (or raise the file size limit) and run it again."
-    else:
-        what = f"can't be read or written ({error.strerror or error})"
-        fix = "Check its owner and permissions."
-    return MachineError(what, where=str(error.filename or place), fix=fix)
 
 
 @dataclass(frozen=True)
@@ -133,15 +42,7 @@ class Written:
 
     def intact(self, path: Path) -> bool:
         """Whether the file holds these bytes."""
-        if not path.is_file():
-            return False
-        digest, left = hashlib.sha256(), self.nbytes
-        with path.open("rb") as file:
-            file.seek(self.start)
-            while left and (data := file.read(min(left, 1 << 20))):
-                digest.update(data)
-                left -= len(data)
-        return not left and digest.hexdigest() == self.sha256
+        return holds(path, self.start, self.nbytes, self.sha256)
 
 
 class TensorWriter:
@@ -345,23 +246,3 @@ class _Shard:
 
 def _open_to_write(path: Path) -> FileIO:
     return FileIO(path, "r+" if path.exists() else "w+")
-
-
-def write_at(file: FileIO, offset: int, data: memoryview | bytes) -> None:
-    """Write all of ``data``; the system may take it in parts."""
-    view = memoryview(data).cast("B") if len(data) else memoryview(b"")
-    file.seek(offset)
-    done = 0
-    while done < len(view):
-        done += file.write(view[done:])
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write readable JSON that is the same for the same value."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,7 +6,6 @@ lines, a few a minute.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -22,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 
 from quantkit.base.errors import QuantkitError
+from quantkit.base.files import json_text
 from quantkit.base.progress import Task
 
 _PLAIN_WIDTH = 160  # where there is no terminal to ask
@@ -42,7 +42,7 @@ class Console:
     def show(self, value: Any, rendered: RenderableType | None = None) -> None:
         """The result of a command: ``value`` as JSON, or as ``rendered`` for people."""
         if self.as_json:
-            sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+            sys.stdout.write(json_text(value))
         elif rendered is not None:
             self.out.print(rendered, soft_wrap=isinstance(rendered, str))
 

@@ -82,9 +82,9 @@ def bench_command(
     as_json: JsonOpt = False,
 ) -> None:
     """Measure memory, latency and throughput, each artifact in a fresh process."""
+    from quantkit.base.files import write_json
     from quantkit.checkpoint.reader import Checkpoint
     from quantkit.checkpoint.source import locate
-    from quantkit.checkpoint.writer import write_json
     from quantkit.cli.console import Console
     from quantkit.commands.bench import Load, measure
     from quantkit.commands.compare import describe_costs

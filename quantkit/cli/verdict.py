@@ -111,7 +111,7 @@ def finish(console: Console, comparison: Comparison, out: Path | None) -> None:
 
     In a step of GitHub Actions its summary gets the comparison too.
     """
-    from quantkit.checkpoint.writer import write_json
+    from quantkit.base.files import write_json
     from quantkit.reports.cells import notes
     from quantkit.reports.files import append_step_summary
     from quantkit.reports.losses import losses_table, summary

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from quantkit.base.errors import InputError
+from quantkit.base.names import dtype_name
 from quantkit.base.parallel import return_large_blocks
 from quantkit.base.progress import Progress
 from quantkit.calibration.text import load_tokenizer
@@ -66,7 +67,9 @@ def evaluate(
         bench.check_fits(source)
     reference = bench.run(bench.checkpoint, torch.float32, "baseline", progress)
     own = bench.dtype
-    floor = bench.judge(bench.checkpoint, own, f"baseline in {_name(own)}", reference, progress)
+    floor = bench.judge(
+        bench.checkpoint, own, f"baseline in {dtype_name(own)}", reference, progress
+    )
     base = None
     if isinstance(bench.checkpoint, AdaptedCheckpoint):
         plain = bench.checkpoint.base
@@ -218,13 +221,9 @@ class _Bench:
             divergence.kl_divergence(),
             divergence.top1_agreement(),
             result,
-            _name(dtype),
+            dtype_name(dtype),
             rows,
             length,
             divergence.row_sums(),
             harness=tasks,
         )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

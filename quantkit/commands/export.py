@@ -7,20 +7,20 @@ keeps a copy of its own) nor linked (a second name could be written through).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from quantkit.base.errors import InputError
+from quantkit.base.files import write_whole
 from quantkit.base.version import __version__
 from quantkit.chat import modelfile
 from quantkit.chat.gguf import ChatMetadata, read_chat
 from quantkit.chat.layout import ChatLayout, go_template
 from quantkit.chat.modelfile import Modelfile, Parameter
 from quantkit.chat.observe import JinjaTemplate, observe
-from quantkit.checkpoint.writer import MANIFEST, as_machine_error
+from quantkit.results.manifest import MANIFEST
 
 # Ollama reserves the key-value cache of the whole context when it loads a model.
 _LARGEST_CONTEXT = 8192
@@ -86,7 +86,7 @@ def export_ollama(
         system=prompt,
         parameters=tuple(_parameters(chat, layout, chosen)),
     )
-    _write(path, content.text())
+    write_whole(path, content.text())
     return Export(path, content, layout, notes)
 
 
@@ -187,15 +187,3 @@ def _read(path: Path) -> str:
     if not text.strip():
         raise InputError("is empty", subject=str(path))
     return text
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise as_machine_error(error, path) from error

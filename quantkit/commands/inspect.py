@@ -9,7 +9,9 @@ from typing import Any
 from quantkit.artifact.findings import Facts
 from quantkit.artifact.manifest import read_manifest
 from quantkit.base.errors import InputError
-from quantkit.checkpoint.reader import Checkpoint, Weights, read_json
+from quantkit.base.files import read_optional_json
+from quantkit.base.names import dtype_name
+from quantkit.checkpoint.reader import Checkpoint, Weights
 from quantkit.engines import compatibility as loading
 from quantkit.formats.gguf.reader import GgufHeader, gguf_files
 from quantkit.formats.gguf.tokenizer import chat_template
@@ -81,7 +83,7 @@ def _safetensors(path: Path, source: Weights, manifest: dict[str, Any] | None) -
         method = method or _method(source, path)
     dtypes: dict[str, int] = {}
     for entry in checkpoint.entries.values():
-        name = str(entry.dtype).removeprefix("torch.")
+        name = dtype_name(entry.dtype)
         dtypes[name] = dtypes.get(name, 0) + entry.nbytes
     if writer is None and "transformers_version" in checkpoint.config:
         writer = f"transformers {checkpoint.config['transformers_version']}"
@@ -128,8 +130,8 @@ def _provenance(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def _tokenizer(directory: Path) -> dict[str, Any]:
     """What the tokenizer's files say."""
-    settings = _optional(directory / "tokenizer_config.json")
-    content = _optional(directory / "tokenizer.json")
+    settings = read_optional_json(directory / "tokenizer_config.json")
+    content = read_optional_json(directory / "tokenizer.json")
     model = content.get("model") or {}
     vocabulary = model.get("vocab") or {}
     special = {name: _text(settings.get(name)) for name in _SPECIAL}
@@ -176,7 +178,3 @@ def _short(value: Any) -> Any:
     if isinstance(value, list) and len(value) > _LONG:
         return f"{len(value)} values"
     return value
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}

@@ -15,16 +15,18 @@ from torch import Tensor
 
 from quantkit.artifact.manifest import describe_adapter, file_digests, seal, weights_bytes
 from quantkit.base.errors import InputError
+from quantkit.base.output import check_output, new_directory
 from quantkit.base.progress import Progress
 from quantkit.base.sizes import parse_size
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import copy_sidecars, tokens_of, write_config
 from quantkit.checkpoint.source import locate
-from quantkit.checkpoint.writer import TensorWriter, check_output, new_directory
+from quantkit.checkpoint.writer import TensorWriter
 from quantkit.formats.packed import PackedCheckpoint
 from quantkit.judging.merge_proof import PASSES, Proof, prove
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.lora.open import Weighted, adapt
+from quantkit.results.manifest import MANIFEST
 
 DTYPES = {
     "float32": torch.float32,
@@ -65,7 +67,8 @@ def merge(
     for warning in adapted.warnings:
         progress.note(warning)
     _check_tokenizer(adapted)
-    check_output(out, force=force, needed=int(adapted.nbytes() * _SLACK))
+    needed = int(adapted.nbytes() * _SLACK)
+    check_output(out, "an artifact", MANIFEST, force=force, needed=needed)
     with new_directory(out) as directory, ThreadPoolExecutor(1) as pool:
         sources = [checkpoint.directory, *(adapter.directory for adapter in adapted.adapters)]
         digests = [pool.submit(file_digests, source) for source in sources]

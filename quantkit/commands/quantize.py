@@ -22,15 +22,16 @@ from quantkit.assembly.gguf import write_gguf
 from quantkit.assembly.linears import write_linears
 from quantkit.assembly.run import Run, describe_inputs
 from quantkit.base.errors import InputError, QuantkitError
+from quantkit.base.files import read_json
+from quantkit.base.output import check_output
 from quantkit.base.parallel import return_large_blocks
 from quantkit.base.progress import Progress
 from quantkit.base.version import __version__
 from quantkit.calibration.text import Rows, check_length, load_tokenizer, pack
 from quantkit.checkpoint.journal import unfinished
-from quantkit.checkpoint.reader import Checkpoint, read_json
+from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import copy_sidecars
 from quantkit.checkpoint.source import locate, model_name
-from quantkit.checkpoint.writer import MANIFEST, check_output
 from quantkit.documents.dataset import check_exists, digest_of
 from quantkit.engines import compatibility as loading
 from quantkit.formats import packed
@@ -43,6 +44,7 @@ from quantkit.model.stream import Stream, slices
 from quantkit.plan.linears import GgufFilePlan, LinearPlan, Plan
 from quantkit.plan.recipe import plan_recipe
 from quantkit.recipes.recipe import Awq, Ggml, Gptq, GptqGguf, Loaded, Rtn
+from quantkit.results.manifest import MANIFEST
 
 _CHECKED_TOKENS = 64
 _SLACK = 1.01  # headers, tokenizer, manifest
@@ -158,7 +160,8 @@ def quantize(
     started = time.monotonic()
     return_large_blocks()
     where = resolve_device(device)
-    check_output(out, force=force, needed=int(job.plan.nbytes * _SLACK))
+    needed = int(job.plan.nbytes * _SLACK)
+    check_output(out, "an artifact", MANIFEST, force=force, needed=needed)
     rows = _calibration_rows(job, progress)
     inputs, files = describe_inputs(job.checkpoint, rows, job.loaded.recipe.digest, where)
     with unfinished(out, inputs, force=force, progress=progress) as (directory, journal):

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from quantkit.base.errors import InputError
+from quantkit.base.output import check_output, new_directory
 from quantkit.base.progress import Progress
 from quantkit.calibration.text import load_tokenizer, pack
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.checkpoint.writer import check_replaceable, new_directory
 from quantkit.engines import transformers as hf
 from quantkit.judging.checks import Answer
 from quantkit.judging.regression import Case, answer, load_cases
@@ -65,7 +65,7 @@ def record(
 
     Raises QuantkitError; nothing is written then.
     """
-    check_replaceable(out, "a suite", SUITE, force=force)
+    check_output(out, "a suite", SUITE, force=force)
     tokenizer = load_tokenizer(tokenizer_directory(baseline))
     chat = getattr(tokenizer, "chat_template", None) is not None
     asked = _read_prompts(prompts, max_new_tokens, chat)

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from quantkit.artifact.findings import Check, Verification
-from quantkit.artifact.manifest import RUN, digests, read_manifest
+from quantkit.artifact.manifest import read_manifest
 from quantkit.base.errors import InputError
+from quantkit.base.files import digests, read_json
 from quantkit.base.progress import Progress, Task
 from quantkit.calibration.text import load_tokenizer
-from quantkit.checkpoint.reader import INDEX_FILE, Checkpoint, Weights, read_json
-from quantkit.checkpoint.writer import MANIFEST
+from quantkit.checkpoint.reader import INDEX_FILE, Checkpoint, Weights
 from quantkit.engines import transformers as hf
 from quantkit.engines import trial
 from quantkit.engines.choose import LLAMACPP, check_engine, engine_for
@@ -24,6 +24,7 @@ from quantkit.formats.packed import PackedCheckpoint, open_artifact
 from quantkit.judging import prompts
 from quantkit.lora.open import tokenizer_directory
 from quantkit.model.skeleton import Skeleton
+from quantkit.results.manifest import MANIFEST, RUN
 
 _NEW_TOKENS = 24
 _LOOP = 8  # as many tokens of one kind are no answer

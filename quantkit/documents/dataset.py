@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from quantkit.base.errors import InputError, MachineError, not_installed
+from quantkit.base.files import sha256
 from quantkit.documents.document import Strict
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -138,7 +139,7 @@ def digest_of(dataset: Dataset) -> str:
     """The digest that ``read`` gives."""
     if isinstance(dataset, HubDataset):
         return read(dataset)[1]
-    return hashlib.sha256(dataset.read_bytes()).hexdigest()
+    return sha256(dataset)
 
 
 def _nowhere(path: Path) -> InputError:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.base.errors import InputError
-from quantkit.checkpoint.reader import read_json
+from quantkit.base.files import read_json
 
 # AutoRound's packing_format → the format, and GPTQ's version.
 _AUTO_ROUND = {

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from quantkit.artifact.manifest import RUN, digest, read_manifest
+from quantkit.artifact.manifest import read_manifest
 from quantkit.base import resources
 from quantkit.base.errors import InputError
+from quantkit.base.files import read_optional_json, sha256
 from quantkit.base.progress import Progress
 from quantkit.calibration.text import load_tokenizer
-from quantkit.checkpoint.reader import Checkpoint, read_json
-from quantkit.checkpoint.writer import MANIFEST
+from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.packed import open_artifact
 from quantkit.judging.held_out import held_out_rows
 from quantkit.judging.likelihood import Divergence
@@ -30,6 +30,7 @@ from quantkit.recipes.recipe import Recipe, recipe_from
 from quantkit.recipes.suite import LoadedSuite
 from quantkit.results.comparison import Variant
 from quantkit.results.localization import Localisation, Patch, PlaceLoss
+from quantkit.results.manifest import MANIFEST, RUN
 from quantkit.results.metrics import METRICS
 from quantkit.results.quality import Quality
 from quantkit.results.verdict import GateOutcome, Verdict
@@ -204,11 +205,10 @@ def _recipe(manifest: dict[str, Any], artifact: Path) -> Recipe:
     content = manifest["recipe"]["content"]
     if content.get("calibration"):
         dataset, wanted = content["calibration"]["dataset"], manifest["calibration"]
-        run = artifact / RUN
-        said = read_json(run).get("recipe") if run.is_file() else None
+        said = read_optional_json(artifact / RUN).get("recipe")
         folders = [*([Path(said).parent] if said else []), resources.recipes(), Path.cwd()]
         for file in ((folder / dataset).resolve() for folder in folders):
-            if file.is_file() and digest(file) == wanted["dataset_sha256"]:
+            if file.is_file() and sha256(file) == wanted["dataset_sha256"]:
                 calibration = {**content["calibration"], "dataset": str(file)}
                 content = {**content, "calibration": calibration}
                 break

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.artifact.manifest import RUN, read_manifest
+from quantkit.artifact.manifest import read_manifest
 from quantkit.base import resources
 from quantkit.base.errors import InputError, QuantkitError
-from quantkit.checkpoint.reader import read_json
+from quantkit.base.files import read_optional_json
 from quantkit.documents.dataset import Dataset, Document, HubDataset, digest_of, read
 from quantkit.judging.regression import Case
+from quantkit.results.manifest import RUN
 
 WORDS = 13
 _FEWEST = 5  # words of a document that is worth comparing
@@ -85,7 +86,7 @@ def calibration_of(artifact: Path) -> Dataset | str | None:
     if known is None:
         return None
     named = manifest["recipe"]["content"]["calibration"]["dataset"]
-    run = read_json(artifact / RUN) if (artifact / RUN).is_file() else {}
+    run = read_optional_json(artifact / RUN)
     directory = Path(run.get("recipe", "recipe.yaml")).parent
     candidates: list[Dataset]
     if isinstance(named, dict):

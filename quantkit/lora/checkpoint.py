@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from quantkit.base.errors import InputError
+from quantkit.base.names import dtype_name, listed
 from quantkit.checkpoint.reader import Checkpoint, TensorEntry
 from quantkit.checkpoint.sidecars import brings_tokenizer
 from quantkit.lora.adapter import Adapter
@@ -75,9 +76,9 @@ class AdaptedCheckpoint(Checkpoint):
         self._place(self._collect())
         self._settle_vocabulary()
         if dtype is None and not {"dtype", "torch_dtype"} & self.config.keys():
-            self.config["dtype"] = _name(self.dtype(names[self._model.input]))
+            self.config["dtype"] = dtype_name(self.dtype(names[self._model.input]))
         if dtype is not None:
-            _set(self.config, "dtype", _name(dtype))
+            _set(self.config, "dtype", dtype_name(dtype))
             for key, entry in self.entries.items():
                 if entry.dtype.is_floating_point:
                     self.entries[key] = _with(entry, dtype=dtype)
@@ -174,7 +175,7 @@ class AdaptedCheckpoint(Checkpoint):
             if whole and adapter.weight != 1:
                 self.warnings.append(
                     f"the weight {adapter.weight:g} of {adapter.directory.name} doesn't apply to "
-                    f"what it replaces: {_some(whole)}"
+                    f"what it replaces: {listed(sorted(whole))}"
                 )
         ranks = {adapter.lora.largest_rank() for adapter in self.adapters}
         if len(ranks) > 1:
@@ -195,7 +196,7 @@ class AdaptedCheckpoint(Checkpoint):
         if unknown := [name for name in adapter.parts if name not in names]:
             raise InputError(
                 f"{len(unknown)} of the {len(adapter.parts)} parameters that it changes aren't in "
-                f"the base: {_some(unknown)}",
+                f"the base: {listed(sorted(unknown))}",
                 where=where,
                 fix="It was trained for another base" + (f": {lora.base}." if lora.base else "."),
             )
@@ -211,14 +212,14 @@ class AdaptedCheckpoint(Checkpoint):
         }
         if missing := sorted(wanted - present):
             raise InputError(
-                f"lacks the factors of {_some(missing)}, which its target_modules names",
+                f"lacks the factors of {listed(missing)}, which its target_modules names",
                 subject=where,
                 fix="The adapter is incomplete, or was trained for another base.",
             )
         shared = set(self._model.vocabulary) if lora.tied else set()
         if extra := sorted(present - wanted - shared):
             self.warnings.append(
-                f"{adapter.directory.name} has factors for {_some(extra)}, which its "
+                f"{adapter.directory.name} has factors for {listed(extra)}, which its "
                 "target_modules doesn't name; they are merged"
             )
 
@@ -347,14 +348,5 @@ def _set(config: dict[str, Any], field: str, value: object) -> None:
     config[field] = value
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _last(name: str) -> str:
     return name.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1].lower()
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(sorted(names)[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

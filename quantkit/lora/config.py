@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.base.errors import InputError
-from quantkit.checkpoint.reader import read_json
+from quantkit.base.files import read_json
 
 CONFIG_FILE = "adapter_config.json"
 _SOFT = {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT"}

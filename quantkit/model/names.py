@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor, nn
 
 from quantkit.base.errors import InputError
+from quantkit.base.names import listed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,9 +87,9 @@ def match(model: PreTrainedModel, checkpoint: Described) -> dict[str, str]:
     if missing or left_over:
         problems = []
         if missing:
-            problems.append(f"lacks {_some(missing)}")
+            problems.append(f"lacks {listed(sorted(missing))}")
         if left_over:
-            problems.append(f"holds {_some(left_over)}, which the model doesn't have")
+            problems.append(f"holds {listed(sorted(left_over))}, which the model doesn't have")
         raise InputError(
             f"{' and '.join(problems)} (model type {model.config.model_type})",
             where=where,
@@ -106,8 +107,3 @@ def refuse_experts(model: nn.Module, model_type: str, where: str) -> None:
                 "only dense decoders are supported so far",
                 subject=where,
             )
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(sorted(names)[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

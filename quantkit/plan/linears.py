@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from quantkit.base.errors import InputError, not_installed
+from quantkit.base.names import dtype_name
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats import (
     awq as awq_gemm,
@@ -266,7 +267,7 @@ def plan_linears(method: Linears, skeleton: Skeleton, checkpoint: Checkpoint) ->
         else:
             dtype = checkpoint.dtype(key)
             nbytes = torch.Size(shape).numel() * dtype.itemsize
-            label = str(dtype).removeprefix("torch.")
+            label = dtype_name(dtype)
             tensors.append(PlannedTensor(key, shape, label, nbytes, False))
     inside_keys = {
         key for name, key in skeleton.names.items() if name.startswith(skeleton.prefix + ".")
@@ -303,7 +304,7 @@ def _quantization_config(
 ) -> dict[str, Any]:
     result: dict[str, Any]
     if isinstance(default, Nf4Scheme):
-        result = bnb.config(default, str(skeleton.model.dtype).removeprefix("torch."), skipped)
+        result = bnb.config(default, dtype_name(skeleton.model.dtype), skipped)
     else:
         result = _FORMATS[method.format].config(default, schemes, skipped)
     if isinstance(method, Gptq) and method.format == "gptq":

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.base.errors import InputError
-from quantkit.checkpoint.writer import sha256
+from quantkit.base.files import sha256, write_whole
 from quantkit.documents.dataset import Dataset
 from quantkit.documents.document import Versioned, read_yaml
 from quantkit.recipes.recipe import load_recipe
@@ -96,9 +96,7 @@ def write(lock: Path, result: Check) -> None:
     """Lock what is new. What was locked stays as it was."""
     entries = {**result.locked, **result.new}
     lines = [" ".join((*entry, entries[entry])) for entry in sorted(entries, key=_order)]
-    partial = lock.with_name(lock.name + ".partial")
-    partial.write_text(_HEADER + "\n".join(lines) + "\n", encoding="utf-8")
-    partial.replace(lock)
+    write_whole(lock, _HEADER + "\n".join(lines) + "\n")
 
 
 def _order(entry: Entry) -> tuple[object, ...]:

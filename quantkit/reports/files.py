@@ -9,8 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from quantkit.base.errors import InputError
-from quantkit.checkpoint.reader import read_json
-from quantkit.checkpoint.writer import write_json
+from quantkit.base.files import read_json, write_json
 from quantkit.reports.html.page import comparison_html
 from quantkit.reports.junit import comparison_junit
 from quantkit.reports.markdown import comparison_markdown

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from quantkit.checkpoint.writer import MANIFEST
 from quantkit.results.comparison import Comparison, Variant
 from quantkit.results.cost import Cost
+from quantkit.results.manifest import MANIFEST
 from quantkit.results.quality import Quality
 from quantkit.results.verdict import Verdict
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from quantkit.base.errors import InputError, MachineError
+from quantkit.base.files import sha256
 from quantkit.base.progress import Silent, Task
 from quantkit.calibration import cache
-from quantkit.checkpoint.writer import sha256
 from quantkit.commands.quantize import made_already, prepare, quantize
 from quantkit.recipes.recipe import load_recipe
 

@@ -12,9 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from quantkit.base.errors import InputError, MachineError
+from quantkit.base.output import check_output, new_directory
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.source import locate, model_name
-from quantkit.checkpoint.writer import TensorWriter, check_output, new_directory
+from quantkit.checkpoint.writer import TensorWriter
+from quantkit.results.manifest import MANIFEST
 
 TENSORS = {
     "odd": torch.arange(7, dtype=torch.uint8),
@@ -119,20 +121,20 @@ def test_a_failed_replacement_leaves_the_old_one(tmp_path: Path) -> None:
 
 
 def test_outputs_that_must_not_be_replaced(tmp_path: Path) -> None:
-    check_output(tmp_path / "new", force=False, needed=1)
+    check_output(tmp_path / "new", "an artifact", MANIFEST, force=False, needed=1)
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(InputError, match="exists already"):
-        check_output(tmp_path, force=False, needed=1)
+        check_output(tmp_path, "an artifact", MANIFEST, force=False, needed=1)
     with pytest.raises(InputError, match="isn't an artifact of ours"):
-        check_output(tmp_path, force=True, needed=1)
+        check_output(tmp_path, "an artifact", MANIFEST, force=True, needed=1)
     (tmp_path / "quantkit.json").write_text("{}")
-    check_output(tmp_path, force=True, needed=1)
+    check_output(tmp_path, "an artifact", MANIFEST, force=True, needed=1)
 
 
 def test_too_little_disk_is_said_before_work(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     with pytest.raises(MachineError, match="the artifact needs"):
-        check_output(tmp_path / "new", force=False, needed=2 * free)
+        check_output(tmp_path / "new", "an artifact", MANIFEST, force=False, needed=2 * free)
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ import typer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from quantkit.base.files import read_json, sha256
 from quantkit.base.progress import Silent
 from quantkit.base.resources import demo_model
-from quantkit.checkpoint.reader import Checkpoint, read_json
-from quantkit.checkpoint.writer import sha256
+from quantkit.checkpoint.reader import Checkpoint
 from quantkit.cli import app
 from quantkit.cli.console import Console
 from quantkit.cli.verdict import finish

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from quantkit.base.errors import InputError
+from quantkit.base.names import listed
 from quantkit.checkpoint.reader import Checkpoint, TensorSource
 from quantkit.formats.gguf import architectures
 from quantkit.formats.gguf import tokenizer as gguf_tokenizer
@@ -176,11 +177,11 @@ def _tensors(
     missing = [key for key in shapes if key not in present]
     leftover = sorted(present - set(shapes))
     if missing:
-        raise InputError(f"lacks {_some(missing)}", subject=where)
+        raise InputError(f"lacks {listed(missing)}", subject=where)
     if leftover:
         raise InputError(
             f"has tensors that GGUF's {architecture.name} architecture has no place for: "
-            f"{_some(leftover)}",
+            f"{listed(leftover)}",
             subject=where,
         )
     for key, shape in shapes.items():
@@ -244,12 +245,7 @@ def _refuse_fallbacks(
     ]
     if fallen:
         raise InputError(
-            f"{len(fallen)} tensors can't have the mix's type: {_some(fallen)}",
+            f"{len(fallen)} tensors can't have the mix's type: {listed(fallen)}",
             where=where,
             fix="Allow the fallback, choose another mix, or name the types in overrides.",
         )
-
-
-def _some(keys: list[str]) -> str:
-    shown = ", ".join(keys[:5])
-    return shown if len(keys) <= 5 else f"{shown} and {len(keys) - 5} more"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.base.errors import InputError
-from quantkit.checkpoint.reader import read_json
+from quantkit.base.files import read_optional_json
 from quantkit.formats.gguf.architectures import Metadata
 from quantkit.formats.gguf.pretokenizer import Vocabulary, check_name, find
 
@@ -60,7 +60,7 @@ def metadata(directory: Path, vocab_size: int, pre_tokenizer: str | None = None)
             raise InputError(f"SentencePiece has one pre-tokenizer, default, not {pre_tokenizer}")
     except InputError as error:
         raise InputError(error.what, where=error.where or str(path), fix=error.fix) from error
-    settings = _optional_json(directory / "tokenizer_config.json")
+    settings = read_optional_json(directory / "tokenizer_config.json")
     special = _special_ids(directory, settings, vocabulary.tokens)
     values = {
         **vocabulary.metadata(),
@@ -185,7 +185,7 @@ def _special_ids(directory: Path, settings: dict[str, Any], tokens: list[str]) -
     The further tokens that end a generation, by generation_config.json, go to the two keys that
     llama.cpp has for such, end of turn and end of message.
     """
-    config = _optional_json(directory / "config.json")
+    config = read_optional_json(directory / "config.json")
     index = {text: number for number, text in enumerate(tokens)}
     result: Metadata = {}
     for role, key in _SPECIAL.items():
@@ -199,7 +199,7 @@ def _special_ids(directory: Path, settings: dict[str, Any], tokens: list[str]) -
             "names no EOS token, and llama.cpp would take any ordinary one for it",
             subject=str(directory / "tokenizer_config.json"),
         )
-    ends = _numbers(_optional_json(directory / "generation_config.json").get("eos_token_id"))
+    ends = _numbers(read_optional_json(directory / "generation_config.json").get("eos_token_id"))
     further = [number for number in ends if number != result["eos_token_id"]]
     return result | dict(zip(("eot_token_id", "eom_token_id"), further, strict=False))
 
@@ -235,11 +235,7 @@ def chat_template(directory: Path) -> str | None:
     file = directory / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    template = _optional_json(directory / "tokenizer_config.json").get("chat_template")
+    template = read_optional_json(directory / "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):  # named templates: the default is the one used for chat
         template = next((t["template"] for t in template if t.get("name") == "default"), None)
     return template if isinstance(template, str) else None
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}

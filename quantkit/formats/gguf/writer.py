@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from quantkit.base.errors import InputError
+from quantkit.base.files import holds, write_at
 from quantkit.base.parallel import pool
 from quantkit.base.progress import Task
 from quantkit.checkpoint.reader import Checkpoint, TensorSource
-from quantkit.checkpoint.writer import write_at
 from quantkit.formats.gguf.architectures import Metadata
 from quantkit.formats.gguf.file import GgufPlan, GgufTensorPlan, plan_file
 from quantkit.methods.ggml.types import Encoder, GgmlTensor, load_gguf, row_bytes, rows_at_once
@@ -143,14 +143,7 @@ def write_file(
 
 def intact(path: Path, tensors: Iterable[WrittenTensor]) -> bool:
     """Whether the unfinished file holds the bytes of these tensors."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        for tensor in tensors:
-            file.seek(tensor.start)
-            if hashlib.sha256(file.read(tensor.nbytes)).hexdigest() != tensor.sha256:
-                return False
-    return True
+    return all(holds(path, tensor.start, tensor.nbytes, tensor.sha256) for tensor in tensors)
 
 
 def write_bf16(path: Path, source: Checkpoint) -> None:

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from quantkit.assembly import grids
 from quantkit.base.errors import InputError
+from quantkit.base.files import sha256
 from quantkit.base.progress import Silent
 from quantkit.checkpoint.reader import Checkpoint, TensorSource
-from quantkit.checkpoint.writer import sha256
 from quantkit.cli import app
 from quantkit.commands.quantize import prepare, quantize
 from quantkit.formats.gguf import grids as gguf_grids

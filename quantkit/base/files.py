@@ -1,0 +1,117 @@
+"""Small files and digests: JSON, text that appears whole, sha256, and writes at a place."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from quantkit.base.errors import InputError, MachineError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_CHUNK = 1 << 20  # bytes read at a time
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises InputError that names the file (and line) if it isn't one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError("no such file", where=str(path)) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"isn't valid JSON ({error})", subject=str(path)) from error
+    if not isinstance(value, dict):
+        raise InputError("holds no JSON object", subject=str(path))
+    return value
+
+
+def read_optional_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object, or return an empty one where there is no such file."""
+    return read_json(path) if path.is_file() else {}
+
+
+def json_text(value: object) -> str:
+    """Readable JSON, the same text for the same value."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write readable JSON, the same bytes for the same value."""
+    path.write_text(json_text(value), encoding="utf-8")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that appears whole or not at all, and its directory where needed.
+
+    Raises MachineError where it can't be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise as_machine_error(error, path) from error
+
+
+def write_at(file: FileIO, offset: int, data: memoryview | bytes) -> None:
+    """Write all of ``data`` from ``offset`` on."""
+    view = memoryview(data).cast("B") if len(data) else memoryview(b"")
+    file.seek(offset)
+    done = 0
+    while done < len(view):  # an unbuffered file may take less than it is given
+        done += file.write(view[done:])
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file. Remembered as long as the file's size and times stay the same."""
+    status = path.stat()
+    return _sha256(path.absolute(), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+# Commands ask for the same weights several times: sweep once a recipe, and all again to verify.
+@functools.lru_cache(maxsize=1024)
+def _sha256(path: Path, size: int, modified: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digests(paths: Iterable[Path]) -> dict[str, str]:
+    """sha256 of files, by their names."""
+    paths = list(paths)
+    with ThreadPoolExecutor() as pool:
+        return dict(zip([path.name for path in paths], pool.map(sha256, paths), strict=True))
+
+
+def holds(path: Path, start: int, nbytes: int, digest: str) -> bool:
+    """Whether the ``nbytes`` of a file from ``start`` on are there and have this sha256."""
+    if not path.is_file():
+        return False
+    actual, left = hashlib.sha256(), nbytes
+    with path.open("rb") as file:
+        file.seek(start)
+        while left and (data := file.read(min(left, _CHUNK))):
+            actual.update(data)
+            left -= len(data)
+    return not left and actual.hexdigest() == digest
+
+
+def as_machine_error(error: OSError, place: Path) -> MachineError:
+    """The error to report for a read or write that the system refused."""
+    # numpy reports a write that stopped short without an errno.
+    if error.errno in _FULL or error.errno is None:
+        what = f"no space left to write ({error.strerror or error})"
+        fix = "Free some space (or raise the file size limit) and run it again."
+    else:
+        what = f"can't be read or written ({error.strerror or error})"
+        fix = "Check its owner and permissions."
+    return MachineError(what, where=str(error.filename or place), fix=fix)

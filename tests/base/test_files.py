@@ -1,0 +1,64 @@
+"""JSON, files that appear whole, and digests."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from quantkit.base.errors import InputError, MachineError
+from quantkit.base.files import digests, holds, read_json, sha256, write_json, write_whole
+from quantkit.base.names import dtype_name, listed
+
+
+def test_what_is_written_as_json_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    write_json(path, {"b": "ä", "a": [1, 2.5, None]})
+    assert path.read_text(encoding="utf-8").startswith('{\n  "b": "ä"')
+    assert read_json(path) == {"b": "ä", "a": [1, 2.5, None]}
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "\xff"])
+def test_what_is_no_json_object_is_refused_by_its_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "value.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=r"value\.json"):
+        read_json(path)
+
+
+def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
+    write_whole(tmp_path / "new" / "text", "one")
+    assert (tmp_path / "new" / "text").read_text() == "one"
+    with pytest.raises(MachineError, match="can't be read or written"):
+        write_whole(tmp_path / "new" / "text" / "below", "two")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["text"]
+
+
+def test_a_digest_is_taken_again_when_the_file_changes(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(b"one")
+    assert digests([path]) == {"data": hashlib.sha256(b"one").hexdigest()}
+    path.write_bytes(b"three")
+    assert sha256(path) == hashlib.sha256(b"three").hexdigest()
+
+
+def test_a_part_of_a_file_holds_what_its_digest_states(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(b"abcdef")
+    digest = hashlib.sha256(b"cde").hexdigest()
+    assert holds(path, 2, 3, digest)
+    assert not holds(path, 1, 3, digest)
+    assert not holds(path, 5, 3, digest)
+    assert not holds(tmp_path / "none", 2, 3, digest)
+
+
+def test_a_long_list_of_names_says_how_many_more_there_are() -> None:
+    assert listed(["a", "b"]) == "a, b"
+    assert listed("abcdefg") == "a, b, c, d, e and 2 more"
+
+
+def test_a_dtype_has_the_name_that_config_json_gives_it() -> None:
+    import torch
+
+    assert dtype_name(torch.bfloat16) == "bfloat16"
