@@ -25,7 +25,7 @@ def check_output(out: Path, kind: str, sign: str, *, force: bool, needed: int = 
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise MachineError(
-            f"the disk has {free / 1e9:.2f} GB free, {kind} needs {needed / 1e9:.2f} GB",
+            f"the disk has {free / 1e9:.2f} GB free; this needs {needed / 1e9:.2f} GB",
             where=str(parent),
             fix="Free some space, or choose another --out.",
         )

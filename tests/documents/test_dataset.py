@@ -61,7 +61,7 @@ def test_messages_go_through_the_template(folder: Path) -> None:
 def test_what_can_not_be_read_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="has no column nothing; it has text, other, number"):
         read(HubDataset(hub=str(folder), config="plain", column="nothing"))
-    with pytest.raises(InputError, match="row 0: is neither text nor a list of chat messages"):
+    with pytest.raises(InputError, match="row 0 is neither text nor a list of chat messages"):
         read(HubDataset(hub=str(folder), config="plain", column="number"))
     with pytest.raises(InputError, match="datasets can't load it"):
         read(HubDataset(hub=str(folder), config="no such config"))
