@@ -5,16 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from quantkit.formats.format import Loading
 from quantkit.plan.linears import Plan
-
-
-@dataclass(frozen=True)
-class Loading:
-    """Whether an engine loads an artifact: ``yes``, ``no`` or ``untried``, and what to know."""
-
-    engine: str
-    loads: str
-    why: str = ""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import write_config
 from quantkit.checkpoint.writer import TensorWriter, Written
 from quantkit.formats import packed
+from quantkit.formats.registry import safetensors_formats
 from quantkit.methods.block import BlockResult, LayerReport, quantize_block
 from quantkit.model.stream import Stream
 from quantkit.plan.linears import LinearPlan
@@ -56,8 +57,9 @@ def write_linears(run: Run, plan: LinearPlan) -> list[LayerReport]:
             del result  # its codes would lie beside the next block's
             task.advance(doing=doing)
     write_config(run.directory, run.checkpoint.config, plan.quantization_config)
-    if plan.format == "gptq":
-        write_json(run.directory / "quantize_config.json", plan.quantization_config)
+    other_files = safetensors_formats()[plan.format].other_files(plan.quantization_config)
+    for name, content in other_files.items():
+        write_json(run.directory / name, content)
     return layers
 
 

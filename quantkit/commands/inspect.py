@@ -12,7 +12,8 @@ from quantkit.base.errors import InputError
 from quantkit.base.files import read_optional_json
 from quantkit.base.names import dtype_name
 from quantkit.checkpoint.reader import Checkpoint, Weights
-from quantkit.engines import compatibility as loading
+from quantkit.engines.compatibility import loading_of, loading_of_packed, loading_of_plain
+from quantkit.formats.format import Contents
 from quantkit.formats.gguf.reader import GgufHeader, gguf_files
 from quantkit.formats.gguf.tokenizer import chat_template
 from quantkit.formats.packed import PackedCheckpoint, open_artifact
@@ -57,7 +58,7 @@ def _gguf(path: Path, header: GgufHeader, manifest: dict[str, Any] | None) -> Fa
         tuple(file.name for file in header.files),
         sum(file.stat().st_size for file in header.files),
         dtypes,
-        loading.of_gguf(),
+        loading_of("gguf", Contents()),
         _gguf_tokenizer(metadata),
         {key: _short(value) for key, value in metadata.items()},
         _provenance(manifest),
@@ -75,11 +76,11 @@ def _safetensors(path: Path, source: Weights, manifest: dict[str, Any] | None) -
     checkpoint = source.checkpoint if isinstance(source, PackedCheckpoint) else source
     if not isinstance(checkpoint, Checkpoint):
         raise TypeError(f"{type(checkpoint).__name__} has no config.json")
-    label, writer, engines = source.format, None, loading.of_plain(checkpoint)
+    label, writer, engines = source.format, None, loading_of_plain()
     method = (manifest or {}).get("method")
     if isinstance(source, PackedCheckpoint):
         label, writer = str(source.dialect), source.dialect.writer
-        engines = loading.of_packed(source)
+        engines = loading_of_packed(source)
         method = method or _method(source, path)
     dtypes: dict[str, int] = {}
     for entry in checkpoint.entries.values():

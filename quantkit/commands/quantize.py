@@ -33,8 +33,9 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import copy_sidecars
 from quantkit.checkpoint.source import locate, model_name
 from quantkit.documents.dataset import check_exists, digest_of
-from quantkit.engines import compatibility as loading
+from quantkit.engines.compatibility import loading_of
 from quantkit.formats import packed
+from quantkit.formats.format import Contents
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.lora.open import Weighted, adapt, tokenizer_directory
 from quantkit.methods.block import LayerReport
@@ -102,16 +103,14 @@ def _check_target(target: str, plan: Plan) -> None:
 
     What only its CPU build is known to refuse may pass: it may run on a GPU.
     """
+    contents = Contents()
     if isinstance(plan, LinearPlan):
-        contents = loading.Contents(
-            plan.format,
+        contents = Contents(
             list(plan.schemes.values()),
             [tensor.shape for tensor in plan.tensors if tensor.quantized],
             plan.quantization_config.get("format"),
         )
-        engines = loading.of_contents(contents)
-    else:
-        engines = loading.of_gguf()
+    engines = loading_of(plan.format, contents)
     [found] = [engine for engine in engines if engine.engine.lower() == target]
     if found.loads == "no" and not found.why.startswith("on CPU"):
         able = [engine.engine for engine in engines if engine.loads == "yes"]

@@ -7,20 +7,13 @@ from pathlib import Path
 
 from quantkit.base.errors import InputError, MachineError
 from quantkit.engines import int4
+from quantkit.formats import auto_round
 from quantkit.formats.gguf.reader import gguf_files
 from quantkit.formats.packed import PackedCheckpoint, open_artifact
+from quantkit.formats.registry import safetensors_formats
 
 TRANSFORMERS, LLAMACPP, VLLM = "transformers", "llama.cpp", "vllm"
 ENGINES = (TRANSFORMERS, int4.NAME, LLAMACPP, VLLM)
-
-# What transformers needs for a format: module → what pip calls it.
-_NEEDED = {
-    "awq": {"gptqmodel": "gptqmodel", "accelerate": "accelerate"},
-    "gptq": {"gptqmodel": "gptqmodel", "optimum": "optimum"},
-    "auto-round": {"auto_round": "auto-round"},
-    "compressed-tensors": {"compressed_tensors": "compressed-tensors"},
-    "bitsandbytes": {"bitsandbytes": "bitsandbytes", "accelerate": "accelerate"},
-}
 
 
 def engine_for(path: Path) -> tuple[str, Path]:
@@ -48,10 +41,10 @@ def check_engine(engine: str, path: Path) -> None:
             where=str(path),
             fix=f"Use --engine {usual}.",
         )
-    needed = {VLLM: {"vllm": "vllm"}, LLAMACPP: {"xllamacpp": "xllamacpp"}}.get(engine, {})
+    needed: tuple[str, ...] = {VLLM: ("vllm",), LLAMACPP: ("xllamacpp",)}.get(engine, ())
     if engine == TRANSFORMERS:
-        needed = {"gguf": "gguf"} if is_gguf else _needed_by_transformers(path)
-    missing = [package for module, package in needed.items() if find_spec(module) is None]
+        needed = ("gguf",) if is_gguf else _needed_by_transformers(path)
+    missing = [package for package in needed if find_spec(package.replace("-", "_")) is None]
     if missing:
         purpose = "" if engine in (VLLM, LLAMACPP) else " for this format"
         raise MachineError(
@@ -61,12 +54,13 @@ def check_engine(engine: str, path: Path) -> None:
         )
 
 
-def _needed_by_transformers(path: Path) -> dict[str, str]:
+def _needed_by_transformers(path: Path) -> tuple[str, ...]:
     source = open_artifact(path)
     if not isinstance(source, PackedCheckpoint):
-        return {}
-    auto_round = "auto_round" in str(source.dialect)
-    return _NEEDED["auto-round" if auto_round else source.format]
+        return ()
+    if source.dialect.auto_round:
+        return auto_round.NEEDED_BY_TRANSFORMERS
+    return safetensors_formats()[source.format].needed_by_transformers
 
 
 def _are(missing: list[str]) -> str:

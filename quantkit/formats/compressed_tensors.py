@@ -1,6 +1,6 @@
 """The compressed-tensors format, as llm-compressor writes it and vLLM and transformers read it.
 
-Everything lies as the weight did, (out, in), in one of three layouts.
+Everything is stored in the order of the weight, (out, in), in one of three layouts.
 
 ``pack-quantized``, weights alone, has per linear ``weight_packed`` int32 (out, in·bits/32), packed
 along in, the first code in the low bits; ``weight_scale`` (out, groups) in the model's dtype;
@@ -21,7 +21,7 @@ Reference: compressed_tensors' ``compressors`` and ``quantization/quant_args.py`
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,100 +30,195 @@ from torch import Tensor
 
 from quantkit.base.errors import InputError
 from quantkit.formats import words
+from quantkit.formats.format import (
+    Contents,
+    Dialect,
+    Loading,
+    SafetensorsFormat,
+    StoredLinear,
+    Unreadable,
+    expect,
+)
 from quantkit.methods.fp8 import Fp8Scheme, Fp8Tensor
-from quantkit.methods.grids import Grid, QuantizedTensor
+from quantkit.methods.grids import Grid, Quantized, QuantizedTensor
 from quantkit.methods.inputs import Rounding, round_fp8, round_int8
 
-Scheme = Grid | Fp8Scheme
-
-SUFFIXES = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
-MARKERS = ("weight_scale",)  # the suffixes that only a quantized linear has
-# Every suffix that others' linears may have.
-READ = (*SUFFIXES, "weight_g_idx", "input_scale", "input_zero_point")
-FIRST_ZERO = 0
 _BITS = (2, 4, 8)  # of others, readers of different age expect different words
 _VERSION = "0.17.0"  # of the layout
 
 
-def check(name: str, shape: tuple[int, int], grid: Grid, default: Grid) -> None:
-    """Raise InputError when the format can't hold this linear's grid."""
-    if grid.bits not in _BITS:
-        raise InputError(
-            f"the compressed-tensors format holds {', '.join(map(str, _BITS))} bits, "
-            f"not {grid.bits}",
-            where=name,
-            fix="Choose one of these, format: gptq (2, 3, 4 or 8 bits), or format: gguf (all, by "
-            "the type of a mix).",
-        )
-    if grid.rounds_inputs:
-        return
-    per_word = 32 // grid.bits
-    for size, what in ((shape[1], "inputs"), (0 if grid.symmetric else shape[0], "outputs")):
-        if size % per_word:
+class CompressedTensorsFormat(SafetensorsFormat):
+    """Grids of 2, 4 or 8 bits, a group of modules each, and FP8."""
+
+    name = "compressed-tensors"
+    holds = (Grid, Fp8Scheme)
+    suffixes = ("weight", "weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
+    markers = ("weight_scale",)
+    read_suffixes = (*suffixes, "weight_g_idx", "input_scale", "input_zero_point")
+    group_index = "weight_g_idx"
+    needed_by_transformers = ("compressed-tensors",)
+
+    def check_scheme(
+        self, name: str, shape: tuple[int, int], scheme: object, default: object
+    ) -> None:
+        super().check_scheme(name, shape, scheme, default)
+        if not isinstance(scheme, Grid):
+            return
+        if scheme.bits not in _BITS:
             raise InputError(
-                f"{size} {what} aren't divisible by {per_word}, the codes that share a word",
+                f"the compressed-tensors format holds {', '.join(map(str, _BITS))} bits, "
+                f"not {scheme.bits}",
                 where=name,
-                fix="Skip this module (overrides: match, skip: true).",
+                fix="Choose one of these, format: gptq (2, 3, 4 or 8 bits), or format: gguf (all, "
+                "by the type of a mix).",
             )
+        if scheme.rounds_inputs:
+            return
+        per_word = 32 // scheme.bits
+        for size, what in ((shape[1], "inputs"), (0 if scheme.symmetric else shape[0], "outputs")):
+            if size % per_word:
+                raise InputError(
+                    f"{size} {what} aren't divisible by {per_word}, the codes that share a word",
+                    where=name,
+                    fix="Skip this module (overrides: match, skip: true).",
+                )
+
+    def nbytes(self, shape: tuple[int, int], scheme: object, dtype: torch.dtype) -> int:
+        out_features, in_features = shape
+        if isinstance(scheme, Fp8Scheme) or expect(scheme, Grid).rounds_inputs:
+            return out_features * in_features + out_features * dtype.itemsize
+        grid = expect(scheme, Grid)
+        groups = in_features // grid.columns(in_features)
+        zeros = 0 if grid.symmetric else out_features * groups * grid.bits // 8
+        codes = out_features * in_features * grid.bits // 8
+        return codes + zeros + out_features * groups * dtype.itemsize + 2 * 8
+
+    def pack(self, tensor: Quantized, dtype: torch.dtype) -> dict[str, Tensor]:
+        if isinstance(tensor, Fp8Tensor):
+            tensor = tensor.cpu()
+            return {"weight": tensor.codes, "weight_scale": tensor.scales.to(dtype)}
+        tensor = expect(tensor, QuantizedTensor).cpu()
+        if tensor.grid.rounds_inputs:
+            codes = tensor.codes.to(torch.int16).sub_(tensor.grid.middle).to(torch.int8)
+            return {"weight": codes, "weight_scale": tensor.scales.to(dtype)}
+        bits = tensor.grid.bits
+        parts = {
+            "weight_packed": words.pack(tensor.codes.t().contiguous(), bits).t().contiguous(),
+            "weight_scale": tensor.scales.to(dtype),
+            "weight_shape": torch.tensor(tensor.shape, dtype=torch.int64),
+        }
+        if not tensor.grid.symmetric:
+            parts["weight_zero_point"] = words.pack(tensor.zeros, bits)
+        return parts
+
+    def unpack(self, linear: StoredLinear) -> QuantizedTensor | Fp8Tensor:
+        grid = self.scheme(linear)
+        scales = linear.read("weight_scale").float()
+        scales = scales.view(-1, 1) if scales.ndim < 2 else scales
+        if isinstance(grid, Fp8Scheme):
+            return Fp8Tensor(linear.read("weight"), scales)
+        if "weight" in linear.suffixes:
+            codes = linear.read("weight").to(torch.int16).add_(grid.middle).to(torch.uint8)
+        else:
+            columns = int(linear.read("weight_shape")[1])
+            packed = linear.read("weight_packed").t().contiguous()
+            codes = _unpack(packed, grid.bits, columns).t().contiguous()
+        rows = codes.shape[0]
+        scales = scales.expand(rows, -1)
+        if grid.symmetric:
+            zeros = torch.full(scales.shape, grid.middle, dtype=torch.uint8)
+        else:
+            zeros = _unpack(linear.read("weight_zero_point"), grid.bits, rows)
+        return QuantizedTensor(grid, codes, scales, zeros, _groups(linear))
+
+    def scheme(self, linear: StoredLinear) -> Grid | Fp8Scheme:
+        """What config.json says: the tensors' shapes leave it open."""
+        return _scheme_of(linear.module, linear.settings)
+
+    def weight_shape(self, linear: StoredLinear) -> tuple[int, ...]:
+        if "weight" in linear.suffixes:
+            return linear.shape("weight")
+        return tuple(linear.read("weight_shape").tolist())
+
+    def input_rounding(self, linear: StoredLinear) -> Rounding | None:
+        scheme = self.scheme(linear)
+        if not scheme.rounds_inputs:
+            return None
+        rounding = round_fp8 if isinstance(scheme, Fp8Scheme) else round_int8
+        if _group_of(linear.module, linear.settings)["input_activations"]["dynamic"]:
+            return rounding
+        return partial(rounding, scale=linear.read("input_scale").float())
+
+    def config(
+        self,
+        default: object,
+        schemes: Mapping[str, object],
+        skipped: Sequence[str],
+        dtype: torch.dtype,
+    ) -> dict[str, Any]:
+        """``quantization_config`` of config.json: a group for each scheme."""
+        modules: dict[object, list[str]] = {}
+        for name, scheme in schemes.items():
+            modules.setdefault(scheme, []).append(name)
+        # A single group is for every Linear. Where there are several, each names its modules:
+        # vLLM looks for the class of a fused linear before it looks for its parts.
+        single = len(modules) < 2
+        groups = {
+            f"group_{number}": _group(scheme, ["Linear"] if single else names)
+            for number, (scheme, names) in enumerate(modules.items())
+        }
+        return {
+            "quant_method": "compressed-tensors",
+            "format": next(iter(groups.values()))["format"],
+            "quantization_status": "compressed",
+            "global_compression_ratio": None,
+            "ignore": list(skipped),
+            "kv_cache_scheme": None,
+            "sparsity_config": {},
+            "transform_config": {},
+            "version": _VERSION,
+            "config_groups": groups,
+        }
+
+    def dialect(self, quantization: Mapping[str, Any]) -> Dialect:
+        sparsity = quantization.get("sparsity_config") or {}
+        if sparsity.get("format", "dense") != "dense":
+            raise Unreadable(f"compressed-tensors ({sparsity['format']})")
+        if quantization.get("transform_config"):
+            raise Unreadable("compressed-tensors (with rotations at run time)")
+        version = quantization.get("version")
+        writer = f"compressed-tensors {version}" if version else None
+        layout = str(quantization.get("format"))
+        return Dialect("compressed-tensors", layout, dict(quantization), writer)
+
+    def loading(self, contents: Contents) -> tuple[Loading, ...]:
+        grids = [scheme for scheme in contents.schemes if isinstance(scheme, Grid)]
+        floats = [scheme for scheme in contents.schemes if isinstance(scheme, Fp8Scheme)]
+        packed = contents.layout == "pack-quantized"
+        transformers = Loading("transformers", "yes", "with compressed-tensors")
+        if packed and any(not grid.symmetric for grid in grids):
+            why = "with compressed-tensors 0.17; 0.18 to 0.20 fail on asymmetric codes"
+            transformers = Loading("transformers", "yes", why)
+        if packed and any(grid.bits != 4 for grid in grids):
+            return transformers, Loading("vLLM", "no", "on CPU: 4 bits only; on a GPU untried")
+        if any(not (scheme.per_row and scheme.rounds_inputs) for scheme in floats):
+            why = "on CPU: FP8 by channel with inputs by token only; on a GPU untried"
+            return transformers, Loading("vLLM", "no", why)
+        if contents.permuted:
+            return transformers, Loading("vLLM", "no", "permuted groups")
+        return transformers, Loading("vLLM", "yes")
 
 
-def nbytes(shape: tuple[int, int], grid: Scheme, dtype: torch.dtype) -> int:
-    """Bytes of one packed linear of a model in ``dtype``."""
-    out_features, in_features = shape
-    if isinstance(grid, Fp8Scheme) or grid.rounds_inputs:
-        return out_features * in_features + out_features * dtype.itemsize
-    groups = in_features // grid.columns(in_features)
-    zeros = 0 if grid.symmetric else out_features * groups * grid.bits // 8
-    codes = out_features * in_features * grid.bits // 8
-    return codes + zeros + out_features * groups * dtype.itemsize + 2 * 8
-
-
-def pack(tensor: QuantizedTensor | Fp8Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Codes, scales and zeros → the format's tensors, for a model in ``dtype``."""
-    if isinstance(tensor, Fp8Tensor):
-        return {"weight": tensor.codes, "weight_scale": tensor.scales.to(dtype)}
-    if tensor.grid.rounds_inputs:
-        codes = tensor.codes.to(torch.int16).sub_(tensor.grid.middle).to(torch.int8)
-        return {"weight": codes, "weight_scale": tensor.scales.to(dtype)}
-    bits = tensor.grid.bits
-    parts = {
-        "weight_packed": words.pack(tensor.codes.t().contiguous(), bits).t().contiguous(),
-        "weight_scale": tensor.scales.to(dtype),
-        "weight_shape": torch.tensor(tensor.shape, dtype=torch.int64),
-    }
-    if not tensor.grid.symmetric:
-        parts["weight_zero_point"] = words.pack(tensor.zeros, bits)
-    return parts
-
-
-def unpack(
-    tensors: dict[str, Tensor], config: dict[str, Any], module: str
-) -> QuantizedTensor | Fp8Tensor:
-    """The format's tensors → codes, scales and zeros. Raises InputError for other layouts."""
-    grid = _scheme_of(module, config)
-    scales = tensors["weight_scale"].float()
-    scales = scales.view(-1, 1) if scales.ndim < 2 else scales
-    if isinstance(grid, Fp8Scheme):
-        return Fp8Tensor(tensors["weight"], scales)
-    if "weight" in tensors:
-        codes = tensors["weight"].to(torch.int16).add_(grid.middle).to(torch.uint8)
-    else:
-        columns = int(tensors["weight_shape"][1])
-        codes = _unpack(tensors["weight_packed"].t().contiguous(), grid.bits, columns)
-        codes = codes.t().contiguous()
-    rows = codes.shape[0]
-    scales = scales.expand(rows, -1)
-    if grid.symmetric:
-        zeros = torch.full(scales.shape, grid.middle, dtype=torch.uint8)
-    else:
-        zeros = _unpack(tensors["weight_zero_point"], grid.bits, rows)
-    permuted = _group_of(module, config)["weights"].get("actorder") == "group"
-    if permuted and "weight_g_idx" not in tensors:
-        raise InputError("has permuted groups, but no weight_g_idx", subject=module)
-    groups = tensors["weight_g_idx"].to(torch.int64) if "weight_g_idx" in tensors else None
-    if groups is not None and bool((groups[1:] >= groups[:-1]).all()):
-        groups = None  # in order, or unset
-    return QuantizedTensor(grid, codes, scales, zeros, groups)
+def _groups(linear: StoredLinear) -> Tensor | None:
+    """The group of each column, int64 (in), unless they are consecutive."""
+    if "weight_g_idx" not in linear.suffixes:
+        group = _group_of(linear.module, linear.settings)
+        if group["weights"].get("actorder") == "group":
+            raise InputError("has permuted groups, but no weight_g_idx", subject=linear.module)
+        return None
+    groups = linear.read("weight_g_idx").to(torch.int64)
+    # In order, or never set: then it is -1 throughout.
+    return None if bool((groups[1:] >= groups[:-1]).all()) else groups
 
 
 def _unpack(packed: Tensor, bits: int, count: int) -> Tensor:
@@ -140,76 +235,17 @@ def _unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     return words.unpack(padded if 32 % bits else packed, bits)[:count]
 
 
-def scheme(
-    shape: Callable[[str], tuple[int, ...]],
-    read: Callable[[str], Tensor],
-    config: dict[str, Any],
-    module: str,
-) -> Scheme:
-    """What a packed linear is rounded to. Raises InputError for what isn't read."""
-    return _scheme_of(module, config)
-
-
-def weight_shape(
-    shape: Callable[[str], tuple[int, ...]], read: Callable[[str], Tensor]
-) -> tuple[int, ...]:
-    """(out, in) of a packed linear, from the shape and value of its tensors by suffix."""
-    try:
-        return shape("weight")
-    except KeyError:
-        return tuple(read("weight_shape").tolist())
-
-
-def input_rounding(
-    module: str, config: dict[str, Any], read: Callable[[str], Tensor]
-) -> Rounding | None:
-    """What engines do to the inputs of a packed linear before they multiply; None for nothing."""
-    scheme = _scheme_of(module, config)
-    if not scheme.rounds_inputs:
-        return None
-    rounding = round_fp8 if isinstance(scheme, Fp8Scheme) else round_int8
-    inputs = _group_of(module, config)["input_activations"]
-    return rounding if inputs["dynamic"] else partial(rounding, scale=read("input_scale").float())
-
-
-def config(default: Scheme, grids: dict[str, Scheme], skipped: list[str]) -> dict[str, Any]:
-    """``quantization_config`` of config.json: a group for each grid.
-
-    A single one is for every ``Linear``. Where there are several, each names its modules: vLLM
-    looks for the class of a fused linear before it looks for its parts.
-    """
-    modules: dict[Scheme, list[str]] = {}
-    for name, grid in grids.items():
-        modules.setdefault(grid, []).append(name)
-    single = len(modules) < 2
-    groups = {
-        f"group_{number}": _group(grid, ["Linear"] if single else names)
-        for number, (grid, names) in enumerate(modules.items())
-    }
-    return {
-        "quant_method": "compressed-tensors",
-        "format": next(iter(groups.values()))["format"],
-        "quantization_status": "compressed",
-        "global_compression_ratio": None,
-        "ignore": skipped,
-        "kv_cache_scheme": None,
-        "sparsity_config": {},
-        "transform_config": {},
-        "version": _VERSION,
-        "config_groups": groups,
-    }
-
-
-def _group(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
+def _group(scheme: object, targets: list[str]) -> dict[str, Any]:
     layout, inputs = "pack-quantized", None
     if isinstance(scheme, Fp8Scheme):
         layout, weights = "float-quantized", _arguments(8, "float", "channel")
     else:
-        strategy = "channel" if scheme.group_size == -1 else "group"
-        weights = _arguments(scheme.bits, "int", strategy)
-        weights["symmetric"] = scheme.symmetric
-        weights["group_size"] = None if scheme.group_size == -1 else scheme.group_size
-        layout = "int-quantized" if scheme.rounds_inputs else layout
+        grid = expect(scheme, Grid)
+        strategy = "channel" if grid.group_size == -1 else "group"
+        weights = _arguments(grid.bits, "int", strategy)
+        weights["symmetric"] = grid.symmetric
+        weights["group_size"] = None if grid.group_size == -1 else grid.group_size
+        layout = "int-quantized" if grid.rounds_inputs else layout
     if layout != "pack-quantized":
         inputs = _arguments(8, weights["type"], "token") | {"dynamic": True, "observer": None}
     return {
@@ -237,8 +273,8 @@ def _arguments(bits: int, type: str, strategy: str) -> dict[str, Any]:
     }
 
 
-def _scheme_of(module: str, config: dict[str, Any]) -> Scheme:
-    """What a module is quantized to. Raises InputError for a scheme that isn't read."""
+def _scheme_of(module: str, config: Mapping[str, Any]) -> Grid | Fp8Scheme:
+    """What a module is quantized to. Raises InputError for a scheme that can't be read."""
     group = _group_of(module, config)
     weights, inputs = group["weights"], group.get("input_activations")
     layout = group.get("format") or config["format"]
@@ -265,7 +301,7 @@ def _scheme_of(module: str, config: dict[str, Any]) -> Scheme:
     )
 
 
-def _group_of(module: str, config: dict[str, Any]) -> dict[str, Any]:
+def _group_of(module: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The group whose targets name a module; names go before patterns, patterns before classes."""
 
     def rank(target: str) -> int | None:
@@ -273,13 +309,13 @@ def _group_of(module: str, config: dict[str, Any]) -> dict[str, Any]:
             return 1 if re.match(target[3:], module) else None
         return {module: 0, "Linear": 2}.get(target)
 
-    found = [
+    matches = [
         (place, number, group)
         for number, group in enumerate(config["config_groups"].values())
         for place in map(rank, group["targets"])
         if place is not None
     ]
-    if not found:
+    if not matches:
         raise InputError("is in none of the config_groups of config.json", subject=module)
-    result: dict[str, Any] = min(found, key=lambda item: item[:2])[2]
+    result: dict[str, Any] = min(matches, key=lambda item: item[:2])[2]
     return result

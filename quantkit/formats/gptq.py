@@ -11,157 +11,229 @@ bits, groups and shapes the tensors have, since ``dynamic`` settings are hard to
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from quantkit.base.errors import InputError
-from quantkit.formats import words
-from quantkit.methods.grids import Grid, QuantizedTensor
+from quantkit.formats import auto_round, words
+from quantkit.formats.format import (
+    Contents,
+    Dialect,
+    Loading,
+    SafetensorsFormat,
+    StoredLinear,
+    Unreadable,
+    expect,
+    first_setting,
+    signature,
+)
+from quantkit.methods.grids import Grid, Quantized, QuantizedTensor
 
-SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
-MARKERS = ("qweight",)  # the suffixes that only a quantized linear has
-READ = SUFFIXES  # every suffix that others' linears may have
-FIRST_ZERO = 1
 _BITS = (2, 3, 4, 8)
+_VLLM_GROUPS = (-1, 32, 64, 128)
 
 
-def check(name: str, shape: tuple[int, int], grid: Grid, default: Grid) -> None:
-    """Raise InputError when the format can't hold this linear's grid."""
-    if grid.bits not in _BITS:
-        raise InputError(
-            f"the gptq format holds {', '.join(map(str, _BITS))} bits, not {grid.bits}",
-            where=name,
-            fix="Choose one of these, or skip this module.",
+class GptqFormat(SafetensorsFormat):
+    """Grids of 2, 3, 4 or 8 bits, with exceptions of other bits and group sizes."""
+
+    name = "gptq"
+    readable = "gptq (v1 and v2)"
+    holds = (Grid,)
+    lowest_zero = 1  # version 1 stores z - 1: see pack
+    records = ("damp_percent",)
+    suffixes = ("qweight", "qzeros", "scales", "g_idx")
+    markers = ("qweight",)
+    read_suffixes = suffixes
+    group_index = "g_idx"
+    old_config = "quantize_config.json"
+    needed_by_transformers = ("gptqmodel", "optimum")
+
+    def check_scheme(
+        self, name: str, shape: tuple[int, int], scheme: object, default: object
+    ) -> None:
+        super().check_scheme(name, shape, scheme, default)
+        grid = expect(scheme, Grid)
+        if grid.bits not in _BITS:
+            raise InputError(
+                f"the gptq format holds {', '.join(map(str, _BITS))} bits, not {grid.bits}",
+                where=name,
+                fix="Choose one of these, or skip this module.",
+            )
+        if grid.rounds_inputs:
+            raise self.refusal(name, grid)
+        if grid.symmetric != expect(default, Grid).symmetric:
+            raise InputError("the gptq format holds one symmetry for all modules", where=name)
+        if shape[0] % 32 or shape[1] % 32:
+            raise InputError(
+                f"shape {shape[0]} x {shape[1]} isn't divisible by 32, as gptq kernels need",
+                where=name,
+                fix="Skip this module (overrides: match, skip: true).",
+            )
+
+    def nbytes(self, shape: tuple[int, int], scheme: object, dtype: torch.dtype) -> int:
+        out_features, in_features = shape
+        grid = expect(scheme, Grid)
+        groups = in_features // grid.columns(in_features)
+        codes = out_features * in_features * grid.bits // 8
+        zeros = groups * out_features * grid.bits // 8
+        return codes + zeros + groups * out_features * 2 + in_features * 4
+
+    def pack(self, tensor: Quantized, dtype: torch.dtype) -> dict[str, Tensor]:
+        tensor = expect(tensor, QuantizedTensor).cpu()
+        bits = tensor.grid.bits
+        in_features = tensor.codes.shape[1]
+        # Stored as z - 1. Readers add 1 to whole words, so z = 0 would carry into its neighbours:
+        # lowest_zero keeps zero points above that.
+        zeros = tensor.zeros.t() - 1
+        groups = torch.arange(in_features) // tensor.grid.columns(in_features)
+        return {
+            "qweight": words.pack(tensor.codes.t().contiguous(), bits),
+            "qzeros": words.pack(zeros.t().contiguous(), bits).t().contiguous(),
+            "scales": tensor.scales.t().to(torch.float16).contiguous(),
+            "g_idx": groups.to(torch.int32),
+        }
+
+    def unpack(self, linear: StoredLinear) -> QuantizedTensor:
+        grid = self.scheme(linear)
+        codes = words.unpack(linear.read("qweight"), grid.bits).t().contiguous()
+        return QuantizedTensor(
+            grid,
+            codes,
+            linear.read("scales").t().float().contiguous(),
+            _zeros(linear.read("qzeros"), grid, linear.settings),
+            _groups(linear, codes.shape[1], grid),
         )
-    if grid.symmetric != default.symmetric:
-        raise InputError("the gptq format holds one symmetry for all modules", where=name)
-    if shape[0] % 32 or shape[1] % 32:
-        raise InputError(
-            f"shape {shape[0]} x {shape[1]} isn't divisible by 32, as gptq kernels need",
-            where=name,
-            fix="Skip this module (overrides: match, skip: true).",
-        )
+
+    def scheme(self, linear: StoredLinear) -> Grid:
+        """The grid, by the shapes of the tensors."""
+        out_features, in_features = self.weight_shape(linear)
+        groups = linear.shape("scales")[0]
+        bits = linear.shape("qzeros")[1] * 32 / out_features
+        fitting = linear.shape("scales") == (groups, out_features)
+        fitting &= linear.shape("qzeros")[0] == groups
+        if bits not in range(2, 9) or not fitting:
+            raise InputError(
+                "its qweight, qzeros and scales don't belong together", where=linear.module
+            )
+        size = int(linear.settings.get("group_size") or -1)
+        if groups != (1 if size == -1 else -(-in_features // size)):
+            size = -(-in_features // groups)  # an exception to what config.json states for all
+        return Grid(int(bits), size, bool(linear.settings.get("sym", True)), self.lowest_zero)
+
+    def weight_shape(self, linear: StoredLinear) -> tuple[int, ...]:
+        words_in, out_features = linear.shape("qweight")
+        return out_features, words_in * out_features // linear.shape("qzeros")[1]
+
+    def config(
+        self,
+        default: object,
+        schemes: Mapping[str, object],
+        skipped: Sequence[str],
+        dtype: torch.dtype,
+    ) -> dict[str, Any]:
+        base = expect(default, Grid)
+        # Exceptions are stated twice: transformers reads modules_in_block_to_quantize, vLLM and
+        # GPTQModel read dynamic (regexes: "-:" skips, "+:" changes).
+        dynamic: dict[str, Any] = {
+            f"-:^{re.escape(name)}$": {} for name in skipped if name != "lm_head"
+        }
+        for name, scheme in schemes.items():
+            if scheme != default:
+                grid = expect(scheme, Grid)
+                changes = {"bits": grid.bits, "group_size": grid.group_size}
+                dynamic[f"+:^{re.escape(name)}$"] = changes
+        result: dict[str, Any] = {
+            "quant_method": "gptq",
+            "bits": base.bits,
+            "group_size": base.group_size,
+            "desc_act": False,
+            "sym": base.symmetric,
+            "lm_head": False,
+            "checkpoint_format": "gptq",
+            "true_sequential": False,
+        }
+        if dynamic:
+            result["modules_in_block_to_quantize"] = [list(schemes)]
+            result["dynamic"] = dynamic
+        return result
+
+    def other_files(self, config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        return {"quantize_config.json": config}
+
+    def dialect(self, quantization: Mapping[str, Any]) -> Dialect:
+        version = first_setting(quantization, "checkpoint_format", "format", default="gptq")
+        if quantization.get("is_marlin_format"):
+            version = "marlin"
+        if version not in ("gptq", "gptq_v2"):
+            raise Unreadable(f"gptq ({version})")
+        word = first_setting(quantization, "pack_dtype", default="int32")
+        if word != "int32":
+            raise Unreadable(f"gptq (packed in {word})")
+        settings = {**quantization, "checkpoint_format": version}
+        variant = "v2" if version == "gptq_v2" else "v1"
+        return Dialect("gptq", variant, settings, signature(quantization))
+
+    def loading(self, contents: Contents) -> tuple[Loading, ...]:
+        if contents.auto_round:
+            return auto_round.LOADING
+        grids = [scheme for scheme in contents.schemes if isinstance(scheme, Grid)]
+        return _transformers(grids, contents.permuted), _vllm(grids, contents)
 
 
-def nbytes(shape: tuple[int, int], grid: Grid) -> int:
-    """Bytes of one packed linear."""
-    out_features, in_features = shape
-    groups = in_features // grid.columns(in_features)
-    codes = out_features * in_features * grid.bits // 8
-    return (
-        codes + groups * out_features * grid.bits // 8 + groups * out_features * 2 + in_features * 4
-    )
+def _transformers(grids: Sequence[Grid], permuted: bool) -> Loading:
+    if permuted:
+        return Loading("transformers", "untried", "permuted groups; needs gptqmodel")
+    if any(grid.bits == 4 and grid.group_size == -1 for grid in grids):
+        return Loading("transformers", "untried", "4 bits, a group a row: may fail on CPU")
+    return Loading("transformers", "yes", "with optimum and gptqmodel")
 
 
-def pack(tensor: QuantizedTensor) -> dict[str, Tensor]:
-    """Codes, scales and zeros → the format's tensors."""
-    bits = tensor.grid.bits
-    in_features = tensor.codes.shape[1]
-    # Stored as z - 1. Readers add 1 to whole words, so z = 0 would carry into its neighbours:
-    # FIRST_ZERO keeps zero points above that.
-    zeros = tensor.zeros.t() - 1
-    return {
-        "qweight": words.pack(tensor.codes.t().contiguous(), bits),
-        "qzeros": words.pack(zeros.t().contiguous(), bits).t().contiguous(),
-        "scales": tensor.scales.t().to(torch.float16).contiguous(),
-        "g_idx": (torch.arange(in_features) // tensor.grid.columns(in_features)).to(torch.int32),
-    }
+def _vllm(grids: Sequence[Grid], contents: Contents) -> Loading:
+    bits = {grid.bits for grid in grids}
+    reasons = [
+        (any(not grid.symmetric for grid in grids), "asymmetric GPTQ"),
+        (contents.permuted, "permuted groups (desc_act)"),
+        (not bits <= {4, 8}, f"{min(bits, default=0)} bits"),
+        (any(grid.group_size not in _VLLM_GROUPS for grid in grids), "groups of another size"),
+    ]
+    refused = [why for holds, why in reasons if holds]
+    if refused:
+        return Loading("vLLM", "no", ", ".join(refused))
+    by_32 = all(rows % 32 == 0 and columns % 32 == 0 for rows, columns in contents.shapes)
+    if bits == {4} and by_32:
+        return Loading("vLLM", "yes")
+    why = "8 bits" if 8 in bits else "widths must be divisible by 32"
+    return Loading("vLLM", "no", f"on CPU: {why}; on a GPU untried")
 
 
-def unpack(tensors: dict[str, Tensor], config: dict[str, Any], module: str) -> QuantizedTensor:
-    """The format's tensors → codes, scales and zeros. Raises InputError where they disagree."""
-    grid = scheme(lambda suffix: tuple(tensors[suffix].shape), tensors.__getitem__, config, module)
-    codes = words.unpack(tensors["qweight"], grid.bits).t().contiguous()
-    return QuantizedTensor(
-        grid,
-        codes,
-        tensors["scales"].t().float().contiguous(),
-        _zeros(tensors["qzeros"], grid, config),
-        _groups(tensors, codes.shape[1], grid, module),
-    )
-
-
-def scheme(
-    shape: Callable[[str], tuple[int, ...]],
-    read: Callable[[str], Tensor],
-    config: dict[str, Any],
-    module: str,
-) -> Grid:
-    """The grid of a packed linear, by the shapes of its tensors."""
-    out_features, in_features = weight_shape(shape, read)
-    groups = shape("scales")[0]
-    bits = shape("qzeros")[1] * 32 / out_features
-    fitting = shape("scales") == (groups, out_features) and shape("qzeros")[0] == groups
-    if bits not in range(2, 9) or not fitting:
-        raise InputError("its qweight, qzeros and scales don't belong together", where=module)
-    size = int(config.get("group_size") or -1)
-    if groups != (1 if size == -1 else -(-in_features // size)):
-        size = -(-in_features // groups)  # an exception to what config.json says of all
-    return Grid(int(bits), size, bool(config.get("sym", True)), FIRST_ZERO)
-
-
-def weight_shape(
-    shape: Callable[[str], tuple[int, ...]], read: Callable[[str], Tensor]
-) -> tuple[int, ...]:
-    """(out, in) of a packed linear, from the shape and value of its tensors by suffix."""
-    words_in, out_features = shape("qweight")
-    return out_features, words_in * out_features // shape("qzeros")[1]
-
-
-def config(default: Grid, grids: dict[str, Grid], skipped: list[str]) -> dict[str, Any]:
-    """``quantization_config`` of config.json; also written as quantize_config.json.
-
-    Exceptions are said twice: ``modules_in_block_to_quantize`` is what transformers reads,
-    ``dynamic`` (regexes: ``-:`` skips, ``+:`` changes) what vLLM and GPTQModel read.
-    """
-    dynamic: dict[str, Any] = {
-        f"-:^{re.escape(name)}$": {} for name in skipped if name != "lm_head"
-    }
-    for name, grid in grids.items():
-        if grid != default:
-            dynamic[f"+:^{re.escape(name)}$"] = {"bits": grid.bits, "group_size": grid.group_size}
-    result: dict[str, Any] = {
-        "quant_method": "gptq",
-        "bits": default.bits,
-        "group_size": default.group_size,
-        "desc_act": False,
-        "sym": default.symmetric,
-        "lm_head": False,
-        "checkpoint_format": "gptq",
-        "true_sequential": False,
-    }
-    if dynamic:
-        result["modules_in_block_to_quantize"] = [list(grids)]
-        result["dynamic"] = dynamic
-    return result
-
-
-def _zeros(packed: Tensor, grid: Grid, config: dict[str, Any]) -> Tensor:
+def _zeros(packed: Tensor, grid: Grid, settings: Mapping[str, Any]) -> Tensor:
     """Zero points, uint8 (out, groups)."""
     bits = grid.bits
-    if config.get("checkpoint_format") == "gptq_v2":
+    if settings.get("checkpoint_format") == "gptq_v2":
         return words.unpack(packed.t().contiguous(), bits)
-    if _by_words(config) and 32 % bits == 0:
+    if _by_words(settings) and 32 % bits == 0:
         ones = sum(1 << shift for shift in range(0, 32, bits))
         return words.unpack((packed.to(torch.int64) + ones).t().contiguous(), bits)
     # Some writers let z = 0 wrap.
     return (words.unpack(packed.t().contiguous(), bits) + 1) & grid.levels
 
 
-def _by_words(config: dict[str, Any]) -> bool:
+def _by_words(settings: Mapping[str, Any]) -> bool:
     """Whether 1 was taken off whole words, so that a zero point of 0 borrowed from the next."""
-    return "gptqmodel" in str((config.get("meta") or {}).get("quantizer"))
+    return "gptqmodel" in str((settings.get("meta") or {}).get("quantizer"))
 
 
-def _groups(tensors: dict[str, Tensor], in_features: int, grid: Grid, module: str) -> Tensor | None:
+def _groups(linear: StoredLinear, in_features: int, grid: Grid) -> Tensor | None:
     """The group of each column, int64 (in), unless they are consecutive and of one size."""
-    count = tensors["scales"].shape[0]
+    count = linear.shape("scales")[0]
     size = in_features if grid.group_size == -1 else grid.group_size
     consecutive = torch.arange(in_features) // size
-    groups = tensors["g_idx"].to(torch.int64) if "g_idx" in tensors else consecutive
+    groups = consecutive
+    if "g_idx" in linear.suffixes:
+        groups = linear.read("g_idx").to(torch.int64)
     if groups.shape != (in_features,) or int(groups.min()) < 0 or int(groups.max()) >= count:
-        raise InputError(f"its g_idx doesn't name {count} groups of columns", where=module)
+        raise InputError(f"its g_idx doesn't name {count} groups of columns", where=linear.module)
     return None if torch.equal(groups, consecutive) and in_features % count == 0 else groups

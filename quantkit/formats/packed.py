@@ -1,64 +1,42 @@
-"""Quantized checkpoints in safetensors, written and read as the weights they stand for.
+"""Quantized checkpoints in safetensors, read as the weights that they store.
 
-The formats' own files know one linear's tensors; here is what they share: which keys belong
-together, and a linear going by the key that its weight had before it was quantized.
+A format's own file knows the tensors of one linear. Here is what the formats share: which keys
+belong to a linear, and that it is asked for by the key that its weight had before.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from quantkit.base.errors import InputError
 from quantkit.checkpoint.reader import Checkpoint, Weights
-from quantkit.formats import (
-    awq as awq_gemm,
-)
-from quantkit.formats import (
-    bitsandbytes as bnb,
-)
-from quantkit.formats import (
-    compressed_tensors as compressed,
-)
-from quantkit.formats import (
-    gptq as gptq_v1,
-)
 from quantkit.formats.dialects import dialect_of, quantization_of
+from quantkit.formats.format import StoredLinear
 from quantkit.formats.gguf.reader import GgufWeights, gguf_files
-from quantkit.methods.fp8 import Fp8Tensor
-from quantkit.methods.grids import Quantized, QuantizedTensor
+from quantkit.formats.registry import safetensors_formats
+from quantkit.methods.grids import Quantized
 from quantkit.methods.inputs import Rounding
-
-_FORMATS: dict[str, ModuleType] = {
-    "awq": awq_gemm,
-    "gptq": gptq_v1,
-    "compressed-tensors": compressed,
-    "bitsandbytes": bnb,
-}
 
 
 def pack(format_name: str, key: str, tensor: Quantized, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors that stand for the weight ``key`` in a format, by their keys.
+    """The tensors that a format stores for the weight ``key``, by their keys.
 
     dtype: of the model, in which compressed-tensors keeps scales.
     """
-    module, codec = key.removesuffix(".weight"), _FORMATS[format_name]
-    if isinstance(tensor, QuantizedTensor | Fp8Tensor):
-        tensor = tensor.cpu()
-    parts = codec.pack(tensor, dtype) if codec is compressed else codec.pack(tensor)
+    module = key.removesuffix(".weight")
+    parts = safetensors_formats()[format_name].pack(tensor, dtype)
     return {f"{module}.{suffix}": part for suffix, part in parts.items()}
 
 
 def packed_keys(format_name: str, key: str) -> list[str]:
     """Every key that ``pack`` may give."""
     module = key.removesuffix(".weight")
-    return [f"{module}.{suffix}" for suffix in _FORMATS[format_name].SUFFIXES]
+    return [f"{module}.{suffix}" for suffix in safetensors_formats()[format_name].suffixes]
 
 
 class PackedCheckpoint:
@@ -78,116 +56,104 @@ class PackedCheckpoint:
             raise InputError("isn't quantized", subject=str(self.directory))
         self.dialect = dialect_of(quantization, str(self.directory))
         self.format = self.dialect.format
-        self._codec = _FORMATS[self.format]
+        self._format = safetensors_formats()[self.format]
         self._modules = {
             key.removesuffix("." + marker): None
             for key in self.checkpoint.entries
-            for marker in self._codec.MARKERS
+            for marker in self._format.markers
             if key.endswith("." + marker)
         }
 
-    @cached_property
-    def _parts(self) -> set[str]:
-        return {f"{module}.{suffix}" for module in self._modules for suffix in self._codec.READ}
-
     def keys(self) -> Iterable[str]:
-        yield from (f"{module}.weight" for module in self._modules)
-        yield from (key for key in self.checkpoint.entries if key not in self._parts)
+        yield from self.quantized()
+        parts = {
+            f"{module}.{part}" for module in self._modules for part in self._linear(module).suffixes
+        }
+        yield from (key for key in self.checkpoint.entries if key not in parts)
 
     def quantized(self) -> Iterable[str]:
         return [f"{module}.weight" for module in self._modules]
 
     def shape(self, key: str) -> tuple[int, ...]:
-        module = key.removesuffix(".weight")
-        if module not in self._modules:
+        linear = self._quantized(key)
+        if linear is None:
             return self.checkpoint.shape(key)
         try:
-            result: tuple[int, ...] = self._codec.weight_shape(
-                lambda suffix: self.checkpoint.shape(f"{module}.{suffix}"),
-                lambda suffix: self.checkpoint.read(f"{module}.{suffix}"),
-            )
+            return self._format.weight_shape(linear)
         except KeyError as error:
             raise self._lacks(error) from error
-        return result
 
     def scheme(self, key: str) -> str:
         """What a weight is rounded to, such as ``int4 g128 sym``; its dtype where it isn't."""
-        module = key.removesuffix(".weight")
-        if module not in self._modules:
+        if self._quantized(key) is None:
             return self.checkpoint.scheme(key)
         return f"{self.scheme_of(key)}{' act-order' if self.permuted(key) else ''}"
 
     def permuted(self, key: str) -> bool:
         """Whether a quantized weight's groups aren't of consecutive columns."""
-        module = key.removesuffix(".weight")
-        for suffix in self._codec.READ:
-            if suffix.endswith("g_idx") and f"{module}.{suffix}" in self.checkpoint.entries:
-                groups = self.checkpoint.read(f"{module}.{suffix}")
-                return bool((groups[1:] < groups[:-1]).any())
-        return False
+        linear, suffix = self._linear(key.removesuffix(".weight")), self._format.group_index
+        if suffix is None or suffix not in linear.suffixes:
+            return False
+        groups = linear.read(suffix)
+        return bool((groups[1:] < groups[:-1]).any())
 
     def scheme_of(self, key: str) -> object:
         """The grid, or whatever else a quantized weight is rounded to."""
-        module = key.removesuffix(".weight")
         try:
-            return self._codec.scheme(
-                lambda suffix: self.checkpoint.shape(f"{module}.{suffix}"),
-                lambda suffix: self.checkpoint.read(f"{module}.{suffix}"),
-                self.dialect.settings,
-                module,
-            )
+            return self._format.scheme(self._linear(key.removesuffix(".weight")))
         except KeyError as error:
             raise self._lacks(error) from error
 
     def stored_bytes(self, key: str) -> int:
-        """Bytes of everything that stands for a weight."""
-        module = key.removesuffix(".weight")
-        if module not in self._modules:
+        """Bytes of all tensors that a weight is stored as."""
+        linear = self._quantized(key)
+        if linear is None:
             return self.checkpoint.stored_bytes(key)
-        parts = [f"{module}.{suffix}" for suffix in self._codec.READ]
         entries = self.checkpoint.entries
-        return sum(entries[part].nbytes for part in parts if part in entries)
+        return sum(entries[f"{linear.module}.{suffix}"].nbytes for suffix in linear.suffixes)
 
     def parameters(self) -> int:
         return sum(math.prod(self.shape(key)) for key in self.keys())
 
     def read(self, key: str) -> Tensor:
-        if key.removesuffix(".weight") in self._modules:
-            return self.read_quantized(key).dequantize()
-        return self.checkpoint.read(key)
+        if self._quantized(key) is None:
+            return self.checkpoint.read(key)
+        return self.read_quantized(key).dequantize()
 
     def read_rows(self, key: str, start: int, stop: int) -> Tensor:
-        if key.removesuffix(".weight") in self._modules:
-            return self.read(key)[start:stop]
-        return self.checkpoint.read_rows(key, start, stop)
+        if self._quantized(key) is None:
+            return self.checkpoint.read_rows(key, start, stop)
+        return self.read(key)[start:stop]
 
     def read_quantized(self, key: str) -> Quantized:
-        module = key.removesuffix(".weight")
-        tensors = {
-            suffix: self.checkpoint.read(f"{module}.{suffix}")
-            for suffix in self._codec.READ
-            if f"{module}.{suffix}" in self.checkpoint.entries
-        }
+        """The codes of a quantized weight. Raises InputError for a damaged or unknown layout."""
         try:
-            result: Quantized = self._codec.unpack(tensors, self.dialect.settings, module)
+            return self._format.unpack(self._linear(key.removesuffix(".weight")))
         except KeyError as error:
-            raise self._lacks(error, module) from error
-        return result
+            raise self._lacks(error) from error
 
     def input_rounding(self, key: str) -> Rounding | None:
         """What engines do to the inputs of the linear of weight ``key``; None for nothing."""
+        linear = self._quantized(key)
+        return None if linear is None else self._format.input_rounding(linear)
+
+    def _quantized(self, key: str) -> StoredLinear | None:
+        """The linear whose weight goes by ``key``, where it is quantized."""
         module = key.removesuffix(".weight")
-        if self._codec is not compressed or module not in self._modules:
-            return None
-        return compressed.input_rounding(
+        return self._linear(module) if module in self._modules else None
+
+    def _linear(self, module: str) -> StoredLinear:
+        entries = self.checkpoint.entries
+        return StoredLinear(
             module,
             self.dialect.settings,
-            lambda suffix: self.checkpoint.read(f"{module}.{suffix}"),
+            tuple(s for s in self._format.read_suffixes if f"{module}.{s}" in entries),
+            shape=lambda suffix: self.checkpoint.shape(f"{module}.{suffix}"),
+            read=lambda suffix: self.checkpoint.read(f"{module}.{suffix}"),
         )
 
-    def _lacks(self, error: KeyError, module: str | None = None) -> InputError:
-        name = f"{module}.{error.args[0]}" if module else error.args[0]
-        return InputError(f"tensor {name} is missing", where=str(self.directory))
+    def _lacks(self, error: KeyError) -> InputError:
+        return InputError(f"tensor {error.args[0]} is missing", where=str(self.directory))
 
 
 def open_artifact(path: Path) -> Weights:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,19 +13,7 @@ import torch
 from quantkit.base.errors import InputError, not_installed
 from quantkit.base.names import dtype_name
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.formats import (
-    awq as awq_gemm,
-)
-from quantkit.formats import (
-    bitsandbytes as bnb,
-)
-from quantkit.formats import (
-    compressed_tensors as compressed,
-)
-from quantkit.formats import (
-    gptq as gptq_v1,
-)
-from quantkit.formats.gguf import grids as gguf_grids
+from quantkit.formats.registry import FORMATS
 from quantkit.methods import nf4
 from quantkit.methods.block import Scheme
 from quantkit.methods.fp8 import Fp8Scheme
@@ -41,12 +28,6 @@ if TYPE_CHECKING:
 Uniform = SmoothQuant | Fp8 | Nf4  # one scheme for all modules
 Linears = Rtn | Gptq | Awq | Uniform
 FLOATS = ("F32", "F16", "BF16")
-_FORMATS: dict[str, ModuleType] = {
-    "awq": awq_gemm,
-    "gptq": gptq_v1,
-    "compressed-tensors": compressed,
-    "gguf": gguf_grids,
-}
 # Engines load each of these as one matrix, so its parts must share one scheme.
 _FUSED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
 
@@ -262,7 +243,8 @@ def plan_linears(method: Linears, skeleton: Skeleton, checkpoint: Checkpoint) ->
         shape = checkpoint.shape(key)
         if key in quantized:
             scheme = schemes[quantized[key]]
-            nbytes = _packed_bytes(method.format, scheme, shape, skeleton.model.dtype)
+            size = (shape[0], shape[1])
+            nbytes = FORMATS[method.format].nbytes(size, scheme, skeleton.model.dtype)
             tensors.append(PlannedTensor(key, shape, str(scheme), nbytes, True))
         else:
             dtype = checkpoint.dtype(key)
@@ -302,14 +284,10 @@ def _quantization_config(
     skipped: list[str],
     skeleton: Skeleton,
 ) -> dict[str, Any]:
-    result: dict[str, Any]
-    if isinstance(default, Nf4Scheme):
-        result = bnb.config(default, dtype_name(skeleton.model.dtype), skipped)
-    else:
-        result = _FORMATS[method.format].config(default, schemes, skipped)
-    if isinstance(method, Gptq) and method.format == "gptq":
-        result["damp_percent"] = method.damp_percent
-    return result
+    format = FORMATS[method.format]
+    result = format.config(default, schemes, skipped, skeleton.model.dtype)
+    fields = type(method).model_fields
+    return result | {name: getattr(method, name) for name in format.records if name in fields}
 
 
 def _default_scheme(method: Linears) -> Scheme:
@@ -320,9 +298,15 @@ def _default_scheme(method: Linears) -> Scheme:
         return Fp8Scheme()
     if isinstance(method, SmoothQuant):
         return Grid(8, -1, symmetric=True, rounds_inputs=True)
-    first_zero = 0 if method.symmetric else _FORMATS[method.format].FIRST_ZERO
-    stored = method.format == "gguf"
-    return Grid(method.bits, method.group_size, method.symmetric, first_zero, exact_minimum=stored)
+    format = FORMATS[method.format]
+    lowest = 0 if method.symmetric else format.lowest_zero
+    return Grid(
+        method.bits,
+        method.group_size,
+        method.symmetric,
+        lowest,
+        exact_minimum=format.exact_minimum,
+    )
 
 
 def _scheme_of(name: str, method: Linears, default: Scheme) -> Scheme | None:
@@ -364,14 +348,14 @@ def _check(
     default: Scheme,
 ) -> None:
     for name, scheme in schemes.items():
-        if not isinstance(scheme, Grid) or not isinstance(default, Grid):
-            continue
         out_features, in_features = shapes[name]
-        try:
-            scheme.columns(in_features)
-        except InputError as error:
-            raise InputError(error.what, where=f"{name} (group_size)", fix=error.fix) from None
-        _FORMATS[method.format].check(name, (out_features, in_features), scheme, default)
+        if isinstance(scheme, Grid):
+            try:
+                scheme.columns(in_features)
+            except InputError as error:
+                raise InputError(error.what, where=f"{name} (group_size)", fix=error.fix) from None
+        shape = (out_features, in_features)
+        FORMATS[method.format].check_scheme(name, shape, scheme, default)
     for siblings in fused(shapes):
         if len({str(schemes.get(sibling)) for sibling in siblings}) > 1:
             parent, _, _ = siblings[0].rpartition(".")
@@ -382,16 +366,3 @@ def _check(
                 where=parent,
                 fix="Let the override match all of them.",
             )
-
-
-def _packed_bytes(
-    format_name: str, scheme: Scheme, shape: tuple[int, ...], dtype: torch.dtype
-) -> int:
-    size = (shape[0], shape[1])
-    if isinstance(scheme, Nf4Scheme):
-        return bnb.nbytes(size, scheme)
-    codec = _FORMATS[format_name]
-    if codec is compressed:
-        return compressed.nbytes(size, scheme, dtype)
-    nbytes: int = codec.nbytes(size, scheme)
-    return nbytes

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from quantkit.base.errors import InputError
-from quantkit.formats import compressed_tensors as compressed
+from quantkit.formats.compressed_tensors import CompressedTensorsFormat
 from quantkit.methods.grids import Grid, QuantizedTensor
 from tests.formats.test_formats import random_tensor, unsigned
+from tests.helpers.stored import stored
 
-BF16 = torch.bfloat16
+COMPRESSED, BF16 = CompressedTensorsFormat(), torch.bfloat16
 GRIDS = [
     Grid(bits, size, symmetric)
     for bits in (2, 4, 8)
@@ -30,7 +31,7 @@ def test_words_of_the_codes_0_to_7() -> None:
     codes = torch.arange(8, dtype=torch.uint8).repeat(8, 4)
     zeros = torch.arange(8, dtype=torch.uint8)[:, None]
     tensor = QuantizedTensor(Grid(4, -1, False), codes, torch.ones(8, 1), zeros)
-    packed = compressed.pack(tensor, BF16)
+    packed = COMPRESSED.pack(tensor, BF16)
     assert packed["weight_packed"].shape == (8, 4)
     assert {unsigned(word) for word in packed["weight_packed"].flatten()} == {0x76543210}
     assert packed["weight_zero_point"].shape == (1, 1)
@@ -42,15 +43,14 @@ def test_words_of_the_codes_0_to_7() -> None:
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_round_trip_and_size(grid: Grid) -> None:
     tensor = exact(grid)
-    packed = compressed.pack(tensor, BF16)
+    packed = COMPRESSED.pack(tensor, BF16)
     assert ("weight_zero_point" in packed) != grid.symmetric
-    back = compressed.unpack(packed, compressed.config(grid, {"m": grid}, []), "m")
+    back = COMPRESSED.unpack(stored(packed, COMPRESSED.config(grid, {"m": grid}, [], BF16)))
     assert back.grid == grid
     for part in ("codes", "scales", "zeros"):
         assert torch.equal(getattr(back, part), getattr(tensor, part))
-    assert sum(t.nbytes for t in packed.values()) == compressed.nbytes((64, 128), grid, BF16)
-    shapes = {suffix: tuple(part.shape) for suffix, part in packed.items()}
-    assert compressed.weight_shape(shapes.__getitem__, packed.__getitem__) == (64, 128)
+    assert sum(t.nbytes for t in packed.values()) == COMPRESSED.nbytes((64, 128), grid, BF16)
+    assert COMPRESSED.weight_shape(stored(packed, {})) == (64, 128)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
@@ -60,47 +60,49 @@ def test_its_own_library_reads_what_was_packed(grid: Grid) -> None:
     from compressed_tensors.quantization import QuantizationConfig
 
     tensor = exact(grid)
-    config = QuantizationConfig.model_validate(compressed.config(grid, {"m": grid}, ["lm_head"]))
+    config = QuantizationConfig.model_validate(
+        COMPRESSED.config(grid, {"m": grid}, ["lm_head"], BF16)
+    )
     scheme = config.config_groups["group_0"]
-    back = PackedQuantizationCompressor.decompress(compressed.pack(tensor, torch.float32), scheme)
+    back = PackedQuantizationCompressor.decompress(COMPRESSED.pack(tensor, torch.float32), scheme)
     assert torch.equal(back["weight"], tensor.dequantize())
 
 
 def test_a_group_for_each_grid_names_its_modules() -> None:
     base, other = Grid(4, 128, True), Grid(8, 32, False)
-    plain = compressed.config(base, {"a.b": base, "a.c": base}, ["lm_head"])
+    plain = COMPRESSED.config(base, {"a.b": base, "a.c": base}, ["lm_head"], BF16)
     assert plain["config_groups"]["group_0"]["targets"] == ["Linear"]
     assert plain["ignore"] == ["lm_head"]
-    config = compressed.config(base, {"a.b": base, "a.c": other, "a.d": base}, [])
+    config = COMPRESSED.config(base, {"a.b": base, "a.c": other, "a.d": base}, [], BF16)
     groups = config["config_groups"]
     assert [group["targets"] for group in groups.values()] == [["a.b", "a.d"], ["a.c"]]
     tensor = exact(other)
-    back = compressed.unpack(compressed.pack(tensor, BF16), config, "a.c")
+    back = COMPRESSED.unpack(stored(COMPRESSED.pack(tensor, BF16), config, "a.c"))
     assert back.grid == other and torch.equal(back.codes, tensor.codes)
 
 
 def test_configs_of_others_are_read() -> None:
     """Patterns go before classes; a module that none of them names has no grid."""
-    config = compressed.config(Grid(4, 32, True), {"m": Grid(4, 32, True)}, [])
-    fine = compressed.config(Grid(8, -1, True), {"m": Grid(8, -1, True)}, [])
+    config = COMPRESSED.config(Grid(4, 32, True), {"m": Grid(4, 32, True)}, [], BF16)
+    fine = COMPRESSED.config(Grid(8, -1, True), {"m": Grid(8, -1, True)}, [], BF16)
     group = fine["config_groups"]["group_0"] | {"targets": [r"re:.*\.down_proj$"]}
     config["config_groups"]["group_1"] = group
-    packed = compressed.pack(exact(Grid(8, -1, True)), BF16)
-    assert compressed.unpack(packed, config, "model.layers.0.mlp.down_proj").grid.bits == 8
+    packed = COMPRESSED.pack(exact(Grid(8, -1, True)), BF16)
+    assert COMPRESSED.unpack(stored(packed, config, "model.layers.0.mlp.down_proj")).grid.bits == 8
     del config["config_groups"]["group_0"]
     with pytest.raises(InputError, match="none of the config_groups"):
-        compressed.unpack(packed, config, "model.layers.0.mlp.up_proj")
+        COMPRESSED.unpack(stored(packed, config, "model.layers.0.mlp.up_proj"))
 
 
 def test_layouts_that_are_not_read_are_named() -> None:
     grid = Grid(4, 32, True)
-    config = compressed.config(grid, {"m": grid}, [])
+    config = COMPRESSED.config(grid, {"m": grid}, [], BF16)
     config["config_groups"]["group_0"]["weights"]["actorder"] = "group"
     with pytest.raises(InputError, match="permuted groups"):
-        compressed.unpack(compressed.pack(exact(grid), BF16), config, "m")
+        COMPRESSED.unpack(stored(COMPRESSED.pack(exact(grid), BF16), config))
     config["config_groups"]["group_0"]["format"] = "nvfp4-pack-quantized"
     with pytest.raises(InputError, match="nvfp4-pack-quantized"):
-        compressed.unpack(compressed.pack(exact(grid), BF16), config, "m")
+        COMPRESSED.unpack(stored(COMPRESSED.pack(exact(grid), BF16), config))
 
 
 @pytest.mark.parametrize(
@@ -114,6 +116,6 @@ def test_layouts_that_are_not_read_are_named() -> None:
 )
 def test_what_it_cannot_hold_is_refused(shape: tuple[int, ...], grid: Grid, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        compressed.check("m", shape, grid, grid)
+        COMPRESSED.check_scheme("m", shape, grid, grid)
     assert caught.value.fix
-    compressed.check("m", (60, 128), Grid(4, 128, True), grid)
+    COMPRESSED.check_scheme("m", (60, 128), Grid(4, 128, True), grid)

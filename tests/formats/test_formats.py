@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import pytest
 import torch
 
 from quantkit.base.errors import InputError
-from quantkit.formats import awq as awq_gemm
-from quantkit.formats import gptq as gptq_v1
 from quantkit.formats import words as bits
+from quantkit.formats.awq import AwqFormat
+from quantkit.formats.format import Format
+from quantkit.formats.gptq import GptqFormat
 from quantkit.methods.grids import Grid, QuantizedTensor
+from tests.helpers.stored import stored
+
+AWQ, GPTQ, BF16 = AwqFormat(), GptqFormat(), torch.bfloat16
 
 
 def unsigned(word: torch.Tensor) -> int:
@@ -34,7 +36,7 @@ def random_tensor(grid: Grid, rows: int = 64, columns: int = 128) -> QuantizedTe
 def test_awq_word_of_columns_0_to_7() -> None:
     codes = torch.arange(8, dtype=torch.uint8)[:, None].expand(8, 128).contiguous()
     tensor = QuantizedTensor(Grid(4, 128, False), codes, torch.ones(8, 1), codes[:, :1])
-    packed = awq_gemm.pack(tensor)
+    packed = AWQ.pack(tensor, BF16)
     assert unsigned(packed["qweight"][0, 0]) == 0x75316420
     assert unsigned(packed["qzeros"][0, 0]) == 0x75316420
     assert packed["qweight"].shape == (128, 1) and packed["scales"].shape == (1, 8)
@@ -43,7 +45,8 @@ def test_awq_word_of_columns_0_to_7() -> None:
 def test_gptq_words_of_rows_0_to_7_and_of_symmetric_zeros() -> None:
     codes = torch.arange(32, dtype=torch.uint8).remainder(8).expand(32, 32).contiguous()
     zeros = torch.full((32, 1), 8, dtype=torch.uint8)
-    packed = gptq_v1.pack(QuantizedTensor(Grid(4, 32, True), codes, torch.ones(32, 1), zeros))
+    tensor = QuantizedTensor(Grid(4, 32, True), codes, torch.ones(32, 1), zeros)
+    packed = GPTQ.pack(tensor, BF16)
     assert unsigned(packed["qweight"][0, 0]) == 0x76543210
     assert {unsigned(word) for word in packed["qzeros"].flatten()} == {0x77777777}
     assert torch.equal(packed["g_idx"], torch.zeros(32, dtype=torch.int32))
@@ -69,8 +72,8 @@ def test_unpacking_inverts_packing(width: int) -> None:
 )
 def test_awq_round_trip(grid: Grid) -> None:
     tensor = random_tensor(grid)
-    config = awq_gemm.config(grid, {}, ["lm_head"])
-    back = awq_gemm.unpack(awq_gemm.pack(tensor), config, "m")
+    config = AWQ.config(grid, {}, ["lm_head"], BF16)
+    back = AWQ.unpack(stored(AWQ.pack(tensor, BF16), config))
     for part in ("codes", "scales", "zeros"):
         assert torch.equal(getattr(back, part), getattr(tensor, part))
 
@@ -80,22 +83,14 @@ def test_awq_round_trip(grid: Grid) -> None:
 def test_gptq_round_trip(width: int, symmetric: bool) -> None:
     grid = Grid(width, 32, symmetric, first_zero=1)
     tensor = random_tensor(grid)
-    back = gptq_v1.unpack(gptq_v1.pack(tensor), gptq_v1.config(grid, {}, []), "m")
+    back = GPTQ.unpack(stored(GPTQ.pack(tensor, BF16), GPTQ.config(grid, {}, [], BF16)))
     for part in ("codes", "scales", "zeros"):
         assert torch.equal(getattr(back, part), getattr(tensor, part))
 
 
-def test_sizes_are_predicted() -> None:
-    for codec, grid in ((awq_gemm, Grid(4, 32, False)), (gptq_v1, Grid(3, 32, True, 1))):
-        packed = codec.pack(random_tensor(grid))
-        assert sum(t.nbytes for t in packed.values()) == codec.nbytes((64, 128), grid)
-        shape = codec.weight_shape(lambda s, p=packed: tuple(p[s].shape), packed.__getitem__)
-        assert tuple(shape) == (64, 128)
-
-
 def test_configs_hold_the_keys_that_engines_read() -> None:
     grid = Grid(4, 128, False)
-    assert awq_gemm.config(grid, {}, ["lm_head"]) == {
+    assert AWQ.config(grid, {}, ["lm_head"], BF16) == {
         "quant_method": "awq",
         "bits": 4,
         "group_size": 128,
@@ -104,29 +99,30 @@ def test_configs_hold_the_keys_that_engines_read() -> None:
         "modules_to_not_convert": ["lm_head"],
     }
     base, other = Grid(4, 128, True, 1), Grid(8, 32, True, 1)
-    config = gptq_v1.config(base, {"a.b": base, "a.c": other}, ["a.d", "lm_head"])
+    config = GPTQ.config(base, {"a.b": base, "a.c": other}, ["a.d", "lm_head"], BF16)
     assert config["desc_act"] is False and config["sym"] is True
     assert config["checkpoint_format"] == "gptq"
     assert config["dynamic"] == {r"-:^a\.d$": {}, r"+:^a\.c$": {"bits": 8, "group_size": 32}}
     assert config["modules_in_block_to_quantize"] == [["a.b", "a.c"]]
-    plain = gptq_v1.config(base, {"a.b": base}, ["lm_head"])
+    plain = GPTQ.config(base, {"a.b": base}, ["lm_head"], BF16)
     assert "dynamic" not in plain and "modules_in_block_to_quantize" not in plain
 
 
 def test_exceptions_survive_the_config() -> None:
     base, other = Grid(4, 128, True, 1), Grid(8, 32, True, 1)
-    config = gptq_v1.config(base, {"a.b": base, "a.c": other}, [])
+    config = GPTQ.config(base, {"a.b": base, "a.c": other}, [], BF16)
     tensor = random_tensor(other)
-    back = gptq_v1.unpack(gptq_v1.pack(tensor), config, "a.c")
+    back = GPTQ.unpack(stored(GPTQ.pack(tensor, BF16), config, "a.c"))
     assert torch.equal(back.codes, tensor.codes) and back.grid == other
 
 
 def test_permuted_groups_are_others_and_read() -> None:
     grid = Grid(4, 32, True, 1)
-    packed = gptq_v1.pack(random_tensor(grid))
-    assert gptq_v1.unpack(packed, gptq_v1.config(grid, {}, []), "m").groups is None
+    packed = GPTQ.pack(random_tensor(grid), BF16)
+    linear = stored(packed, GPTQ.config(grid, {}, [], BF16))
+    assert GPTQ.unpack(linear).groups is None
     packed["g_idx"] = packed["g_idx"].flip(0)
-    back = gptq_v1.unpack(packed, gptq_v1.config(grid, {}, []), "m")
+    back = GPTQ.unpack(linear)
     scales = back.scales.flip(1).repeat_interleave(32, 1)
     assert torch.equal(back.dequantize(), (back.codes.float() - 8) * scales)
 
@@ -134,17 +130,17 @@ def test_permuted_groups_are_others_and_read() -> None:
 @pytest.mark.parametrize(
     ("codec", "shape", "grid", "message"),
     [
-        (awq_gemm, (64, 128), Grid(3, 128, False), "holds 4 bits only, not 3"),
-        (awq_gemm, (64, 128), Grid(4, 64, False), "one group size"),
-        (awq_gemm, (63, 128), Grid(4, 128, False), "divisible by 8"),
-        (gptq_v1, (64, 128), Grid(5, 128, True), "not 5"),
-        (gptq_v1, (60, 128), Grid(4, 128, True), "divisible by 32"),
-        (gptq_v1, (64, 128), Grid(4, 128, False), "one symmetry"),
+        (AWQ, (64, 128), Grid(3, 128, False), "holds 4 bits only, not 3"),
+        (AWQ, (64, 128), Grid(4, 64, False), "one group size"),
+        (AWQ, (63, 128), Grid(4, 128, False), "divisible by 8"),
+        (GPTQ, (64, 128), Grid(5, 128, True), "not 5"),
+        (GPTQ, (60, 128), Grid(4, 128, True), "divisible by 32"),
+        (GPTQ, (64, 128), Grid(4, 128, False), "one symmetry"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused(
-    codec: ModuleType, shape: tuple[int, ...], grid: Grid, message: str
+    codec: Format, shape: tuple[int, int], grid: Grid, message: str
 ) -> None:
-    default = Grid(4, 128, codec is gptq_v1)
+    default = Grid(4, 128, codec is GPTQ)
     with pytest.raises(InputError, match=message):
-        codec.check("m", shape, grid, default)
+        codec.check_scheme("m", shape, grid, default)

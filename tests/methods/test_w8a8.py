@@ -17,19 +17,21 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.commands.eval import evaluate
 from quantkit.commands.quantize import prepare, quantize
 from quantkit.engines.choose import check_engine, engine_for
-from quantkit.formats import compressed_tensors as compressed
+from quantkit.formats.compressed_tensors import CompressedTensorsFormat
 from quantkit.formats.packed import PackedCheckpoint, open_artifact
 from quantkit.methods import fp8, rtn, smoothquant
 from quantkit.methods.fp8 import Fp8Scheme, Fp8Tensor
 from quantkit.methods.grids import Grid, QuantizedTensor
-from quantkit.methods.inputs import round_fp8, round_int8
+from quantkit.methods.inputs import Rounding, round_fp8, round_int8
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
 from quantkit.recipes.recipe import load_recipe
 from quantkit.recipes.suite import load_suite
+from tests.helpers.stored import stored
 from tests.helpers.tiny import build
 
-CPU = torch.device("cpu")
+COMPRESSED = CompressedTensorsFormat()
+CPU, BF16 = torch.device("cpu"), torch.bfloat16
 INT8 = Grid(8, -1, True, rounds_inputs=True)
 SCHEMES = [INT8, Fp8Scheme()]
 
@@ -42,7 +44,7 @@ def packed(
     scheme: Grid | Fp8Scheme, weight: torch.Tensor, dtype: torch.dtype = torch.bfloat16
 ) -> tuple[QuantizedTensor | Fp8Tensor, dict[str, torch.Tensor]]:
     tensor = rtn.quantize(weight, scheme) if isinstance(scheme, Grid) else fp8.quantize(weight)
-    return tensor, compressed.pack(tensor, dtype)
+    return tensor, COMPRESSED.pack(tensor, dtype)
 
 
 def test_each_token_is_rounded_on_its_own() -> None:
@@ -72,16 +74,13 @@ def test_fp8_codes_are_the_nearest_and_never_infinite() -> None:
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_round_trip_and_size(scheme: Fp8Scheme | Grid) -> None:
     tensor, parts = packed(scheme, random(48, 96))
-    config = compressed.config(scheme, {"m": scheme}, ["lm_head"])
-    back = compressed.unpack(parts, config, "m")
+    config = COMPRESSED.config(scheme, {"m": scheme}, ["lm_head"], BF16)
+    back = COMPRESSED.unpack(stored(parts, config))
     assert torch.equal(back.dequantize(), tensor.dequantize())
     assert parts["weight"].dtype in (torch.int8, torch.float8_e4m3fn)
     assert parts["weight_scale"].shape == (48, 1)
-    assert sum(t.nbytes for t in parts.values()) == compressed.nbytes(
-        (48, 96), scheme, torch.bfloat16
-    )
-    shapes = {suffix: tuple(part.shape) for suffix, part in parts.items()}
-    assert compressed.weight_shape(shapes.__getitem__, parts.__getitem__) == (48, 96)
+    assert sum(t.nbytes for t in parts.values()) == COMPRESSED.nbytes((48, 96), scheme, BF16)
+    assert COMPRESSED.weight_shape(stored(parts, config)) == (48, 96)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
@@ -93,7 +92,7 @@ def test_its_own_library_reads_it(scheme: Fp8Scheme | Grid) -> None:
     )
     from compressed_tensors.quantization import QuantizationConfig
 
-    config = compressed.config(scheme, {"m": scheme}, ["lm_head"])
+    config = COMPRESSED.config(scheme, {"m": scheme}, ["lm_head"], BF16)
     group = QuantizationConfig.model_validate(config).config_groups["group_0"]
     codec = IntQuantizationCompressor if scheme == INT8 else FloatQuantizationCompressor
     tensor, parts = packed(scheme, random(48, 96), torch.float32)
@@ -102,12 +101,12 @@ def test_its_own_library_reads_it(scheme: Fp8Scheme | Grid) -> None:
 
 
 def test_inputs_of_a_fixed_scale_are_rounded_by_the_one_stored() -> None:
-    config = compressed.config(INT8, {"m": INT8}, [])
+    config = COMPRESSED.config(INT8, {"m": INT8}, [], BF16)
     config["config_groups"]["group_0"]["input_activations"] |= {
         "dynamic": False,
         "strategy": "tensor",
     }
-    rounding = compressed.input_rounding("m", config, {"input_scale": torch.tensor(0.5)}.get)
+    rounding = COMPRESSED.input_rounding(stored({"input_scale": torch.tensor(0.5)}, config))
     assert rounding is not None
     assert rounding(torch.tensor([[0.6, -0.2, 1000.0]])).tolist() == [[0.5, 0.0, 63.5]]
 
@@ -198,11 +197,12 @@ def test_judging_rounds_what_engines_round(tmp_path: Path) -> None:
         def read_rows(self, key: str, start: int, stop: int) -> torch.Tensor:
             return source.read_rows(key, start, stop)
 
-        def input_rounding(self, key: str):
-            config = compressed.config(scheme, {name: scheme}, [])
+        def input_rounding(self, key: str) -> Rounding | None:
+            config = COMPRESSED.config(scheme, {name: scheme}, [], BF16)
             config["config_groups"]["group_0"]["targets"] = [name]
             module = key.removesuffix(".weight")
-            return compressed.input_rounding(module, config, self.read) if module == name else None
+            linear = stored({}, config, module)
+            return COMPRESSED.input_rounding(linear) if module == name else None
 
     skeleton = Skeleton(source)
     stream = Stream(skeleton, Source(), CPU)

@@ -8,17 +8,18 @@ and m = -z·s, which fp16 holds because the plan asks for scales of few enough b
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from quantkit.base.errors import InputError
+from quantkit.formats.format import Contents, Format, Loading, expect
 from quantkit.formats.gguf.transforms import Transform
 from quantkit.methods.ggml.blocks import LAYOUTS, Blocks
 from quantkit.methods.ggml.types import GgmlTensor, row_bytes
 from quantkit.methods.grids import Grid, QuantizedTensor
 
-FIRST_ZERO = 0
 _GROUP = 32
 _TYPES = {
     (4, True): "Q4_0",
@@ -34,30 +35,51 @@ def ggml_type(grid: Grid) -> str:
     return _TYPES[grid.bits, grid.symmetric]
 
 
-def check(name: str, shape: tuple[int, int], grid: Grid, default: Grid) -> None:
-    """Raise InputError when no type of ggml's holds this linear's grid."""
-    if grid.group_size == _GROUP and (grid.bits, grid.symmetric) in _TYPES:
-        return
-    held = "; ".join(
-        f"{bits} bits {'symmetric' if symmetric else 'asymmetric'} ({type})"
-        for (bits, symmetric), type in _TYPES.items()
-    )
-    raise InputError(
-        f"gguf has no type for {grid}",
-        where=name,
-        fix=f"Choose group_size: 32 with one of: {held}. Or name a mix (methods ggml and gptq), "
-        "or take another format: awq, gptq, compressed-tensors.",
-    )
+class GgufFormat(Format):
+    """Grids in groups of 32; the types of a mix are chosen in ``mixes.py``."""
 
+    name = "gguf"
+    holds = (Grid,)
+    exact_minimum = True  # of Q4_1 and Q5_1
 
-def nbytes(shape: tuple[int, int], grid: Grid) -> int:
-    """Bytes of one linear."""
-    return shape[0] * row_bytes(ggml_type(grid), shape[1])
+    def check_scheme(
+        self, name: str, shape: tuple[int, int], scheme: object, default: object
+    ) -> None:
+        super().check_scheme(name, shape, scheme, default)
+        grid = expect(scheme, Grid)
+        known = (grid.bits, grid.symmetric) in _TYPES
+        if known and grid.group_size == _GROUP and not grid.rounds_inputs:
+            return
+        held = "; ".join(
+            f"{bits} bits {'symmetric' if symmetric else 'asymmetric'} ({type})"
+            for (bits, symmetric), type in _TYPES.items()
+        )
+        raise InputError(
+            f"gguf has no type for {grid}",
+            where=name,
+            fix=f"Choose group_size: 32 with one of: {held}. Or name a mix (methods ggml and "
+            "gptq), or take another format: awq, gptq, compressed-tensors.",
+        )
 
+    def nbytes(self, shape: tuple[int, int], scheme: object, dtype: torch.dtype) -> int:
+        return shape[0] * row_bytes(ggml_type(expect(scheme, Grid)), shape[1])
 
-def config(default: Grid, grids: dict[str, Grid], skipped: list[str]) -> dict[str, Any]:
-    """Nothing: the file says the type of every tensor itself."""
-    return {}
+    def config(
+        self,
+        default: object,
+        schemes: Mapping[str, object],
+        skipped: Sequence[str],
+        dtype: torch.dtype,
+    ) -> dict[str, Any]:
+        return {}  # the file's header has the type of every tensor
+
+    def loading(self, contents: Contents) -> tuple[Loading, ...]:
+        """Of a file of any types that llama.cpp has."""
+        return (
+            Loading("llama.cpp", "yes"),
+            Loading("transformers", "yes", "with gguf; dequantizes it when loading"),
+            Loading("vLLM", "no", "0.32 has no GGUF method"),
+        )
 
 
 def pack(tensor: QuantizedTensor, transform: Transform) -> GgmlTensor:

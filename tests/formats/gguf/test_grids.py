@@ -47,7 +47,9 @@ def test_blocks_hold_the_very_values(type: str, size: float) -> None:
     tensor = rtn.quantize(weight, GRIDS[type])
     blocks = gguf_grids.pack(tensor, Keep())
     assert blocks.type == type
-    assert blocks.blocks.numel() == gguf_grids.nbytes((24, 128), GRIDS[type])
+    assert blocks.blocks.numel() == gguf_grids.GgufFormat().nbytes(
+        (24, 128), GRIDS[type], torch.float32
+    )
     assert torch.equal(blocks.dequantize(), tensor.dequantize())
     assert set(tensor.codes.flatten().tolist()) >= {1, GRIDS[type].levels - 1} or size < 1e-5
 

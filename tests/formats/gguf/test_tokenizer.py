@@ -161,7 +161,7 @@ def test_what_tokenizer_config_says_of_bos_counts(model: Path, tmp_path: Path) -
 def test_planning_does_without_transformers(model: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from quantkit.checkpoint.reader import Checkpoint;"
-        "from quantkit.formats.gguf_file import plan_file;"
+        "from quantkit.formats.gguf.file import plan_file;"
         f"plan_file(Checkpoint(Path({str(model)!r})), 'q4_k_m');"
         "assert 'transformers' not in sys.modules"
     )
