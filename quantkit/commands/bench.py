@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from quantkit.base.errors import InputError, MachineError
+from quantkit.base.errors import InputError
 from quantkit.base.progress import Progress
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.engines.choose import engine_for
-from quantkit.engines.probe import Spec
+from quantkit.engines.probe import Probe, run_probe
 from quantkit.model.device import resolve_device
 from quantkit.results.cost import Cost, Costs
 
@@ -72,40 +69,16 @@ def measure(
 
 
 def _in_process(path: Path, engine: str, load: Load, name: str) -> Cost:
-    threads = load.threads or usable_cores()
-    spec = Spec(
-        str(path),
-        engine,
-        str(resolve_device(load.device)) if engine == "transformers" else "cpu",
-        threads,
-        load.prompt_tokens,
-        load.new_tokens,
-        load.repeats,
+    probe = Probe(
+        path=str(path),
+        engine=engine,
+        device=str(resolve_device(load.device)) if engine == "transformers" else "cpu",
+        threads=load.threads or usable_cores(),
+        prompt_tokens=load.prompt_tokens,
+        new_tokens=load.new_tokens,
+        repeats=load.repeats,
     )
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_OFFLINE": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "quantkit.engines.probe", json.dumps(asdict(spec))],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    if done.returncode != 0 or not done.stdout:
-        lines = done.stderr.strip().splitlines()
-        raise MachineError(
-            f"the measuring process ended with code {done.returncode}: "
-            f"{lines[-1] if lines else 'it said nothing'}",
-            where=f"{name} ({engine})",
-        )
-    answer = json.loads(done.stdout)
-    if "error" in answer:
-        return spec.cost(missing={"all figures": answer["error"]})
-    return Cost(**answer["cost"])
+    return run_probe(probe, name)
 
 
 def usable_cores() -> int:

@@ -17,8 +17,8 @@ from quantkit.base.progress import Progress, Task
 from quantkit.calibration.text import load_tokenizer
 from quantkit.checkpoint.reader import INDEX_FILE, Checkpoint, Weights
 from quantkit.engines import transformers as hf
-from quantkit.engines import trial
 from quantkit.engines.choose import LLAMACPP, check_engine, engine_for
+from quantkit.engines.trial import Trial, run_trial
 from quantkit.formats.gguf.reader import GgufWeights, gguf_files
 from quantkit.formats.packed import PackedCheckpoint, open_artifact
 from quantkit.judging import prompts
@@ -176,22 +176,20 @@ class _Subject:
             texts = prompts.texts(tokenizer, self._marks_beginnings())
         asked = prompts.openings(tokenizer) if tokenizer else list(prompts.PLAIN)
         end = hf.end_tokens(self.directory, tokenizer) if tokenizer else []
-        request = trial.Request(
-            str(self.target), engine, tuple(asked), _NEW_TOKENS, tuple(end), tuple(texts)
-        )
+        trial = Trial(str(self.target), engine, tuple(asked), _NEW_TOKENS, tuple(end), tuple(texts))
         try:
-            outcome = trial.attempt(request)
+            answers = run_trial(trial)
         except InputError as error:
             yield Check("loads", False, error.what)
             return
         yield Check("loads", True, f"in {engine}")
         if tokenizer is not None and texts:
-            yield prompts.compare_ids(texts, [tokenizer.encode(t) for t in texts], outcome.tokens)
+            yield prompts.compare_ids(texts, [tokenizer.encode(t) for t in texts], answers.tokens)
         elif is_gguf and self.baseline is not None:
             yield Check("tokens", None, f"{engine} doesn't tokenize; use --engine {LLAMACPP}")
-        if outcome.finite is not None:
-            yield Check("logits", outcome.finite, "finite" if outcome.finite else "NaN or infinity")
-        yield _speaks(outcome.ids, tokenizer)
+        if answers.finite is not None:
+            yield Check("logits", answers.finite, "finite" if answers.finite else "NaN or infinity")
+        yield _speaks(answers.ids, tokenizer)
 
     def _marks_beginnings(self) -> bool:
         """Whether llama.cpp marks a text's beginning even before a space, as SentencePiece."""

@@ -1,30 +1,24 @@
-"""One engine in one fresh process: load, warm up, time, and print the figures as JSON.
-
-Run by ``measure.py`` as ``python -m quantkit.engines.probe SPEC``; nothing of the parent's memory
-or caches is in the figures.
-"""
+"""What an engine costs: in a fresh process it loads an artifact, warms up and is timed."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.base.errors import QuantkitError
+from quantkit.base.errors import InputError
+from quantkit.engines import worker
 from quantkit.results.cost import Cost
 
 _BATCH = 8
 
 
 @dataclass(frozen=True)
-class Spec:
+class Probe:
     """What to measure: path of a directory or a GGUF file, the engine, and the load."""
 
     path: str
@@ -40,6 +34,7 @@ class Spec:
         return [1 + i % 30 for i in range(self.prompt_tokens)]
 
     def cost(self, **figures: Any) -> Cost:
+        """The figures beside what they were measured with."""
         return Cost(
             **{
                 "engine": self.engine,
@@ -53,19 +48,32 @@ class Spec:
         )
 
 
-def resident_bytes() -> int:
+def run_probe(probe: Probe, name: str) -> Cost:
+    """Measure in a process of its own; ``name``: the artifact's, for errors.
+
+    An engine that isn't there, or refuses the artifact, leaves all figures empty with the reason.
+    Raises MachineError when the process dies.
+    """
+    # OpenMP's threads are made when torch is imported, before anything could set their number.
+    environment = {"OMP_NUM_THREADS": str(probe.threads)}
+    where = f"{name} ({probe.engine})"
+    try:
+        return Cost(**worker.ask(__name__, asdict(probe), where, environment))
+    except InputError as error:
+        return probe.cost(missing={"all figures": error.what})
+
+
+def _resident_bytes() -> int:
     """Memory of this process that is in RAM now."""
     import psutil
 
     return int(psutil.Process().memory_info().rss)
 
 
-def peak_bytes() -> int:
-    """The most memory that this process ever had in RAM.
-
-    Linux says so of the running program alone; what getrusage says there includes the parent's
-    memory at the moment of the fork.
-    """
+def _peak_bytes() -> int:
+    """The most memory that this process ever had in RAM."""
+    # On Linux getrusage includes the parent's memory at the moment of the fork; VmHWM is of the
+    # running program alone.
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -79,23 +87,23 @@ def peak_bytes() -> int:
     )
 
 
-def measure_llamacpp(spec: Spec) -> Cost:
+def _measure_llamacpp(probe: Probe) -> Cost:
     """llama.cpp on a GGUF file; rates are the server's own timings."""
     from quantkit.engines.llamacpp import LlamaCpp
 
-    path = Path(spec.path)
-    prompt = spec.prompt()
-    context = spec.prompt_tokens + spec.new_tokens + 8
-    with LlamaCpp(path, threads=spec.threads, context=context, parallel=_BATCH) as engine:
-        resident = resident_bytes()
-        engine.measure([prompt], spec.new_tokens)
-        single = [engine.measure([prompt], spec.new_tokens) for _ in range(spec.repeats)]
-        many = [engine.measure([prompt] * _BATCH, spec.new_tokens) for _ in range(spec.repeats)]
+    path = Path(probe.path)
+    prompt = probe.prompt()
+    context = probe.prompt_tokens + probe.new_tokens + 8
+    with LlamaCpp(path, threads=probe.threads, context=context, parallel=_BATCH) as engine:
+        resident = _resident_bytes()
+        engine.measure([prompt], probe.new_tokens)
+        single = [engine.measure([prompt], probe.new_tokens) for _ in range(probe.repeats)]
+        many = [engine.measure([prompt] * _BATCH, probe.new_tokens) for _ in range(probe.repeats)]
         decode = statistics.median(timing.decode_rate for timing in single)
-        return spec.cost(
+        return probe.cost(
             weights_bytes=path.stat().st_size,
             resident_bytes=resident,
-            peak_bytes=peak_bytes(),
+            peak_bytes=_peak_bytes(),
             prefill_tokens_per_second=statistics.median(t.prefill_rate for t in single),
             decode_tokens_per_second=decode,
             decode_tokens_per_second_batch8=statistics.median(t.decode_rate for t in many),
@@ -104,30 +112,30 @@ def measure_llamacpp(spec: Spec) -> Cost:
         )
 
 
-def measure_torch(spec: Spec) -> Cost:
+def _measure_torch(probe: Probe) -> Cost:
     """A transformers model, or ours with packed linears, by a greedy loop with a cache."""
     import torch
 
-    torch.set_num_threads(spec.threads)
-    if spec.engine == "quantkit-int4":
+    torch.set_num_threads(probe.threads)
+    if probe.engine == "quantkit-int4":
         from quantkit.checkpoint.reader import Checkpoint
         from quantkit.engines import int4
         from quantkit.formats.packed import PackedCheckpoint
 
-        model, name = int4.load(PackedCheckpoint(Checkpoint(Path(spec.path))))
+        model, name = int4.load(PackedCheckpoint(Checkpoint(Path(probe.path))))
     else:
         from transformers import AutoModelForCausalLM
 
         from quantkit.engines.choose import check_engine
 
-        check_engine(spec.engine, Path(spec.path))
-        name = spec.engine
+        check_engine(probe.engine, Path(probe.path))
+        name = probe.engine
         model = AutoModelForCausalLM.from_pretrained(
-            spec.path, dtype="auto", device_map=None if spec.device == "cpu" else spec.device
+            probe.path, dtype="auto", device_map=None if probe.device == "cpu" else probe.device
         )
         model.eval()
-    resident = resident_bytes()
-    row = torch.tensor(spec.prompt(), device=model.device)
+    resident = _resident_bytes()
+    row = torch.tensor(probe.prompt(), device=model.device)
 
     @torch.inference_mode()
     def run(batch: int) -> tuple[float, float]:
@@ -140,7 +148,7 @@ def measure_torch(spec: Spec) -> Cost:
         token = output.logits[:, -1:].argmax(-1)
         synchronize()
         first = time.perf_counter()
-        for _ in range(spec.new_tokens - 1):
+        for _ in range(probe.new_tokens - 1):
             output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
             token = output.logits[:, -1:].argmax(-1)
         synchronize()
@@ -148,18 +156,18 @@ def measure_torch(spec: Spec) -> Cost:
 
     def medians(batch: int) -> tuple[float, float]:
         run(batch)  # warm-up
-        runs = [run(batch) for _ in range(spec.repeats)]
+        runs = [run(batch) for _ in range(probe.repeats)]
         return statistics.median(r[0] for r in runs), statistics.median(r[1] for r in runs)
 
     prefill, decode = medians(1)
     _, decode8 = medians(_BATCH)
-    steps = spec.new_tokens - 1
-    return spec.cost(
+    steps = probe.new_tokens - 1
+    return probe.cost(
         engine=name,
-        weights_bytes=held_bytes(model),
+        weights_bytes=_held_bytes(model),
         resident_bytes=resident,
-        peak_bytes=peak_bytes(),
-        prefill_tokens_per_second=spec.prompt_tokens / prefill,
+        peak_bytes=_peak_bytes(),
+        prefill_tokens_per_second=probe.prompt_tokens / prefill,
         decode_tokens_per_second=steps / decode,
         decode_tokens_per_second_batch8=_BATCH * steps / decode8,
         ttft_ms=1000 * prefill,
@@ -167,7 +175,7 @@ def measure_torch(spec: Spec) -> Cost:
     )
 
 
-def held_bytes(model: Any) -> int:
+def _held_bytes(model: Any) -> int:
     """Bytes of parameters and buffers as they are held, bitsandbytes' statistics included."""
     import torch
 
@@ -187,27 +195,17 @@ def held_bytes(model: Any) -> int:
     return sum(seen.values())
 
 
-_ENGINES: dict[str, Callable[[Spec], Cost]] = {
-    "llama.cpp": measure_llamacpp,
-    "quantkit-int4": measure_torch,
-    "transformers": measure_torch,
+_ENGINES: dict[str, Callable[[Probe], Cost]] = {
+    "llama.cpp": _measure_llamacpp,
+    "quantkit-int4": _measure_torch,
+    "transformers": _measure_torch,
 }
 
 
-def main() -> None:
-    """Measure what the first argument says; the last line of stdout is the result."""
-    # Whatever a library prints goes to stderr, so that stdout holds the result alone.
-    result = os.dup(1)
-    os.dup2(2, 1)
-    spec = Spec(**json.loads(sys.argv[1]))
-    try:
-        answer: dict[str, Any] = {"cost": dataclasses.asdict(_ENGINES[spec.engine](spec))}
-    except QuantkitError as error:
-        answer = {"error": str(error)}
-    with os.fdopen(result, "w") as stdout:
-        stdout.write(json.dumps(answer))
-    sys.stdout.flush()
+def _answer(job: dict[str, Any]) -> dict[str, Any]:
+    probe = Probe(**job)
+    return asdict(_ENGINES[probe.engine](probe))
 
 
 if __name__ == "__main__":
-    main()
+    worker.serve(_answer)

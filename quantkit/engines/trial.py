@@ -1,26 +1,18 @@
-"""One engine in one fresh process: load, continue some prompts greedily, tell what came out.
-
-Run by ``verify.py`` as ``python -m quantkit.engines.trial``, with a request as JSON on stdin. An
-engine that aborts takes only this process with it.
-"""
+"""Whether an engine runs an artifact: in a fresh process it loads it and continues some prompts."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.base.errors import InputError, MachineError, QuantkitError
+from quantkit.base.errors import InputError, QuantkitError
+from quantkit.engines import worker
 
 
 @dataclass(frozen=True)
-class Request:
+class Trial:
     """What an engine is asked: to continue ``prompts``, and (llama.cpp) to tokenize ``texts``.
 
     ``prompts`` are token ids, or (llama.cpp) text; ``end``: the tokens that end an answer.
@@ -35,97 +27,77 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of it. ids: the new tokens of each prompt; finite: whether all logits were, None
-    where the engine doesn't show them; tokens: of each text."""
+class Answers:
+    """ids: the new tokens of each prompt; finite: whether all logits were, None where the engine
+    doesn't show them; tokens: of each text."""
 
     ids: list[list[int]]
     finite: bool | None
     tokens: list[list[int]]
 
 
-def attempt(request: Request) -> Outcome:
-    """Run a request in a process of its own.
+def run_trial(trial: Trial) -> Answers:
+    """Run a trial in a process of its own.
 
     Raises InputError where the engine can't run the artifact or dies of it, MachineError where
     the system killed it.
     """
-    environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "quantkit.engines.trial"],
-        input=json.dumps(asdict(request)),
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    if done.returncode == -signal.SIGKILL:
-        raise MachineError(
-            "its process was killed, perhaps for want of memory",
-            where=request.engine,
-            fix="Use a machine with more memory.",
-        )
-    if done.returncode != 0 or not done.stdout:
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise InputError(
-            f"its process ended with code {done.returncode}: {said[-1]}", where=request.engine
-        )
-    answer = json.loads(done.stdout)
-    if "error" in answer:
-        raise InputError(answer["error"], where=request.engine)
-    return Outcome(**answer)
+    try:
+        return Answers(**worker.ask(__name__, asdict(trial), trial.engine))
+    except worker.WorkerDied as error:  # an engine that aborts can't run the artifact
+        raise InputError(error.what, where=error.where) from None
 
 
-def _llamacpp(request: Request) -> Outcome:
+def _llamacpp(trial: Trial) -> Answers:
     from quantkit.engines.llamacpp import LlamaCpp
 
-    with LlamaCpp(Path(request.path), context=1024) as engine:
-        ids = [engine.generate(prompt, request.new_tokens).ids for prompt in request.prompts]
-        return Outcome(ids, None, [engine.tokenize(text) for text in request.texts])
+    with LlamaCpp(Path(trial.path), context=1024) as engine:
+        ids = [engine.generate(prompt, trial.new_tokens).ids for prompt in trial.prompts]
+        return Answers(ids, None, [engine.tokenize(text) for text in trial.texts])
 
 
-def _transformers(request: Request) -> Outcome:
+def _transformers(trial: Trial) -> Answers:
     from transformers import AutoModelForCausalLM
 
-    path = Path(request.path)
-    named = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
-    folder = path.parent if named else path
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **named).eval()
-    return _by_torch(model, request)
+    path = Path(trial.path)
+    gguf = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
+    folder = path.parent if gguf else path
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **gguf).eval()
+    return _by_torch(model, trial)
 
 
-def _int4(request: Request) -> Outcome:
+def _int4(trial: Trial) -> Answers:
     from quantkit.checkpoint.reader import Checkpoint
     from quantkit.engines import int4
     from quantkit.formats.packed import PackedCheckpoint
 
-    model, _ = int4.load(PackedCheckpoint(Checkpoint(Path(request.path))))
-    return _by_torch(model, request)
+    model, _ = int4.load(PackedCheckpoint(Checkpoint(Path(trial.path))))
+    return _by_torch(model, trial)
 
 
-def _by_torch(model: Any, request: Request) -> Outcome:
+def _by_torch(model: Any, trial: Trial) -> Answers:
     import torch
 
     from quantkit.engines import transformers as hf
 
-    prompts = [prompt for prompt in request.prompts if not isinstance(prompt, str)]
+    prompts = [prompt for prompt in trial.prompts if not isinstance(prompt, str)]
     finite = True
     with torch.inference_mode():
         for prompt in prompts:
             logits = model(input_ids=torch.tensor([prompt], device=model.device)).logits
             finite = finite and bool(logits.isfinite().all())
-    limits = [request.new_tokens] * len(prompts)
-    return Outcome(hf.generate(model, prompts, limits, request.end), finite, [])
+    limits = [trial.new_tokens] * len(prompts)
+    return Answers(hf.generate(model, prompts, limits, trial.end), finite, [])
 
 
-def _vllm(request: Request) -> Outcome:
+def _vllm(trial: Trial) -> Answers:
     import math
 
     from vllm import LLM, SamplingParams
 
-    model = LLM(request.path, enforce_eager=True, max_model_len=1024)
-    settings = SamplingParams(temperature=0, max_tokens=request.new_tokens, logprobs=1)
-    prompts = [{"prompt_token_ids": prompt} for prompt in request.prompts]
+    model = LLM(trial.path, enforce_eager=True, max_model_len=1024)
+    settings = SamplingParams(temperature=0, max_tokens=trial.new_tokens, logprobs=1)
+    prompts = [{"prompt_token_ids": prompt} for prompt in trial.prompts]
     made = [answer.outputs[0] for answer in model.generate(prompts, settings)]
     finite = all(
         math.isfinite(value.logprob)
@@ -133,10 +105,10 @@ def _vllm(request: Request) -> Outcome:
         for step in out.logprobs
         for value in step.values()
     )
-    return Outcome([list(out.token_ids) for out in made], finite, [])
+    return Answers([list(out.token_ids) for out in made], finite, [])
 
 
-_ENGINES: dict[str, Callable[[Request], Outcome]] = {
+_ENGINES: dict[str, Callable[[Trial], Answers]] = {
     "llama.cpp": _llamacpp,
     "quantkit-int4": _int4,
     "transformers": _transformers,
@@ -144,23 +116,16 @@ _ENGINES: dict[str, Callable[[Request], Outcome]] = {
 }
 
 
-def main() -> None:
-    """Answer the request on stdin; stdout gets the answer and nothing else."""
-    result = os.dup(1)
-    os.dup2(2, 1)
-    request = Request(**json.loads(sys.stdin.read()))
-    answer: dict[str, Any]
-    run = _ENGINES[request.engine]
+def _answer(job: dict[str, Any]) -> dict[str, Any]:
+    trial = Trial(**job)
+    run = _ENGINES[trial.engine]
     try:
-        answer = asdict(run(request))
-    except QuantkitError as error:
-        answer = {"error": str(error)}
+        return asdict(run(trial))
+    except QuantkitError:
+        raise
     except Exception as error:  # whatever an engine raises, it can't run the artifact
-        answer = {"error": f"can't run it ({type(error).__name__}: {error})"}
-    with os.fdopen(result, "w") as stdout:
-        stdout.write(json.dumps(answer))
-    sys.stdout.flush()
+        raise InputError(f"can't run it ({type(error).__name__}: {error})") from error
 
 
 if __name__ == "__main__":
-    main()
+    worker.serve(_answer)

@@ -25,7 +25,7 @@ from quantkit.cli import app
 from quantkit.commands.inspect import examine
 from quantkit.commands.quantize import prepare, quantize
 from quantkit.commands.verify import _speaks, _Subject
-from quantkit.engines import trial
+from quantkit.engines.trial import Trial, run_trial
 from quantkit.formats.gguf.file import plan_file
 from quantkit.formats.gguf.reader import GgufWeights
 from quantkit.formats.gguf.writer import write_file
@@ -180,11 +180,11 @@ def test_engines_that_cannot_load_or_die_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InputError, match="ended with code 1: KeyError"):
-        trial.attempt(trial.Request(str(tmp_path), "no such engine", ([1],), 2))
+        run_trial(Trial(str(tmp_path), "no such engine", ([1],), 2))
     killed = subprocess.CompletedProcess([], -9, "", "")
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: killed)
     with pytest.raises(MachineError, match="perhaps for want of memory"):
-        trial.attempt(trial.Request(str(tmp_path), "transformers", ([1],), 2))
+        run_trial(Trial(str(tmp_path), "transformers", ([1],), 2))
 
 
 def test_loops_and_silence_are_no_answers() -> None:
