@@ -12,7 +12,7 @@ import pytest
 
 from quantkit.base.errors import InputError
 from quantkit.base.resources import demo_model
-from quantkit.chat.gguf import _header, read_chat
+from quantkit.chat.gguf import read_chat
 from quantkit.chat.layout import render
 from quantkit.chat.modelfile import parse_parameters
 from quantkit.chat.observe import conversations
@@ -214,8 +214,8 @@ def test_refusals_write_nothing(artifact: Path, tmp_path: Path) -> None:
         ((artifact, "--to", "ollama", "--out", file), "isn't a directory"),
         ((artifact, *to, "--template", tmp_path / "none"), "can't be read"),
         ((artifact, *to, "--template", file), "is empty"),
-        ((artifact, *to, "--system", " "), "--system: is empty"),
-        ((artifact, *to, "--system", 'say """'), 'SYSTEM: holds """'),
+        ((artifact, *to, "--system", " "), "--system is empty"),
+        ((artifact, *to, "--system", 'say """'), 'SYSTEM holds """'),
         ((artifact, *to, "--system", "zero\u200bwidth"), "drops from a Modelfile"),
         ((artifact, *to, "--parameter", "num_ctx=4096"), "trained on 512 tokens"),
     ]
@@ -243,21 +243,6 @@ def test_parameters_are_checked(settings: list[str], why: str) -> None:
     with pytest.raises(InputError, match=re.escape(why)) as caught:
         parse_parameters(settings)
     assert caught.value.where == f"--parameter {settings[-1]}"
-
-
-def test_the_header_is_read_as_gguf_py_reads_it(demo: Path) -> None:
-    import gguf
-
-    reader = gguf.GGUFReader(demo / "model.gguf")
-    with (demo / "model.gguf").open("rb") as file:
-        values = _header(file)
-    fields = {key: f for key, f in reader.fields.items() if not key.startswith("GGUF.")}
-    assert values.keys() == fields.keys()
-    for key, field in fields.items():
-        if not isinstance(values[key], list):
-            assert values[key] == field.contents(), key
-    tokens = "tokenizer.ggml.tokens"
-    assert len(values[tokens]) == 1024 and values[tokens] == fields[tokens].contents()
 
 
 @pytest.mark.parametrize("size", [0, 3, 10, 30, 400, 5000])

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from torch import Tensor
 from quantkit.base.errors import InputError
 from quantkit.formats.gguf import architectures
 from quantkit.formats.gguf.architectures import EMBEDDING, Dimensions
+from quantkit.formats.gguf.header import Header, read_header, unreadable
 from quantkit.methods.ggml.types import GgmlTensor, load_gguf
 
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
@@ -79,23 +79,12 @@ class GgufHeader:
     def __init__(self, files: Sequence[Path]) -> None:
         """Raises InputError for a damaged file."""
         self.files = list(files)
-        readers = [_reader(file) for file in files]
-        self.metadata: dict[str, Any] = {
-            name: field.contents()
-            for name, field in readers[0].fields.items()
-            if not name.startswith("GGUF.")
-        }
+        headers = [read_header(file) for file in files]
+        self.metadata = headers[0].metadata
         self.entries = [
-            GgufEntry(
-                tensor.name,
-                tensor.tensor_type.name,
-                tuple(int(n) for n in reversed(tensor.shape)),
-                file,
-                int(tensor.data_offset),
-                int(tensor.n_bytes),
-            )
-            for file, reader in zip(files, readers, strict=True)
-            for tensor in reader.tensors
+            entry
+            for file, header in zip(files, headers, strict=True)
+            for entry in _entries(file, header)
         ]
 
     @property
@@ -219,10 +208,22 @@ class GgufWeights:
         return GgmlTensor(entry.type, blocks, (stop - start, entry.shape[-1])).dequantize()
 
 
-def _reader(path: Path) -> Any:
-    try:
-        return load_gguf().GGUFReader(path)
-    except FileNotFoundError:
-        raise InputError("no such file", where=str(path)) from None
-    except (ValueError, KeyError, IndexError) as error:
-        raise InputError(f"isn't a readable GGUF file ({error})", subject=str(path)) from error
+def _entries(file: Path, header: Header) -> Iterator[GgufEntry]:
+    gguf = load_gguf()
+    for info in header.tensors:
+        try:
+            kind = gguf.GGMLQuantizationType(info.type)
+        except ValueError as error:
+            raise unreadable(file, error) from error
+        elements, size = gguf.GGML_QUANT_SIZES[kind]
+        nbytes = math.prod(info.shape) * size // elements
+        if info.offset + nbytes > header.nbytes:
+            raise unreadable(file, ValueError(f"it ends within {info.name}"))
+        yield GgufEntry(
+            name=info.name,
+            type=kind.name,
+            shape=info.shape,
+            file=file,
+            offset=info.offset,
+            nbytes=nbytes,
+        )
