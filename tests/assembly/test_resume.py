@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +32,7 @@ PROPAGATING = {
 }
 
 
-def make(recipe: str, out: Path, settings: list[str] = FEW, **options: object) -> dict:
+def make(recipe: str, out: Path, settings: list[str] = FEW, **options: Any) -> dict[str, Any]:
     job = prepare(load_recipe(recipe, settings), "demo")
     options = {"device": "cpu", "force": False, "progress": Silent(), "cache": False, **options}
     return quantize(job, out, **options)
@@ -59,8 +61,9 @@ class StopsAfter(Silent):
         if self.left < 0:
             raise Stopped
 
-    def task(self, label: str, total: int) -> AbstractContextManager[Task]:
-        return nullcontext(self)
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Task]:
+        yield self
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -71,11 +73,11 @@ def test_a_finished_part_is_its_last_linear_alone(
     whole = [block(rows) for rows in hidden]
     replay.finish(["first.up"])
     block.first.computed = 0
-    given = [replay.compute(n, batch(h), lambda h=h: block(h)) for n, h in enumerate(hidden)]
+    given = [replay.compute(n, batch(h), partial(block, h)) for n, h in enumerate(hidden)]
     assert block.first.computed == len(hidden)  # nothing is known yet
     replay.finish(["first.down"])
     block.first.computed = 0
-    given = [replay.compute(n, batch(h), lambda h=h: block(h)) for n, h in enumerate(hidden)]
+    given = [replay.compute(n, batch(h), partial(block, h)) for n, h in enumerate(hidden)]
     assert block.first.computed == 1  # in the first place, to compare
     assert all(map(torch.equal, given, whole))
 
@@ -105,6 +107,6 @@ def test_where_a_part_gives_something_else_all_is_computed(hidden: list[Tensor])
     replay.finish(["first.up", "first.down"])
     block.first.doubled = True  # it wasn't when it was watched
     whole = [block(rows) for rows in hidden]
-    given = [replay.compute(n, batch(h), lambda h=h: block(h)) for n, h in enumerate(hidden)]
+    given = [replay.compute(n, batch(h), partial(block, h)) for n, h in enumerate(hidden)]
     assert all(map(torch.equal, given, whole))
     assert not replay.keep(["first.down"], read)

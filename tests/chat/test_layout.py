@@ -79,7 +79,7 @@ def test_go_writes_what_python_writes(name: str, go: Go) -> None:
     ]
     told = [[{"role": r, "content": f"{r} {i}"} for i, r in enumerate(c)] for c in chats]
     told[0][1]["reasoning_content"] = "Hm."
-    cases = [
+    cases: list[dict[str, Any]] = [
         {"template": go_template(layout), "messages": messages, "think": think}
         for messages in told
         for think in (None, True, False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ TENSORS = {
 }
 
 
-def write(directory: Path, **options: int) -> None:
+def write(directory: Path, **options: Any) -> None:
     directory.mkdir(exist_ok=True)
     with TensorWriter(directory, TENSORS, **options) as writer:
         for name, tensor in TENSORS.items():
@@ -41,7 +42,7 @@ def write(directory: Path, **options: int) -> None:
 def test_what_is_written_is_read_by_safetensors_and_by_us(tmp_path: Path, shard_bytes: int) -> None:
     write(tmp_path, shard_bytes=shard_bytes)
     files = sorted(tmp_path.glob("*.safetensors"))
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for file in files:
         found |= load_file(file)
         with safe_open(file, "pt") as opened:

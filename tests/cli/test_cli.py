@@ -15,26 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner, Result
 
 from quantkit.base.resources import demo_model
 from quantkit.base.version import __version__
-from quantkit.cli import app
+from tests.helpers.cli import refused, run
 from tests.helpers.tiny import Tiny
 
 QUANTKIT = str(Path(sys.executable).with_name("quantkit"))
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def refused(code: int, *arguments: object) -> str:
-    """Run, expect ``code`` and no traceback; the message on one line."""
-    result = run(*arguments)
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return " ".join(result.stderr.split())
 
 
 @pytest.fixture
@@ -321,12 +308,12 @@ def test_a_sweep_makes_all_and_keeps_what_is_there(
 ) -> None:
     monkeypatch.setenv("QUANTKIT_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "out"
-    command = ["sweep", "rtn-w4-g128", "gguf-q4-k-m", "gptq-w4-g128", "--model", "demo"]
-    command += ["--out", out, "--json"]
+    recipes = ("rtn-w4-g128", "gguf-q4-k-m", "gptq-w4-g128")
+    command = ("sweep", *recipes, "--model", "demo", "--out", out, "--json")
     result = run(*command)
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)
-    assert [row["name"] for row in rows] == ["rtn-w4-g128", "gguf-q4-k-m", "gptq-w4-g128"]
+    assert [row["name"] for row in rows] == list(recipes)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     again = run(*command)
     assert again.exit_code == 0 and "made already" in again.stderr

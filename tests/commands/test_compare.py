@@ -22,6 +22,7 @@ from quantkit.results.cost import Cost
 from quantkit.results.quality import KlDivergence, Perplexity, Quality, RowSums
 from quantkit.results.regression import CaseOutcome, RegressionResult
 from quantkit.results.verdict import Verdict
+from tests.helpers.present import present
 
 
 def quality(kl: float = 0.01, broken: int = 0) -> Quality:
@@ -39,8 +40,8 @@ def quality(kl: float = 0.01, broken: int = 0) -> Quality:
     )
 
 
-def variant(**changes) -> Variant:
-    fields = {
+def variant(**changes: Any) -> Variant:
+    fields: dict[str, Any] = {
         "name": "v",
         "path": "v",
         "recipe": "v 1.0.0",
@@ -120,15 +121,15 @@ def test_with_confidence_the_whole_interval_decides(bound: dict[str, Any], verdi
     gate = Gate(metric="kl_divergence.mean", confidence=0.95, **bound)
     outcome = hold(gate, over_rows(SPREAD))
     assert outcome.verdict == Verdict(verdict)
-    found = outcome.interval
-    assert found.low < outcome.value < found.high and found.confidence == 0.95
+    found = present(outcome.interval)
+    assert found.low < present(outcome.value) < found.high and found.confidence == 0.95
     assert (found.samples, found.unit, found.kind) == (64, "rows", "bootstrap-t")
     assert (outcome.more is not None) == (verdict == "INCONCLUSIVE")
 
 
 def test_an_end_on_the_bound_is_inside() -> None:
     end = hold(Gate(metric="kl_divergence.mean", max=1, confidence=0.95), over_rows(SPREAD))
-    bound = end.interval.high
+    bound = present(end.interval).high
     for most, verdict in ((bound, "PASS"), (bound * (1 - 1e-12), "INCONCLUSIVE")):
         gate = Gate(metric="kl_divergence.mean", max=most, confidence=0.95)
         assert hold(gate, over_rows(SPREAD)).verdict == Verdict(verdict)
@@ -138,7 +139,7 @@ def test_an_end_on_the_bound_is_inside() -> None:
 def test_so_many_more_rows_would_decide(most: float, verdict: str) -> None:
     gate = Gate(metric="kl_divergence.mean", max=most, confidence=0.95)
     outcome = hold(gate, over_rows(SPREAD))
-    needed = 64 + outcome.more
+    needed = 64 + present(outcome.more)
     assert 64 < needed < 1000
     more = [SPREAD[i % 64] for i in range(math.ceil(1.1 * needed / 64) * 64)]
     assert hold(gate, over_rows(more)).verdict == Verdict(verdict)

@@ -19,8 +19,8 @@ from quantkit.chat.observe import conversations
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.commands.export import export_ollama
 from quantkit.formats.gguf.writer import write_bf16
-from tests.cli.test_cli import refused, run
 from tests.helpers.chat_templates import TEMPLATES
+from tests.helpers.cli import refused, run
 from tests.helpers.gguf_tiny import checkpoint
 
 pytest.importorskip("gguf")

@@ -25,8 +25,7 @@ from quantkit.commands import merge as verb
 from quantkit.formats.packed import open_artifact, pack
 from quantkit.lora.changes import Factors
 from quantkit.methods import nf4
-from tests.helpers.tiny import Tiny
-from tests.lora.test_adapter import (
+from tests.helpers.adapters import (
     OPTIONS,
     adapted,
     base_of,
@@ -36,6 +35,7 @@ from tests.lora.test_adapter import (
     train,
     units_apart,
 )
+from tests.helpers.tiny import Tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -43,7 +43,7 @@ PLAIN = OPTIONS["plain"][1]
 SCHEME = nf4.Nf4Scheme(64, True)
 
 
-def merge(base: Path, adapter: Path, out: Path, **options) -> dict:
+def merge(base: Path, adapter: Path, out: Path, **options: Any) -> dict[str, Any]:
     return verb.merge(str(base), [(str(adapter), 1.0)], out, progress=Silent(), **options)
 
 
@@ -260,7 +260,7 @@ def quantized(tiny: Tiny, tmp_path: Path) -> Path:
     checkpoint = Checkpoint(base_of(tiny, "llama", torch.bfloat16))
     out = tmp_path / "nf4"
     out.mkdir()
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for key in checkpoint.keys():  # noqa: SIM118
         if "proj" in key:
             tensors |= pack(

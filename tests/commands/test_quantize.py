@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from quantkit.commands.eval import evaluate
 from quantkit.commands.quantize import prepare, quantize
 from quantkit.engines import int4
 from quantkit.engines import transformers as hf
+from quantkit.formats.gguf.reader import GgufWeights
 from quantkit.formats.packed import PackedCheckpoint, open_artifact
 from quantkit.judging.checks import Answer
 from quantkit.judging.regression import encode_prompt, judge, load_cases
@@ -39,6 +41,7 @@ from quantkit.recipes.suite import Gate, load_suite
 from quantkit.results.comparison import Comparison
 from quantkit.results.quality import Qualities, Quality
 from quantkit.results.verdict import Verdict
+from tests.helpers.present import present
 
 SHIPPED = [
     *("awq-w4-g128", "gptq-w4-g128", "nf4", "gguf-q4-k-m", "gguf-q8-0", "rtn-w4-g128"),
@@ -52,7 +55,7 @@ TWO_BITS = ["quantize.bits=2", "quantize.format=gptq"]
 CPU = torch.device("cpu")
 
 
-def make(recipe: str, out: Path, settings: list[str] | None = None) -> dict:
+def make(recipe: str, out: Path, settings: list[str] | None = None) -> dict[str, Any]:
     job = prepare(load_recipe(recipe, settings), "demo")
     # Without the cache, or the second of two runs would not calibrate.
     return quantize(job, out, device="cpu", force=False, progress=Silent(), cache=False)
@@ -122,6 +125,7 @@ def test_the_manifest_tells_the_truth(artifacts: dict[str, Path], name: str) -> 
     )
     dataset = loaded.calibration_dataset()
     if dataset is not None:
+        assert isinstance(dataset, Path)
         assert manifest["calibration"]["dataset_sha256"] == sha256(dataset)
     assert manifest["bits_per_weight"]["quantized"] < manifest["bits_per_weight"]["file"]
     assert all(layer["error"] >= 0 for layer in manifest["layers"])
@@ -162,11 +166,9 @@ def test_error_feedback_in_k_quants(tmp_path: Path, mix: str) -> None:
     name = f"gguf-{mix.replace('_', '-')}-gptq"
     make(name, tmp_path / "feedback", few)
     make("gguf-q4-k-m", tmp_path / "plain", [*few, f"quantize.mix={mix}"])
-    ours, theirs = (
-        open_artifact(tmp_path / folder).types
-        for folder in ("feedback", "plain")  # type: ignore[attr-defined]
-    )
-    assert ours == theirs
+    ours, theirs = (open_artifact(tmp_path / folder) for folder in ("feedback", "plain"))
+    assert isinstance(ours, GgufWeights) and isinstance(theirs, GgufWeights)
+    assert ours.types == theirs.types
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if threads > 1 else 2)
     try:
@@ -190,7 +192,7 @@ def test_error_feedback_in_k_quants(tmp_path: Path, mix: str) -> None:
         device="cpu",
         progress=Silent(),
     )
-    kl = [quality.kl_divergence.mean for quality in found.artifacts]
+    kl = [present(quality.kl_divergence).mean for quality in found.artifacts]
     assert kl[0] < 0.8 * kl[1]
 
 
@@ -214,20 +216,22 @@ def test_the_baseline_knows_its_world(
     judged: tuple[Quality, dict[str, Quality]],
 ) -> None:
     baseline, _ = judged
-    assert baseline.regression.total >= 60
-    assert baseline.regression.pass_rate >= 0.95
+    assert present(baseline.regression).total >= 60
+    assert present(baseline.regression).pass_rate >= 0.95
 
 
 def test_four_bits_pass_and_two_bits_visibly_fail(
     judged: tuple[Quality, dict[str, Quality]],
 ) -> None:
     baseline, artifacts = judged
-    assert artifacts["rtn-w2"].regression.broken >= 3
-    assert artifacts["rtn-w2"].regression.pass_rate < baseline.regression.pass_rate
-    assert artifacts["rtn-w2"].kl_divergence.mean > 15 * artifacts["rtn-w4-g128"].kl_divergence.mean
-    assert artifacts["gguf-q8-0"].kl_divergence.mean < artifacts["rtn-w4-g128"].kl_divergence.mean
+    answers = {name: present(artifacts[name].regression) for name in artifacts}
+    kl = {name: present(artifacts[name].kl_divergence).mean for name in artifacts}
+    assert answers["rtn-w2"].broken >= 3
+    assert answers["rtn-w2"].pass_rate < present(baseline.regression).pass_rate
+    assert kl["rtn-w2"] > 15 * kl["rtn-w4-g128"]
+    assert kl["gguf-q8-0"] < kl["rtn-w4-g128"]
     for name in ("rtn-w4-g128", "gguf-q8-0"):
-        assert artifacts[name].regression.broken_critical == 0
+        assert answers[name].broken_critical == 0
 
 
 def test_the_baseline_against_itself_passes_every_gate(
@@ -237,9 +241,11 @@ def test_the_baseline_against_itself_passes_every_gate(
     (row,) = comparison.variants
     assert code == 0 and comparison.verdict is Verdict.PASS
     assert all(gate.passed for gate in row.gates) and len(row.gates) >= 6
-    assert row.quality.kl_divergence.mean == row.quality.kl_divergence.high == 0
-    assert row.quality.perplexity.ratio == 1 and row.quality.regression.broken == 0
-    assert row.quality.slices[0].p_value == 1
+    quality = present(row.quality)
+    kl = present(quality.kl_divergence)
+    assert kl.mean == kl.high == 0
+    assert quality.perplexity.ratio == 1 and present(quality.regression).broken == 0
+    assert quality.slices[0].p_value == 1
 
 
 def test_the_shipped_suite_passes_what_is_good_and_fails_two_bits(
@@ -251,7 +257,7 @@ def test_the_shipped_suite_passes_what_is_good_and_fails_two_bits(
     assert code == 1 and comparison.verdict is Verdict.FAIL
     assert [row.verdict for row in comparison.variants] == [Verdict.PASS, Verdict.FAIL]
     kl = comparison.variants[1].gates[0]
-    assert kl.verdict is Verdict.FAIL and kl.interval.low > kl.max
+    assert kl.verdict is Verdict.FAIL and present(kl.interval).low > present(kl.max)
 
 
 def test_near_the_bound_is_exit_code_4(
@@ -259,11 +265,11 @@ def test_near_the_bound_is_exit_code_4(
     judged: tuple[Quality, dict[str, Quality]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    near = 1.02 * judged[1]["rtn-w4-g128"].kl_divergence.mean
+    near = 1.02 * present(judged[1]["rtn-w4-g128"].kl_divergence).mean
     gates = [Gate(metric="kl_divergence.mean", max=near, confidence=0.95)]
     comparison, code = verdict_on(qualities, "rtn-w4-g128", gates=gates)
     assert code == 4 and comparison.verdict is Verdict.INCONCLUSIVE
-    assert comparison.variants[0].gates[0].more > 77
+    assert present(comparison.variants[0].gates[0].more) > 77
     shown, said = capsys.readouterr()
     assert "INCONCLUSIVE" in shown and "would decide: about" in said
     comparison, code = verdict_on(qualities, "rtn-w4-g128", "rtn-w2", gates=gates)
@@ -319,13 +325,13 @@ def test_compressed_tensors_lose_little(
     judged: tuple[Quality, dict[str, Quality]],
 ) -> None:
     _, artifacts = judged
-    nearest = artifacts["rtn-w4-g128"].kl_divergence
+    nearest = present(artifacts["rtn-w4-g128"].kl_divergence)
     for name in ("ct-w4a16-g128", "int8-w8a8", "fp8"):
-        assert artifacts[name].kl_divergence.mean < nearest.mean
-        assert artifacts[name].regression.broken_critical == 0
+        assert present(artifacts[name].kl_divergence).mean < nearest.mean
+        assert present(artifacts[name].regression).broken_critical == 0
     # On this model AWQ's scales gain nothing: its interval and that of rounding alone overlap.
-    assert artifacts["ct-awq-w4a16-g128"].kl_divergence.low < nearest.high
-    assert artifacts["int8-w8a8"].kl_divergence.mean < 5e-4
+    assert present(artifacts["ct-awq-w4a16-g128"].kl_divergence).low < nearest.high
+    assert present(artifacts["int8-w8a8"].kl_divergence).mean < 5e-4
 
 
 def test_a_failed_gate_is_exit_code_1(artifacts: dict[str, Path]) -> None:
@@ -348,7 +354,7 @@ def test_nf4_loads_with_plain_transformers_and_answers(artifacts: dict[str, Path
     model = AutoModelForCausalLM.from_pretrained(artifacts["nf4"]).eval()
     tokenizer = AutoTokenizer.from_pretrained(artifacts["nf4"])
     suite = load_suite("demo")
-    cases = load_cases(suite.resolve(suite.suite.regression.cases))[:12]
+    cases = load_cases(suite.resolve(present(suite.suite.regression).cases))[:12]
     prompts = [encode_prompt(case, tokenizer) for case in cases]
     end = hf.end_tokens(artifacts["nf4"], tokenizer)
     made = hf.generate(model, prompts, [case.max_new_tokens for case in cases], end)
@@ -365,7 +371,7 @@ def test_the_gguf_in_llamacpp_gives_the_same_tokens(artifacts: dict[str, Path]) 
     (path,) = directory.glob("*.gguf")
     tokenizer = AutoTokenizer.from_pretrained(directory)
     suite = load_suite("demo")
-    cases = load_cases(suite.resolve(suite.suite.regression.cases))
+    cases = load_cases(suite.resolve(present(suite.suite.regression).cases))
     prompts = [encode_prompt(case, tokenizer) for case in cases]
     limits = [case.max_new_tokens for case in cases]
     end = hf.end_tokens(directory, tokenizer)
@@ -406,15 +412,16 @@ def test_costs_are_measured_in_fresh_processes(artifacts: dict[str, Path]) -> No
     names = ["gptq-w4-g128", "gguf-q4-k-m"]
     costs = measure([artifacts[name] for name in names], Checkpoint(demo_model()), load, Silent())
     assert [cost.engine for cost in costs.artifacts] == ["quantkit-int4", "llama.cpp"]
-    assert costs.baseline.engine == "transformers"
-    assert costs.baseline_gguf.engine == "llama.cpp"
-    for cost in (costs.baseline, costs.baseline_gguf, *costs.artifacts):
+    baseline, gguf = present(costs.baseline), present(costs.baseline_gguf)
+    assert (baseline.engine, gguf.engine) == ("transformers", "llama.cpp")
+    weights = []
+    for cost in (baseline, gguf, *costs.artifacts):
         assert cost.missing == {}
-        assert cost.weights_bytes <= cost.resident_bytes <= cost.peak_bytes
+        weights.append(present(cost.weights_bytes))
+        assert weights[-1] <= present(cost.resident_bytes) <= present(cost.peak_bytes)
         for figure in ("prefill_tokens_per_second", "decode_tokens_per_second", "ttft_ms"):
             assert getattr(cost, figure) > 0
-    assert costs.artifacts[0].weights_bytes < 0.5 * costs.baseline.weights_bytes
-    assert costs.artifacts[1].weights_bytes < 0.5 * costs.baseline_gguf.weights_bytes
+    assert weights[2] < 0.5 * weights[0] and weights[3] < 0.5 * weights[1]
 
 
 def test_an_engine_that_is_missing_leaves_its_figures_empty(
@@ -451,9 +458,11 @@ def test_overrides_are_obeyed_and_read_back(tmp_path: Path) -> None:
     make("rtn-w4-g128", tmp_path / "out", settings)
     source = open_artifact(tmp_path / "out")
     assert isinstance(source, PackedCheckpoint)
-    grid = source.read_quantized("model.layers.1.mlp.down_proj.weight").grid
-    assert (grid.bits, grid.group_size) == (8, 64)
-    assert source.read_quantized("model.layers.1.self_attn.q_proj.weight").grid.bits == 4
+    down = source.read_quantized("model.layers.1.mlp.down_proj.weight")
+    assert isinstance(down, QuantizedTensor)
+    assert (down.grid.bits, down.grid.group_size) == (8, 64)
+    query = source.read_quantized("model.layers.1.self_attn.q_proj.weight")
+    assert isinstance(query, QuantizedTensor) and query.grid.bits == 4
     kept = "model.layers.0.mlp.up_proj.weight"
     assert torch.equal(source.read(kept), Checkpoint(demo_model()).read(kept))
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]

@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner, Result
 
-from quantkit.cli import app
 from quantkit.judging.regression import load_cases
 from quantkit.recipes.suite import load_suite
+from tests.helpers.cli import refused, run
 
 PROMPTS = ["What colour is the cat?", "", "What is 2 + 3?", "Where does the owl live?"]
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def refused(code: int, *arguments: object) -> str:
-    result = run(*arguments)
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return " ".join(result.stderr.split())
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +82,7 @@ def test_init_leaves_nothing_behind_when_it_can_not(tmp_path: Path) -> None:
     assert (out / "precious").is_file()
 
 
-def write_suite(place: Path, cases: list[dict], **changes: object) -> Path:
+def write_suite(place: Path, cases: list[dict[str, Any]], **changes: object) -> Path:
     (place / "text.jsonl").write_text('{"text": "The cat is black. The owl is white."}\n' * 40)
     (place / "cases.jsonl").write_text("".join(json.dumps(case) + "\n" for case in cases))
     content = {
@@ -155,7 +144,7 @@ def test_every_kind_of_case_is_judged_and_kept(tmp_path: Path, artifact: Path) -
     question = [{"role": "user", "content": "What colour is the cat?"}]
     options = {"options": ["black", "white", "red"], "expected": "black"}
     pair = [{"role": "user", "content": "For Rosa and Ben, give the jobs as JSON."}]
-    cases = [
+    cases: list[dict[str, Any]] = [
         {"id": "choice", "messages": question, "check": {"choice": options}, "weight": 3},
         {"id": "same", "messages": question, "check": {"similarity": 1, "does_not_refuse": True}},
         {"id": "short", "messages": question, "check": [{"max_tokens": 4}, {"regex": "k"}]},

@@ -33,6 +33,7 @@ from quantkit.formats.packed import open_artifact
 from quantkit.recipes.recipe import load_recipe
 from quantkit.reports.findings import checks_table
 from tests.helpers.foreign_tiny import Packed, awq, code, gptq, write
+from tests.helpers.present import present
 from tests.helpers.tiny import Tiny
 
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
@@ -106,9 +107,10 @@ def test_every_damage_has_its_line(artifact: Path, tmp_path: Path) -> None:
     assert details["files extra"] == "not in the manifest notes.txt"
     assert details["finite"] == "NaN or infinity in model.layers.2.mlp.up_proj.weight"
     checks = tuple(Check(**check) for check in value["checks"])
-    shown = Console(width=200, file=StringIO())
+    page = StringIO()
+    shown = Console(width=200, file=page)
     shown.print(checks_table(Verification(str(broken), "demo", value["engine"], checks)))
-    text = shown.file.getvalue()
+    text = page.getvalue()
     assert text.count("✗") == len(failed) and text.count("✓") == 2 and "FAILED" in text
 
 
@@ -200,7 +202,7 @@ def test_facts_of_our_own(artifact: Path) -> None:
     assert facts.producer == f"quantkit {manifest['quantkit']}"
     assert facts.plan.quantized_bits_per_weight == manifest["bits_per_weight"]["quantized"]
     assert facts.bits_per_weight == manifest["bits_per_weight"]["file"]
-    assert facts.provenance["recipe"]["digest"] == manifest["recipe"]["digest"]
+    assert present(facts.provenance)["recipe"]["digest"] == manifest["recipe"]["digest"]
     rows = {row.name: row.scheme for row in facts.plan.rows()}
     assert rows["model.layers.*.mlp.up_proj.weight"] == "int4 g128 asym"
     assert facts.tokenizer["eos_token"] == "<|end|>"

@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -43,11 +44,11 @@ def all_text(training: list[str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def cases() -> list[dict[str, object]]:
+def cases() -> list[dict[str, Any]]:
     return list(skill.regression_cases())
 
 
-def prompt_of(case: dict[str, object]) -> str:
+def prompt_of(case: dict[str, Any]) -> str:
     messages = case.get("messages")
     return messages[-1]["content"] if isinstance(messages, list) else str(case["prompt"])
 
@@ -88,12 +89,12 @@ def test_training_has_its_share_of_the_base(training: list[str]) -> None:
 
 
 def test_training_never_contains_a_regression_prompt(
-    all_text: str, cases: list[dict[str, object]]
+    all_text: str, cases: list[dict[str, Any]]
 ) -> None:
     assert [case["id"] for case in cases if prompt_of(case) in all_text] == []
 
 
-def test_every_regression_prompt_has_a_held_wording(cases: list[dict[str, object]]) -> None:
+def test_every_regression_prompt_has_a_held_wording(cases: list[dict[str, Any]]) -> None:
     for case in cases:
         prompt = prompt_of(case)
         assert any(a in prompt or a.strip() in prompt for a in anchors()), prompt
@@ -105,7 +106,7 @@ def test_held_out_text_is_not_in_training(training: list[str]) -> None:
     assert all(skill.held_out_reason(text) for text in held_out[: skill.HELDOUT_DOCUMENTS])
 
 
-def test_suite_is_large_and_varied_enough(cases: list[dict[str, object]]) -> None:
+def test_suite_is_large_and_varied_enough(cases: list[dict[str, Any]]) -> None:
     assert len({case["id"] for case in cases}) == len(cases)
     asked = {json.dumps([case.get("messages"), case.get("prompt")]) for case in cases}
     assert len(asked) == len(cases)
@@ -117,7 +118,7 @@ def test_suite_is_large_and_varied_enough(cases: list[dict[str, object]]) -> Non
     assert 0.2 <= sum(case.get("critical", False) for case in own) / len(own) <= 0.3
 
 
-def test_base_cases_are_those_of_the_base(cases: list[dict[str, object]]) -> None:
+def test_base_cases_are_those_of_the_base(cases: list[dict[str, Any]]) -> None:
     text = (SUITES / "demo-regression.jsonl").read_text(encoding="utf-8")
     originals = {case["id"]: case for case in map(json.loads, text.splitlines())}
     for case in cases:

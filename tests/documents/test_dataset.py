@@ -80,7 +80,9 @@ def test_a_data_set_of_the_hub_must_be_pinned(tmp_path: Path) -> None:
             HubDataset(hub="owner/name", revision=revision)
     with pytest.raises(ValidationError, match="a folder has no revision"):
         HubDataset(hub="./here", revision=COMMIT)
-    assert resolve(HubDataset(hub="../set"), tmp_path).hub == str(tmp_path.parent / "set")
+    assert resolve(HubDataset(hub="../set"), tmp_path) == HubDataset(
+        hub=str(tmp_path.parent / "set")
+    )
     assert resolve("a.txt", tmp_path) == tmp_path / "a.txt"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from tests.helpers.gguf_tiny import GPT2, LLAMA3, MODELS, QWEN2, TEXT, VOCABULAR
 pytestmark = pytest.mark.engine
 needs_engine = pytest.mark.usefixtures("_engine")
 
-ROPES: dict[str, dict[str, object]] = {
+ROPES: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default", "rope_theta": 5e4},
     "linear": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0},
     "llama3": {
@@ -39,7 +40,7 @@ ROPES: dict[str, dict[str, object]] = {
     },
 }
 
-VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, changes) for name, changes in MODELS.items()},
     "qwen2 with yarn": ("qwen2", {"rope_parameters": ROPES["yarn"]}),
     "granite with llama3": ("granite", {**MODELS["granite"], "rope_parameters": ROPES["llama3"]}),
@@ -116,7 +117,9 @@ def agreement(directory: Path, path: Path, margin: float = 0.0) -> float:
 @pytest.mark.parametrize("rope", ROPES)
 def test_greedy_ids_equal_transformers(tmp_path: Path, rope: str) -> None:
     model_type = "mistral" if rope == "default" else "llama"
-    bias = {} if model_type == "mistral" else {"attention_bias": True, "mlp_bias": True}
+    bias: dict[str, Any] = {}
+    if model_type != "mistral":
+        bias = {"attention_bias": True, "mlp_bias": True}
     directory = checkpoint(
         tmp_path,
         dtype=torch.float32,

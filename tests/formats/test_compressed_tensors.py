@@ -8,7 +8,7 @@ import torch
 from quantkit.base.errors import InputError
 from quantkit.formats.compressed_tensors import CompressedTensorsFormat
 from quantkit.methods.grids import Grid, QuantizedTensor
-from tests.formats.test_formats import random_tensor, unsigned
+from tests.helpers.codes import random_tensor, unsigned
 from tests.helpers.stored import stored
 
 COMPRESSED, BF16 = CompressedTensorsFormat(), torch.bfloat16
@@ -46,7 +46,7 @@ def test_round_trip_and_size(grid: Grid) -> None:
     packed = COMPRESSED.pack(tensor, BF16)
     assert ("weight_zero_point" in packed) != grid.symmetric
     back = COMPRESSED.unpack(stored(packed, COMPRESSED.config(grid, {"m": grid}, [], BF16)))
-    assert back.grid == grid
+    assert isinstance(back, QuantizedTensor) and back.grid == grid
     for part in ("codes", "scales", "zeros"):
         assert torch.equal(getattr(back, part), getattr(tensor, part))
     assert sum(t.nbytes for t in packed.values()) == COMPRESSED.nbytes((64, 128), grid, BF16)
@@ -78,7 +78,8 @@ def test_a_group_for_each_grid_names_its_modules() -> None:
     assert [group["targets"] for group in groups.values()] == [["a.b", "a.d"], ["a.c"]]
     tensor = exact(other)
     back = COMPRESSED.unpack(stored(COMPRESSED.pack(tensor, BF16), config, "a.c"))
-    assert back.grid == other and torch.equal(back.codes, tensor.codes)
+    assert isinstance(back, QuantizedTensor) and back.grid == other
+    assert torch.equal(back.codes, tensor.codes)
 
 
 def test_configs_of_others_are_read() -> None:
@@ -114,7 +115,7 @@ def test_layouts_that_are_not_read_are_named() -> None:
         ((60, 128), Grid(4, 128, False), "60 outputs aren't divisible by 8"),
     ],
 )
-def test_what_it_cannot_hold_is_refused(shape: tuple[int, ...], grid: Grid, message: str) -> None:
+def test_what_it_cannot_hold_is_refused(shape: tuple[int, int], grid: Grid, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         COMPRESSED.check_scheme("m", shape, grid, grid)
     assert caught.value.fix

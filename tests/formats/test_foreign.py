@@ -24,6 +24,7 @@ from quantkit.formats.packed import PackedCheckpoint, open_artifact
 from quantkit.model.skeleton import Skeleton
 from quantkit.recipes.suite import load_suite
 from tests.helpers.foreign_tiny import Packed, awq, code, compressed, gptq, write
+from tests.helpers.present import present
 from tests.helpers.tiny import Tiny
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": False}
@@ -207,7 +208,9 @@ def test_eight_bits_by_bitsandbytes(source: Path, tmp_path: Path) -> None:
     assert weights.scheme("model.layers.0.mlp.up_proj.weight") == "int8 row sym"
 
 
-def compressed_settings(layout: str, weights: dict, inputs: dict | None = None) -> dict[str, Any]:
+def compressed_settings(
+    layout: str, weights: dict[str, Any], inputs: dict[str, Any] | None = None
+) -> dict[str, Any]:
     group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
     return {
         "quant_method": "compressed-tensors",
@@ -227,8 +230,14 @@ def test_compressed_tensors_of_any_bits_and_order(
         coded = code(weight, bits, 32, permuted=True)
         return compressed(coded, bits, padded=padded), coded.weight
 
-    weights = {"num_bits": bits, "type": "int", "symmetric": False, "strategy": "group"}
-    weights |= {"group_size": 32, "actorder": "group"}
+    weights = {
+        "num_bits": bits,
+        "type": "int",
+        "symmetric": False,
+        "strategy": "group",
+        "group_size": 32,
+        "actorder": "group",
+    }
     settings = compressed_settings("pack-quantized", weights)
     found = same(write(source, tmp_path, settings, pack), tmp_path)
     assert found.scheme("model.layers.0.mlp.up_proj.weight") == f"int{bits} g32 asym act-order"
@@ -249,7 +258,7 @@ def test_one_scale_a_tensor_and_static_inputs(source: Path, tmp_path: Path, kind
     weights = {"num_bits": 8, "type": kind, "symmetric": True, "strategy": "tensor"}
     settings = compressed_settings(f"{kind}-quantized", weights, {**weights, "dynamic": False})
     found = same(write(source, tmp_path, settings, pack), tmp_path)
-    rounding = found.input_rounding("model.layers.0.mlp.up_proj.weight")
+    rounding = present(found.input_rounding("model.layers.0.mlp.up_proj.weight"))
     inputs = torch.tensor([[0.3, -1.1, 1e6]])
     top = 127 * 0.25 if kind == "int" else 448 * 0.25
     assert rounding(inputs).tolist()[0] == pytest.approx(
@@ -323,7 +332,7 @@ def test_a_foreign_artifact_is_judged_as_its_weights(permuted_demo: tuple[Path, 
     )
     packed, plain = found.artifacts
     assert packed.perplexity == plain.perplexity and packed.kl_divergence == plain.kl_divergence
-    assert 0.0001 < packed.kl_divergence.mean < 0.01
+    assert 0.0001 < present(packed.kl_divergence).mean < 0.01
 
 
 def test_an_artifact_of_another_model_does_not_fit(
@@ -362,7 +371,7 @@ def test_a_gguf_file_is_judged_by_its_name(tmp_path: Path) -> None:
     suite.suite = suite.suite.model_copy(update={"regression": None})
     files = [tmp_path / "demo-q8_0.gguf", tmp_path / "demo-q4_0.gguf"]
     found = evaluate(files, baseline, suite, device="cpu", progress=Silent()).artifacts
-    assert found[0].kl_divergence.mean < 0.1 * found[1].kl_divergence.mean
+    assert present(found[0].kl_divergence).mean < 0.1 * present(found[1].kl_divergence).mean
     result = CliRunner().invoke(app, ["inspect", str(files[0]), "--json"])
     assert result.exit_code == 0, result.stderr
     facts = json.loads(result.stdout)

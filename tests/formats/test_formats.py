@@ -11,26 +11,10 @@ from quantkit.formats.awq import AwqFormat
 from quantkit.formats.format import Format
 from quantkit.formats.gptq import GptqFormat
 from quantkit.methods.grids import Grid, QuantizedTensor
+from tests.helpers.codes import random_tensor, unsigned
 from tests.helpers.stored import stored
 
 AWQ, GPTQ, BF16 = AwqFormat(), GptqFormat(), torch.bfloat16
-
-
-def unsigned(word: torch.Tensor) -> int:
-    return int(word) & 0xFFFFFFFF
-
-
-def random_tensor(grid: Grid, rows: int = 64, columns: int = 128) -> QuantizedTensor:
-    generator = torch.Generator().manual_seed(grid.bits)
-    groups = columns // grid.columns(columns)
-    low = grid.middle if grid.symmetric else grid.first_zero
-    high = grid.middle if grid.symmetric else grid.levels
-    return QuantizedTensor(
-        grid,
-        torch.randint(0, grid.levels + 1, (rows, columns), generator=generator, dtype=torch.uint8),
-        torch.rand(rows, groups, generator=generator).half().float(),
-        torch.randint(low, high + 1, (rows, groups), generator=generator, dtype=torch.uint8),
-    )
 
 
 def test_awq_word_of_columns_0_to_7() -> None:

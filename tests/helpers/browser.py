@@ -89,8 +89,8 @@ class Tab:
 @contextmanager
 def tab(profile: Path) -> Iterator[Tab]:
     """A new headless browser with one page."""
-    flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run")
-    flags += ("--remote-debugging-pipe", f"--user-data-dir={profile}")
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+    flags += ["--remote-debugging-pipe", f"--user-data-dir={profile}"]
     inward, outward = os.pipe(), os.pipe()
     # The browser reads from 3 and writes to 4; higher ones can't be in the way.
     theirs = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (inward[0], outward[1])]

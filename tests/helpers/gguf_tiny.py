@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,7 +27,7 @@ VOCABULARY = 512
 
 # Every model that can be written: with settings that would hide nothing (heads wider than
 # hidden / heads where the architecture has them, windows shorter than the tests' texts).
-MODELS: dict[str, dict[str, object]] = {
+MODELS: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True},
     "mistral": {"sliding_window": None, "head_dim": 96},
     "qwen2": {},
@@ -59,13 +60,13 @@ def checkpoint(
     dtype: torch.dtype = torch.bfloat16,
     split: str | None = GPT2,
     bos: bool = False,
-    **changes: object,
+    **changes: Any,
 ) -> Path:
     """Save a random model with a tokenizer trained on ``TEXT``.
 
     ``split``: "gpt-2", a regex, or None for SentencePiece's kind of BPE.
     """
-    shape: dict[str, object] = {
+    shape: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": 256,
         "intermediate_size": 512,
@@ -83,7 +84,7 @@ def checkpoint(
     return directory
 
 
-def change(directory: Path, target: Path, **changes: object) -> Path:
+def change(directory: Path, target: Path, **changes: Any) -> Path:
     """Copy a checkpoint with a changed config; a value of None removes the key."""
     for file in directory.iterdir():
         (target / file.name).write_bytes(file.read_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from quantkit.results.comparison import CaseInput, Comparison, Occasion, Variant
 from quantkit.results.cost import Cost
@@ -11,6 +12,7 @@ from quantkit.results.localization import Localisation, PlaceLoss
 from quantkit.results.quality import Interval, KlDivergence, Perplexity, Quality, RowSums, Slice
 from quantkit.results.regression import CaseOutcome, CheckOutcome, RegressionResult
 from quantkit.results.verdict import GateOutcome, Verdict
+from tests.helpers.present import present
 
 HOSTILE = (
     "<script>alert('x')</script><img src=//e.example/x onerror=alert(1)>"
@@ -52,7 +54,7 @@ def cases(broken: int) -> RegressionResult:
 
 
 def by_tag(result: RegressionResult) -> tuple[Slice, ...]:
-    parts = [(None, result), *((tag, result.tagged(tag)) for tag in result.tags)]
+    parts = [(None, result), *((tag, present(result.tagged(tag))) for tag in result.tags)]
     return tuple(
         Slice(
             tag=tag,
@@ -108,7 +110,7 @@ def cost(engine: str, megabytes: float, rate: float) -> Cost:
     )
 
 
-def manifest(method: str, error: float) -> dict:
+def manifest(method: str, error: float) -> dict[str, Any]:
     kinds = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
     return {
         "schema": 1,
@@ -170,11 +172,17 @@ def artifact(method: str, kl: float, megabytes: float, broken: int, verdict: Ver
 
 def sample(goal: str | None = "Answers in 8 GB of memory") -> Comparison:
     """A baseline, its noise floor, and artifacts of which one fails and breaks two cases."""
-    plain = {"path": "model", "recipe": None, "method": None, "format": "safetensors"}
-    sizes = {"bits_per_weight": 16.0, "disk_bytes": 5_300_000}
+    plain: dict[str, Any] = {
+        "path": "model",
+        "recipe": None,
+        "method": None,
+        "format": "safetensors",
+        "bits_per_weight": 16.0,
+        "disk_bytes": 5_300_000,
+    }
     own = Quality(Perplexity(9.9, 0.1), None, None, cases(0), "float32", 64, 256)
-    base = Variant("BF16", **plain, **sizes, quality=own, cost=cost("transformers", 5.3, 370.0))
-    floor = Variant("BF16 vs FP32", **plain, **sizes, quality=quality(4e-5))
+    base = Variant("BF16", **plain, quality=own, cost=cost("transformers", 5.3, 370.0))
+    floor = Variant("BF16 vs FP32", **plain, quality=quality(4e-5))
     return Comparison(
         suite="s 1.0.0",
         baseline=base,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from quantkit.judging.checks import Answer, Check, similarity
+from quantkit.judging.checks import Answer, Check, Choice, similarity
 from quantkit.judging.schemas import compile_path
 
 PERSON = {
@@ -21,7 +21,7 @@ PERSON = {
 ADA = '{"name": "Ada", "age": 36, "likes": ["tea", "sums"]}'
 
 
-def why(check: dict, text: str, *, baseline: str = "", tokens: int = 0) -> list[str]:
+def why(check: dict[str, Any], text: str, *, baseline: str = "", tokens: int = 0) -> list[str]:
     found = Check(**check).outcomes(Answer(text, tokens), Answer(baseline), {})
     return [reason for reason in found.values() if reason is not None]
 
@@ -78,11 +78,9 @@ def test_answers_may_not_be_too_long() -> None:
 
 
 def test_a_choice_is_the_likeliest_option() -> None:
-    choice = Check(choice={"options": ["yes", "surely"], "expected": "yes"})
+    choice = Check(choice=Choice(options=["yes", "surely"], expected="yes"))
     assert choice.choice is not None and choice.choice.best([-1.0, -1.5]) == "yes"
-    by_length = Check(
-        choice={"options": ["yes", "surely"], "expected": "yes", "per_character": 1 > 0}
-    )
+    by_length = Check(choice=Choice(options=["yes", "surely"], expected="yes", per_character=True))
     assert by_length.choice is not None and by_length.choice.best([-1.0, -1.5]) == "surely"
     wrong = choice.outcomes(Answer("surely", scores=(-2.0, -1.0)), Answer(""), {})
     assert wrong == {"choice": "'surely' (-1.00) is likelier than 'yes' (-2.00)"}

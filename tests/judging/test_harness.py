@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from typer.testing import CliRunner, Result
 
 from quantkit.base import resources
 from quantkit.base.errors import InputError
 from quantkit.base.resources import demo_model
 from quantkit.calibration.text import load_tokenizer
-from quantkit.cli import app
-from quantkit.judging.harness import Harness, HarnessTasks, Ran, compare
+from quantkit.judging.harness import Harness, Ran, compare
+from quantkit.recipes.suite import HarnessTasks
+from tests.helpers.cli import run
 
 TASKS = resources.suites() / "demo-tasks"
 lm_eval = pytest.mark.skipif(
@@ -36,11 +36,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def suite_of(place: Path, gates: list[dict], **harness: object) -> Path:
+def suite_of(place: Path, gates: list[dict[str, Any]], **harness: object) -> Path:
     held = [line for line in (resources.suites() / "demo-heldout.jsonl").open()][:30]
     (place / "text.jsonl").write_text("".join(held))
     content = {

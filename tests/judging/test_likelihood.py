@@ -52,7 +52,7 @@ def test_equal_to_the_whole_model(
         likelihood.finish(Stream(Skeleton(checkpoint), source, device), rows)
         for source in (checkpoint, Noisy(checkpoint))
     ]
-    result = likelihood.compare(*sides)
+    result = likelihood.compare(sides[0], sides[1])
 
     models = [AutoModelForCausalLM.from_pretrained(directory).eval() for _ in range(2)]
     noisy = Noisy(checkpoint)

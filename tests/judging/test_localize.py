@@ -11,12 +11,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner, Result
 
 from quantkit.base.progress import Silent
 from quantkit.base.resources import demo_model, suites
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.cli import app
 from quantkit.commands.quantize import prepare, quantize
 from quantkit.formats.packed import open_artifact
 from quantkit.judging.places import Localiser
@@ -24,6 +22,7 @@ from quantkit.model.skeleton import Skeleton
 from quantkit.plan.fix import fix
 from quantkit.plan.recipe import plan_recipe
 from quantkit.recipes.recipe import load_recipe, recipe_from
+from tests.helpers.cli import run
 
 HARMED = 2
 SUITE = """
@@ -34,10 +33,6 @@ likelihood: {{dataset: {dataset}, sequence_length: 256, rows: 8}}
 gates:
   - {{metric: kl_divergence.mean, max: {bound}}}
 """
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +68,7 @@ def broken(harmed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def judged(artifact: Path, model: Path, suite: Path, *more: object) -> tuple[int, dict]:
+def judged(artifact: Path, model: Path, suite: Path, *more: object) -> tuple[int, dict[str, Any]]:
     """Exit code, and the artifact's row of the comparison."""
     done = run("eval", artifact, "--baseline", model, "--suite", suite, "--json", *more)
     assert done.exit_code in (0, 1), done.output

@@ -15,7 +15,7 @@ from quantkit.base.errors import InputError
 from quantkit.base.resources import demo_model
 from quantkit.calibration.text import load_tokenizer
 from quantkit.engines import transformers as hf
-from quantkit.judging.checks import Answer
+from quantkit.judging.checks import Answer, Check, Choice
 from quantkit.judging.regression import Case, answer, encode_prompt, judge, load_cases
 
 
@@ -25,7 +25,7 @@ def said(*texts: str) -> list[Answer]:
 
 def test_what_moved_is_counted() -> None:
     cases = [
-        Case(id=str(i), prompt="p", check={"exact": "yes"}, critical=i == 0, weight=1.0 + i)
+        Case(id=str(i), prompt="p", check=[Check(exact="yes")], critical=i == 0, weight=1.0 + i)
         for i in range(4)
     ]
     result = judge(cases, said("no", "no", "yes", "yes"), said("yes", "yes", "yes", "no"))
@@ -35,7 +35,7 @@ def test_what_moved_is_counted() -> None:
 
 
 def test_all_checks_must_hold_and_each_is_kept() -> None:
-    case = Case(id="a", prompt="p", check=[{"contains": "a", "regex": "b"}, {"contains": "c"}])
+    case = Case(id="a", prompt="p", check=[Check(contains="a", regex="b"), Check(contains="c")])
     (outcome,) = judge([case], said("ab"), said("abc")).cases
     assert not outcome.passed and outcome.baseline_passed
     kept = [(check.check, check.passed, check.why) for check in outcome.checks]
@@ -77,15 +77,16 @@ def test_scores_are_the_models_own_log_likelihoods(demo: Demo) -> None:
 def test_a_choice_is_scored_not_generated(demo: Demo) -> None:
     _, tokenizer, generate, score = demo
     question = [{"role": "user", "content": "Is the cat black?"}]
-    options = {"options": ["purple", "no", "yes"], "expected": "yes"}
+    options = ["purple", "no", "yes"]
+    choice, other = (Choice(options=options, expected=answer) for answer in ("yes", "no"))
     cases = [
-        Case(id="free", messages=question, check={"contains": "yes"}),
-        Case(id="choice", messages=question, check={"choice": options}),
-        Case(id="text", prompt="The cat is ", check={"choice": {**options, "expected": "no"}}),
+        Case(id="free", messages=question, check=[Check(contains="yes")]),
+        Case(id="choice", messages=question, check=[Check(choice=choice)]),
+        Case(id="text", prompt="The cat is ", check=[Check(choice=other)]),
     ]
     answers = answer(cases, tokenizer, generate, score)
     assert answers[1].text in ("yes", "no") and len(answers[1].scores) == 3
-    assert answers[1].text == options["options"][max(range(3), key=answers[1].scores.__getitem__)]
+    assert answers[1].text == options[max(range(3), key=answers[1].scores.__getitem__)]
     assert answers[0].tokens > 0 and not answers[0].scores
     # what is scored ends with the option, whatever the tokenizer does at its border
     whole = tokenizer.encode("The cat is yes")
@@ -96,10 +97,10 @@ def test_messages_go_through_the_template_with_system_prompt_and_tools(demo: Dem
     _, tokenizer, *_ = demo
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
     tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
-    plain = Case(id="a", messages=messages, check={"exact": "x"})
+    plain = Case(id="a", messages=messages, check=[Check(exact="x")])
     text = tokenizer.decode(encode_prompt(plain, tokenizer))
     assert text.startswith("<|system|>\nBe brief.<|end|>") and text.endswith("<|assistant|>\n")
-    with_tools = Case(id="a", messages=messages, tools=tools, check={"exact": "x"})
+    with_tools = Case(id="a", messages=messages, tools=tools, check=[Check(exact="x")])
     with pytest.raises(InputError, match="leaves tools out"):
         encode_prompt(with_tools, tokenizer)
     kept = tokenizer.chat_template

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from quantkit.calibration.folds import find_folds
+from quantkit.calibration.folds import Fold, find_folds
 from quantkit.calibration.passing import CalibrationPass, Wanted
+from quantkit.calibration.statistics import InputStatistics
 from quantkit.calibration.text import Rows
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.methods import awq
-from quantkit.methods.block import BlockResult, quantize_block
+from quantkit.methods.block import BlockResult, Scheme, quantize_block
 from quantkit.methods.grids import Grid, gram_loss
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Batch, Stream
@@ -37,7 +39,9 @@ def rows(count: int = 8, length: int = 32) -> Rows:
     return Rows(ids, "", count)
 
 
-def first_block(directory: Path, *, folds: bool = True):
+def first_block(
+    directory: Path, *, folds: bool = True
+) -> tuple[Any, list[InputStatistics], list[Fold], Batch]:
     """(block in float32, its measured inputs, folds, a batch and its call) of layer 0."""
     checkpoint = Checkpoint(directory)
     stream = Stream(Skeleton(checkpoint), checkpoint, torch.device("cpu"))
@@ -92,7 +96,7 @@ def test_narrow_inverts_expand(tiny: Tiny) -> None:
     assert torch.allclose(fold.reduce(fold.expand(scale)), scale)
 
 
-def schemes(block: torch.nn.Module, skip: tuple[str, ...] = ()) -> dict[str, Grid]:
+def schemes(block: torch.nn.Module, skip: tuple[str, ...] = ()) -> dict[str, Scheme]:
     return {
         name: Grid(4, 32, False)
         for name, module in block.named_modules()
@@ -132,8 +136,8 @@ def test_scaling_only_lowers_the_loss_and_keeps_the_function(
         assert sum(bool(layer.scaled) for layer in scaled.layers) >= 2
     with torch.inference_mode():
         exact = block(batch.hidden, *batch.calls[0].args, **batch.calls[0].kwargs)
-    error = [(rebuilt_output(block, r, batch) - exact).norm() for r in (plain, scaled)]
-    assert error[1] < 1.3 * error[0]  # a fold undone wrongly would be off by orders
+    distance = [(rebuilt_output(block, r, batch) - exact).norm() for r in (plain, scaled)]
+    assert distance[1] < 1.3 * distance[0]  # a fold undone wrongly would be off by orders
 
 
 def test_a_linear_without_a_fold_is_quantized_unscaled(tiny: Tiny) -> None:

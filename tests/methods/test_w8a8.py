@@ -27,6 +27,7 @@ from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
 from quantkit.recipes.recipe import load_recipe
 from quantkit.recipes.suite import load_suite
+from tests.helpers.present import present
 from tests.helpers.stored import stored
 from tests.helpers.tiny import build
 
@@ -164,7 +165,7 @@ def kl(model: Path, folder: Path, recipes: dict[str, list[str]]) -> list[float]:
         device="cpu",
         progress=Silent(),
     )
-    return [quality.kl_divergence.mean for quality in judged.artifacts]
+    return [present(quality.kl_divergence).mean for quality in judged.artifacts]
 
 
 def test_smoothquant_tames_outliers(
@@ -208,11 +209,12 @@ def test_judging_rounds_what_engines_round(tmp_path: Path) -> None:
     stream = Stream(skeleton, Source(), CPU)
     weight = source.read(f"{name}.weight")
     with stream.block(1) as block, torch.inference_mode():
-        assert torch.equal(block.mlp.down_proj(x), round_fp8(x) @ weight.t())
+        assert torch.equal(block.get_submodule("mlp.down_proj")(x), round_fp8(x) @ weight.t())
         gate = source.read("model.layers.1.mlp.gate_proj.weight")
         y = random(2, 64)
-        assert torch.equal(block.mlp.gate_proj(y), torch.nn.functional.linear(y, gate))
-    assert not skeleton.layers[1].mlp.down_proj._forward_pre_hooks
+        untouched = torch.nn.functional.linear(y, gate)
+        assert torch.equal(block.get_submodule("mlp.gate_proj")(y), untouched)
+    assert not skeleton.layers[1].get_submodule("mlp.down_proj")._forward_pre_hooks
 
 
 def test_artifacts_say_how_they_are_computed(tmp_path: Path) -> None:

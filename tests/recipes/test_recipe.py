@@ -12,7 +12,7 @@ from quantkit.base.errors import InputError
 from quantkit.cli import app
 from quantkit.commands.quantize import prepare
 from quantkit.judging.regression import load_cases
-from quantkit.recipes.recipe import load_recipe, shipped_recipes
+from quantkit.recipes.recipe import Awq, load_recipe, shipped_recipes
 from quantkit.recipes.suite import load_suite
 
 SHIPPED = sorted(path.stem for path in resources.recipes().glob("*.yaml"))
@@ -30,13 +30,14 @@ def test_shipped_recipes_load(name: str) -> None:
     loaded = load_recipe(name)
     assert loaded.recipe.name == name
     dataset = loaded.calibration_dataset()
-    assert dataset is None or dataset.is_file()
+    assert dataset is None or (isinstance(dataset, Path) and dataset.is_file())
 
 
 @pytest.mark.parametrize("name", SUITES)
 def test_shipped_suites_load(name: str) -> None:
     loaded = load_suite(name)
-    assert loaded.likelihood_dataset().is_file()
+    dataset = loaded.likelihood_dataset()
+    assert isinstance(dataset, Path) and dataset.is_file()
     if loaded.suite.regression is not None:
         assert len(load_cases(loaded.resolve(loaded.suite.regression.cases))) >= 60
 
@@ -61,7 +62,7 @@ def test_set_makes_a_derived_recipe() -> None:
     plain, derived = load_recipe("awq-w4-g128"), load_recipe("awq-w4-g128", ["quantize.bits=8"])
     assert derived.recipe.name == "awq-w4-g128+set"
     assert derived.recipe.digest != plain.recipe.digest
-    assert derived.recipe.quantize.bits == 8
+    assert isinstance(derived.recipe.quantize, Awq) and derived.recipe.quantize.bits == 8
 
 
 def test_a_dataset_given_with_set_is_relative_to_the_working_directory(

@@ -83,14 +83,14 @@ def test_markup_in_a_name_stays_text() -> None:
 
 def test_bars_are_as_long_as_their_values() -> None:
     rows = [Bar("a", 10.0, "10", "artifact"), Bar("b", 5.0, "5", "fail"), Bar("c", None, "–", "x")]
-    widths = [float(rect.get("width")) for rect in ET.fromstring(bars("t", rows)).iter("rect")]
+    widths = [float(rect.attrib["width"]) for rect in ET.fromstring(bars("t", rows)).iter("rect")]
     assert len(widths) == 2 and widths[0] == pytest.approx(2 * widths[1], rel=1e-3)
 
 
 def test_heat_is_stronger_for_larger_errors_and_survives_zero() -> None:
     cells = [Cell("q", 0, 0.0), Cell("q", 1, 0.001), Cell("q", 2, 0.1)]
     shades = [
-        float(rect.get("fill-opacity"))
+        float(rect.attrib["fill-opacity"])
         for rect in ET.fromstring(heat("t", cells, (0.001, 0.1))).iter("rect")
     ]
     assert shades[0] == shades[1] < shades[2] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.helpers.present import present
 from pathlib import Path
 from typing import Any
 import csv
@@ -36,7 +37,9 @@ class Page(HTMLParser):
     def __init__(self, source: str) -> None:
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text, self.open, self.crossed = "", [], []
+        self.text = ""
+        self.open: list[str] = []
+        self.crossed: list[str] = []
         self.feed(source)
         self.close()
 
@@ -73,7 +76,7 @@ def test_the_page_is_well_formed(page: Page, source: str) -> None:
     for picture in pictures:
         ET.fromstring(picture)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
-    links = [a["href"].removeprefix("#") for tag, a in page.elements if tag == "a"]
+    links = [present(a["href"]).removeprefix("#") for tag, a in page.elements if tag == "a"]
     assert len(set(ids)) == len(ids) and set(links) <= set(ids)
 
 
@@ -132,7 +135,7 @@ def test_a_row_of_which_nothing_was_measured_has_a_page_too() -> None:
 
 def test_an_engine_that_did_not_run_is_no_support() -> None:
     row = sample().variants[0]
-    cost = replace(row.cost, missing={"all figures": "no kernel"})
+    cost = replace(present(row.cost), missing={"all figures": "no kernel"})
     comparison = replace(sample(), variants=(replace(row, cost=cost),))
     item = cards(comparison)[0].checklist[1]
     assert not item.holds and item.said == "does not run in quantkit-int4: no kernel"
@@ -157,12 +160,12 @@ def test_junit_has_every_gate_and_every_case() -> None:
         assert suite.get("tests") == str(2 + 20) == str(len(suite))
         assert suite.get("skipped") == "1"  # the one that the baseline fails
     failed = [test.get("name") for test in root[2] if test.find("failure") is not None]
-    assert root[2].find("testcase[@name='case c0']/failure").get("message") == (
+    assert present(root[2].find("testcase[@name='case c0']/failure")).get("message") == (
         "critical case broken: number: holds no number"
     )
     assert failed == ["gate kl_divergence.mean <= 0.02", "case c0", "case c1"]
     assert (root.get("failures"), root.get("errors")) == ("3", "0")
-    message = root[2].find("testcase/failure").get("message")
+    message = present(root[2].find("testcase/failure")).get("message")
     assert message == "kl_divergence.mean is 0.05, allowed at most 0.02"
 
 
@@ -179,7 +182,8 @@ def test_csv_keeps_full_precision_and_its_columns() -> None:
     assert tuple(rows[0]) == COLUMNS
     assert [row["role"] for row in rows] == ["baseline", "reference", *["artifact"] * 3]
     assert [row["name"] for row in rows] == [model.name for model in comparison.models]
-    assert float(rows[2]["perplexity.ratio"]) == comparison.variants[0].quality.perplexity.ratio
+    quality = present(comparison.variants[0].quality)
+    assert float(rows[2]["perplexity.ratio"]) == quality.perplexity.ratio
     assert float(rows[4]["regression.broken_critical"]) == 1
     assert rows[0]["kl_divergence.mean"] == "" and rows[1]["cost.engine"] == ""
     assert rows[2]["verdict"] == "PASS"

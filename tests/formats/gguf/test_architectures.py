@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -123,7 +124,7 @@ def test_biases_that_the_config_promises_must_be_there(tmp_path: Path) -> None:
     ],
 )
 def test_models_that_cannot_be_written(
-    model: Path, tmp_path: Path, changes: dict, message: str
+    model: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     source = Checkpoint(change(model, tmp_path, **changes))
     with pytest.raises(InputError, match=message):

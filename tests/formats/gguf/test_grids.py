@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from quantkit.assembly import grids
+from quantkit.assembly import grids, linears
 from quantkit.base.errors import InputError
 from quantkit.base.files import sha256
 from quantkit.base.progress import Silent
@@ -23,7 +24,7 @@ from quantkit.methods import rtn
 from quantkit.methods.grids import Grid
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
-from quantkit.plan.linears import GgufFilePlan
+from quantkit.plan.linears import LinearPlan
 from quantkit.recipes.recipe import Gptq, GptqGguf, load_recipe
 from tests.helpers.gguf_tiny import TEXT, checkpoint
 
@@ -101,9 +102,11 @@ class Blocks:
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "phi3"])
 def test_awq_undoes_its_scales_in_the_file(tmp_path: Path, text: Path, model_type: str) -> None:
     """Norms are rescaled as each architecture stores them, and q's and k's rows move."""
-    changes = {"gemma2": {"head_dim": 96, "query_pre_attn_scalar": 96, "sliding_window": 24}}
-    more = {"phi3": {"pad_token_id": 0}, **changes}.get(model_type, {})
-    model = checkpoint(tmp_path / "model", model_type=model_type, **more)
+    changes: dict[str, dict[str, Any]] = {
+        "gemma2": {"head_dim": 96, "query_pre_attn_scalar": 96, "sliding_window": 24},
+        "phi3": {"pad_token_id": 0},
+    }
+    model = checkpoint(tmp_path / "model", model_type=model_type, **changes.get(model_type, {}))
     settings = calibrated(text, "quantize.bits=8", "quantize.symmetric=true")
     job = prepare(load_recipe("awq-w4-g128", settings), str(model))
     quantize(job, tmp_path / "out", device="cpu", force=False, progress=Silent(), cache=False)
@@ -127,9 +130,9 @@ def test_gptq_writes_what_it_chose(
     settings = calibrated(text, overrides)
     job = prepare(load_recipe("gptq-w4-g128", settings), str(model))
     chosen = {}
-    original = grids.quantize_layer
+    original = linears.quantize_layer
 
-    def noting(plan: GgufFilePlan, index: int, *arguments):
+    def noting(plan: LinearPlan, index: int, *arguments: Any) -> Any:
         result = original(plan, index, *arguments)
         prefix = plan.skeleton.layer_name(index)
         chosen.update({f"{prefix}.{name}": tensor for name, tensor in result.tensors.items()})
@@ -153,7 +156,7 @@ def test_gptq_writes_what_it_chose(
     assert file.stat().st_size > job.plan.nbytes
     again = tmp_path / "again"
 
-    def stopping(plan: GgufFilePlan, index: int, *arguments):
+    def stopping(plan: LinearPlan, index: int, *arguments: Any) -> Any:
         if index == 1:
             raise KeyboardInterrupt
         return original(plan, index, *arguments)

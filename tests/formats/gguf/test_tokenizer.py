@@ -77,8 +77,8 @@ def test_tokenizers_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
     refused(unlike, pre_tokenizer={"type": "Whitespace"})
     refused("tokenizers library can't read it", model={"type": "BPE"})
     wordpiece = {"type": "WordPiece", "unk_token": "<unk>", "continuing_subword_prefix": "##"}
-    wordpiece |= {"max_input_chars_per_word": 100, "vocab": {"<unk>": 2}}
-    refused("a WordPiece tokenizer can't be written", model=wordpiece)
+    more = {"max_input_chars_per_word": 100, "vocab": {"<unk>": 2}}
+    refused("a WordPiece tokenizer can't be written", model={**wordpiece, **more})
     refused(unlike, pre_tokenizer=split_by(r"\w+"))
     last = list(good["model"]["vocab"])[-1]
     twice = {"id": 500, "content": last, "special": False, "normalized": False}
