@@ -18,7 +18,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 @pytest.fixture
 def processes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import processes
+    import processes  # type: ignore[import-not-found]
 
     return processes
 
@@ -26,7 +26,7 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.fixture
 def models(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import models
+    import models  # type: ignore[import-not-found]
 
     return models
 
