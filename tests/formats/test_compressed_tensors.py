@@ -89,7 +89,8 @@ def test_configs_of_others_are_read() -> None:
     group = fine["config_groups"]["group_0"] | {"targets": [r"re:.*\.down_proj$"]}
     config["config_groups"]["group_1"] = group
     packed = COMPRESSED.pack(exact(Grid(8, -1, True)), BF16)
-    assert COMPRESSED.unpack(stored(packed, config, "model.layers.0.mlp.down_proj")).grid.bits == 8
+    back = COMPRESSED.unpack(stored(packed, config, "model.layers.0.mlp.down_proj"))
+    assert isinstance(back, QuantizedTensor) and back.grid.bits == 8
     del config["config_groups"]["group_0"]
     with pytest.raises(InputError, match="none of the config_groups"):
         COMPRESSED.unpack(stored(packed, config, "model.layers.0.mlp.up_proj"))

@@ -12,7 +12,7 @@ from quantkit.formats.gguf.transforms import Keep
 from quantkit.formats.registry import FORMATS, safetensors_formats
 from quantkit.methods import fp8, nf4, rtn
 from quantkit.methods.fp8 import Fp8Scheme
-from quantkit.methods.grids import Grid, Quantized
+from quantkit.methods.grids import Grid, Quantized, QuantizedTensor
 from quantkit.methods.nf4 import Nf4Scheme
 from tests.helpers.stored import stored
 
@@ -79,6 +79,7 @@ def test_what_is_held_comes_back_exactly_in_the_bytes_that_were_planned(
 ) -> None:
     tensor = quantized(scheme)
     if not isinstance(format, SafetensorsFormat):
+        assert isinstance(tensor, QuantizedTensor)
         blocks = gguf_grids.pack(tensor, Keep())
         assert torch.equal(blocks.dequantize(), tensor.dequantize())
         assert blocks.blocks.nbytes == format.nbytes(SHAPE, scheme, BF16)
