@@ -17,15 +17,15 @@ from torch import Tensor
 from quantkit.base.errors import InputError
 from quantkit.base.names import listed
 from quantkit.checkpoint.reader import Checkpoint, TensorSource
-from quantkit.formats.gguf import architectures
 from quantkit.formats.gguf import tokenizer as gguf_tokenizer
-from quantkit.formats.gguf.architectures import (
+from quantkit.formats.gguf.architectures.architecture import (
     OUTPUT,
     Architecture,
     CheckpointTensor,
     Dimensions,
     Metadata,
 )
+from quantkit.formats.gguf.architectures.table import architecture_of, with_defaults
 from quantkit.formats.gguf.mixes import Choice, Layout, TypeOverride, choose_types, find_mix
 from quantkit.formats.gguf.transforms import Keep, Transform
 from quantkit.methods.ggml.types import load_gguf, row_bytes
@@ -129,8 +129,8 @@ def plan_file(
     """
     recipe = find_mix(mix)
     where = str(source.directory)
-    architecture = architectures.of_model(source.config)
-    config = architectures.complete(architecture, source.config)
+    architecture = architecture_of(source.config)
+    config = with_defaults(architecture, source.config)
     dimensions = architecture.dimensions(config)
     metadata = {
         "general.type": "model",

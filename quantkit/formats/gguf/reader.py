@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from quantkit.base.errors import InputError
-from quantkit.formats.gguf import architectures
-from quantkit.formats.gguf.architectures import EMBEDDING, Dimensions
+from quantkit.formats.gguf.architectures.architecture import EMBEDDING, Dimensions
+from quantkit.formats.gguf.architectures.table import find_architecture
 from quantkit.formats.gguf.header import Header, read_header, unreadable
 from quantkit.methods.ggml.types import GgmlTensor, load_gguf
 
@@ -141,7 +141,7 @@ class GgufWeights:
         self.header = GgufHeader(self.files)
         where = str(self.files[0])
         try:
-            self._architecture = architectures.find(self.header.architecture)
+            self._architecture = find_architecture(self.header.architecture)
         except InputError as error:
             raise InputError(error.what, where=where, fix=error.fix) from error
         self._dimensions = self.header.dimensions()

@@ -17,7 +17,7 @@ from typing import Any
 
 from quantkit.base.errors import InputError
 from quantkit.base.files import read_optional_json
-from quantkit.formats.gguf.architectures import Metadata
+from quantkit.formats.gguf.architectures.architecture import Metadata
 from quantkit.formats.gguf.pretokenizer import Vocabulary, check_name, find
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)

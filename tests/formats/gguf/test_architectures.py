@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from quantkit.base.errors import InputError
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.formats.gguf import architectures
 from quantkit.formats.gguf import rope as gguf_rope
+from quantkit.formats.gguf.architectures.architecture import Metadata
+from quantkit.formats.gguf.architectures.table import ARCHITECTURES, architecture_of, with_defaults
 from quantkit.formats.gguf.file import plan_file
 from quantkit.formats.gguf.reader import GgufWeights
 from quantkit.formats.gguf.transforms import AddOne, InterleaveHalves, Keep, ThreeParts, Transform
@@ -28,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_all_models_are_tested() -> None:
-    known = {name for a in architectures.ARCHITECTURES for name in a.model_types}
+    known = {name for a in ARCHITECTURES for name in a.model_types}
     assert known == set(MODELS)
 
 
@@ -131,9 +132,9 @@ def test_models_that_cannot_be_written(
         plan_file(source, "bf16")
 
 
-def metadata(config: dict[str, object]) -> architectures.Metadata:
-    architecture = architectures.of_model(config)
-    config = architectures.complete(architecture, config)
+def metadata(config: dict[str, object]) -> Metadata:
+    architecture = architecture_of(config)
+    config = with_defaults(architecture, config)
     return architecture.metadata(config, architecture.dimensions(config))
 
 

@@ -1,0 +1,1 @@
+"""The architectures that can be written as GGUF and read from it."""

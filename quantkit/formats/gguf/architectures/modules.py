@@ -1,0 +1,75 @@
+"""The modules of a block, as families of models share them."""
+
+from __future__ import annotations
+
+from quantkit.formats.gguf.architectures.architecture import Change, Dimensions, Module, keep
+from quantkit.formats.gguf.transforms import AddOne, InterleaveHalves, ThreeParts, Transform
+
+
+def interleave(dimensions: Dimensions) -> Transform:
+    """For q and k, where the graph rotates neighbours."""
+    return InterleaveHalves(dimensions.head_dim)
+
+
+def three_parts(dimensions: Dimensions) -> Transform:
+    """For q, k and v in one matrix."""
+    return ThreeParts(dimensions.head_dim)
+
+
+def add_one(dimensions: Dimensions) -> Transform:
+    """For a norm that multiplies by 1 + w."""
+    return AddOne()
+
+
+def linear(
+    name: str, rows: str, columns: str, bias: bool | str = False, change: Change = keep
+) -> Module:
+    """A linear of shape (rows, columns), in the words of ``Dimensions.size``."""
+    return Module(name, (rows, columns), bias, change)
+
+
+def norm(name: str, width: str = "hidden", bias: bool = False, change: Change = keep) -> Module:
+    """A norm of so many features."""
+    return Module(name, (width,), bias, change)
+
+
+def attention(
+    qkv: bool | str = False, out: bool | str = False, change: Change = keep
+) -> tuple[Module, ...]:
+    """q, k, v and o, with biases; ``change``: of q and k."""
+    return (
+        linear("self_attn.q_proj", "q", "hidden", qkv, change),
+        linear("self_attn.k_proj", "kv", "hidden", qkv, change),
+        linear("self_attn.v_proj", "kv", "hidden", qkv),
+        linear("self_attn.o_proj", "hidden", "q", out),
+    )
+
+
+def gated(bias: bool | str = False) -> tuple[Module, ...]:
+    """An MLP whose inner features are multiplied by a gate."""
+    return (
+        linear("mlp.gate_proj", "inner", "hidden", bias),
+        linear("mlp.up_proj", "inner", "hidden", bias),
+        linear("mlp.down_proj", "hidden", "inner", bias),
+    )
+
+
+def pre_norms(attention: tuple[Module, ...], mlp: tuple[Module, ...]) -> tuple[Module, ...]:
+    """A block with one RMSNorm before attention and one before the MLP."""
+    return (norm("input_layernorm"), *attention, norm("post_attention_layernorm"), *mlp)
+
+
+def gemma_blocks(*, heads: bool, after: bool) -> tuple[Module, ...]:
+    """Blocks of the Gemma models, whose norms multiply by 1 + w.
+
+    ``heads``: q and k are normalized by head; ``after``: norms after attention and MLP too.
+    """
+
+    def scaled(name: str, width: str = "hidden") -> Module:
+        return norm(name, width, change=add_one)
+
+    by_head = [scaled(f"self_attn.{part}_norm", "head") for part in "qk"] if heads else []
+    last = ["post_attention_layernorm"]
+    if after:
+        last += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+    return (scaled("input_layernorm"), *attention(), *by_head, *map(scaled, last), *gated())
