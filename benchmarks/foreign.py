@@ -136,9 +136,9 @@ def judge(cases: list[Case], source: Path, work: Path) -> list[dict[str, object]
     """Perplexity and KL divergence of each artifact, and of the peer's own weights."""
     from quantkit.base.progress import Silent
     from quantkit.checkpoint.reader import Checkpoint
-    from quantkit.commands.eval import evaluate
-    from quantkit.commands.inspect import examine
+    from quantkit.commands.inspect import inspect
     from quantkit.formats import compressed_tensors as compressed
+    from quantkit.judging.quality import judge_quality
     from quantkit.methods import inputs
     from quantkit.recipes.suite import load_suite
 
@@ -147,7 +147,7 @@ def judge(cases: list[Case], source: Path, work: Path) -> list[dict[str, object]
     baseline = Checkpoint(source / "model")
 
     def figures(paths: list[Path]) -> dict[Path, tuple[float, float]]:
-        found = evaluate(paths, baseline, suite, device="cpu", progress=Silent()).artifacts
+        found = judge_quality(paths, baseline, suite, device="cpu", progress=Silent()).artifacts
         return {
             path: (quality.perplexity.value, quality.kl_divergence.mean)
             for path, quality in zip(paths, found, strict=True)
@@ -167,7 +167,7 @@ def judge(cases: list[Case], source: Path, work: Path) -> list[dict[str, object]
         if theirs is None:
             said = json.loads((work / case.name / "figures.json").read_text())
             theirs = said["perplexity"], said["kl"]
-        facts = examine(work / case.name / "artifact")
+        facts = inspect(work / case.name / "artifact")
         schemes = dict.fromkeys(t.scheme for t in facts.plan.tensors if t.quantized)
         rows.append(
             {

@@ -1,3 +1,5 @@
+"""``python -m quantkit.cli`` is ``quantkit``."""
+
 from quantkit.cli import main
 
 main()

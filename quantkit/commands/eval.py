@@ -1,229 +1,103 @@
-"""evaluate: artifact × suite → quality, against the baseline on the same inputs."""
+"""eval: artifacts judged by a suite, against their BF16 baseline."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
+import yaml
 
-from quantkit.base.errors import InputError
-from quantkit.base.names import dtype_name
-from quantkit.base.parallel import return_large_blocks
+from quantkit.base.files import write_json
 from quantkit.base.progress import Progress
-from quantkit.calibration.text import load_tokenizer
-from quantkit.checkpoint.reader import Checkpoint, Weights
-from quantkit.documents.dataset import Document, read
-from quantkit.engines import transformers as hf
-from quantkit.formats.packed import open_artifact
-from quantkit.judging import harness, regression
-from quantkit.judging.checks import Answer
-from quantkit.judging.gates import check_slices
-from quantkit.judging.harness import Harness, Ran
-from quantkit.judging.held_out import held_out_rows
-from quantkit.judging.intervals import with_intervals
-from quantkit.judging.likelihood import Divergence, Finished, compare, finish
-from quantkit.judging.overlap import check_overlap, of_cases
-from quantkit.judging.regression import Case
-from quantkit.lora.checkpoint import AdaptedCheckpoint
-from quantkit.lora.open import tokenizer_directory
-from quantkit.model.device import resolve_device
-from quantkit.model.skeleton import Skeleton
-from quantkit.model.stream import Stream
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.commands.bench import measure_costs
+from quantkit.judging.localize import locate
+from quantkit.judging.quality import judge_quality
+from quantkit.judging.variants import build_comparison
 from quantkit.recipes.suite import LoadedSuite
-from quantkit.results.quality import Qualities, Quality
+from quantkit.results.comparison import Comparison, Variant
+from quantkit.results.cost import Load
+from quantkit.results.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class JudgingOptions:
+    """How artifacts are judged, where the suite leaves a choice.
+
+    device: that quality is computed on; load: measure cost under it, None: don't; localize: find
+    the layers that lose most, None: of artifacts that failed a gate; goal: what the artifacts are
+    for, kept in the report; allow_code: run Python that the suite brings; allow_overlap: judge
+    artifacts also on text that they were calibrated on.
+    """
+
+    device: str = "cpu"
+    load: Load | None = None
+    localize: bool | None = None
+    goal: str | None = None
+    allow_code: bool = False
+    allow_overlap: bool = False
+
+    def localizes(self, variant: Variant) -> bool:
+        """Whether to find the layers at fault in an artifact with this verdict."""
+        return variant.verdict is Verdict.FAIL if self.localize is None else self.localize
 
 
 def evaluate(
     artifacts: Sequence[Path],
     baseline: Checkpoint,
-    loaded: LoadedSuite,
+    suite: LoadedSuite,
+    options: JudgingOptions,
     *,
-    device: str,
+    model: str,
     progress: Progress,
-    allow_code: bool = False,
-    allow_overlap: bool = False,
-) -> Qualities:
-    """Judge artifacts by the suite; the baseline is run once for all of them.
+) -> Comparison:
+    """Judge artifacts by a suite, measure their cost under ``options.load``, and decide.
 
-    Weights are unpacked from what lies on disk, and both sides compute in float32. The noise
-    floor is the baseline computing in its own dtype, judged as if it were an artifact: what lies
-    below its figures is rounding, not quantization. A baseline with adapters in it is compared
-    with its base in the same way, which shows what the adapters are worth.
+    model: the baseline's name as the user gave it.
 
-    allow_code: whether Python that the suite brings may run; allow_overlap: whether an artifact
-    may be judged on text that it was calibrated on, which is an InputError otherwise.
+    Raises QuantkitError, see ``judge_quality`` and ``measure_costs``.
     """
-    return_large_blocks()
-    bench = _Bench.prepare(baseline, loaded, device, allow_code=allow_code)
-    remarks = check_overlap(artifacts, bench.texts, allow=allow_overlap)
-    sources = [(path.name, open_artifact(path)) for path in artifacts]
-    for _, source in sources:
-        bench.check_fits(source)
-    reference = bench.run(bench.checkpoint, torch.float32, "baseline", progress)
-    own = bench.dtype
-    floor = bench.judge(
-        bench.checkpoint, own, f"baseline in {dtype_name(own)}", reference, progress
+    qualities = judge_quality(
+        artifacts,
+        baseline,
+        suite,
+        device=options.device,
+        progress=progress,
+        allow_code=options.allow_code,
+        allow_overlap=options.allow_overlap,
     )
-    base = None
-    if isinstance(bench.checkpoint, AdaptedCheckpoint):
-        plain = bench.checkpoint.base
-        base = bench.judge(plain, torch.float32, "base without adapter", reference, progress)
-    judged = [
-        bench.judge(source, torch.float32, name, reference, progress) for name, source in sources
-    ]
-    return Qualities(bench.judge_itself(reference), floor, base, tuple(judged), tuple(remarks))
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A model after all that it was asked: final hidden states, answers, harness tasks."""
-
-    finished: Finished
-    answers: list[Answer] | None
-    harness: Ran | None
-
-
-@dataclass(frozen=True)
-class _Bench:
-    """What every model under judgement shares: what it is asked, and where it computes.
-
-    texts: what the suite judges on, as documents.
-    """
-
-    checkpoint: Checkpoint
-    tokenizer: Any
-    rows: Tensor
-    texts: list[Document]
-    cases: list[Case] | None
-    harness: Harness | None
-    end: list[int]
-    device: torch.device
-    dtype: torch.dtype
-    layers: int
-    slice_cases: int
-
-    @classmethod
-    def prepare(
-        cls, checkpoint: Checkpoint, loaded: LoadedSuite, device: str, *, allow_code: bool
-    ) -> _Bench:
-        suite = loaded.suite
-        if checkpoint.config.get("quantization_config"):
-            raise InputError(
-                "is quantized, so it can't be the baseline",
-                subject=str(checkpoint.directory),
-                fix="Pass the BF16 checkpoint that the artifact was made of.",
-            )
-        skeleton = Skeleton(checkpoint)
-        tokenizer = load_tokenizer(tokenizer_directory(checkpoint))
-        rows = held_out_rows(loaded, checkpoint, tokenizer)
-        texts = read(loaded.likelihood_dataset())[0]
-        cases = tasks = None
-        if suite.regression is not None:
-            path = loaded.resolve(suite.regression.cases)
-            cases = regression.load_cases(path, allow_code=allow_code)
-            check_slices(suite, cases)
-            texts += of_cases(cases, path)
-        if (wanted := loaded.harness_tasks()) is not None:
-            tasks = Harness(wanted, allow_code=allow_code)
-            tasks.check_metrics([gate.metric for gate in suite.gates])
-        if cases or tasks:
-            hf.check_memory(
-                checkpoint.parameters(), torch.float32, "answering cases and harness tasks"
-            )
-        return cls(
-            checkpoint,
-            tokenizer,
-            rows,
-            texts,
-            cases,
-            tasks,
-            hf.end_tokens(checkpoint.directory, tokenizer),
-            resolve_device(device),
-            skeleton.model.dtype,
-            len(skeleton.layers),
-            suite.regression.slice_cases if suite.regression else 1,
+    costs = None
+    if options.load is not None:
+        costs = measure_costs(artifacts, baseline, options.load, progress)
+    comparison = build_comparison(
+        baseline, artifacts, suite, qualities, costs, model=model, goal=options.goal
+    )
+    variants = tuple(
+        replace(
+            variant,
+            localisation=locate(variant, baseline, suite, device=options.device, progress=progress),
         )
+        if options.localizes(variant)
+        else variant
+        for variant in comparison.variants
+    )
+    return replace(comparison, variants=variants)
 
-    def check_fits(self, source: Weights) -> None:
-        """Raise InputError when an artifact's tensors aren't those of the baseline."""
-        try:
-            Skeleton(self.checkpoint, weights=source)
-        except InputError as error:
-            raise InputError(
-                f"doesn't fit the baseline: {error.what}",
-                subject=error.where,
-                fix="Is it made of this baseline?",
-            ) from error
 
-    def run(self, source: Weights, dtype: torch.dtype, label: str, progress: Progress) -> _Run:
-        """Carry the rows through the blocks, answer the cases, run the harness."""
-        stream = Stream(Skeleton(self.checkpoint, dtype, source), source, self.device)
-        answers = ran = None
-        steps = self.layers + bool(self.cases) + bool(self.harness)
-        with progress.task(f"judge {label}", steps) as task:
-            finished = finish(stream, self.rows, partial(task.advance, doing="likelihood"))
-            with stream.whole() if self.cases or self.harness else nullcontext() as model:
-                if self.cases is not None:
-                    generate = partial(hf.generate, model, end=self.end)
-                    score = partial(hf.score, model)
-                    answers = regression.answer(self.cases, self.tokenizer, generate, score)
-                    task.advance(doing="regression cases")
-                if self.harness is not None:
-                    ran = self.harness.run(
-                        model, self.tokenizer, lambda doing: task.advance(0, doing=doing)
-                    )
-                    task.advance()
-        return _Run(finished, answers, ran)
+def write_evaluation(comparison: Comparison, out: Path, progress: Progress) -> None:
+    """Write a comparison to ``out`` as JSON, and fixed recipes beside it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, comparison.to_json())
+    write_fixed_recipes(comparison, out.parent, progress)
 
-    def judge(
-        self,
-        source: Weights,
-        dtype: torch.dtype,
-        label: str,
-        reference: _Run,
-        progress: Progress,
-    ) -> Quality:
-        run = self.run(source, dtype, label, progress)
-        divergence = compare(reference.finished, run.finished)
-        return with_intervals(self._quality(divergence, run, reference, dtype))
 
-    def judge_itself(self, reference: _Run) -> Quality:
-        """The baseline's own figures: no ratio, no divergence."""
-        divergence = compare(reference.finished, reference.finished)
-        quality = self._quality(divergence, reference, reference, torch.float32)
-        return with_intervals(
-            replace(
-                quality,
-                perplexity=divergence.baseline_perplexity(),
-                kl_divergence=None,
-                top1_agreement=None,
-            )
-        )
-
-    def _quality(
-        self, divergence: Divergence, run: _Run, reference: _Run, dtype: torch.dtype
-    ) -> Quality:
-        result = None
-        if self.cases is not None and run.answers is not None and reference.answers is not None:
-            result = regression.judge(self.cases, run.answers, reference.answers, self.slice_cases)
-        tasks = None
-        if run.harness is not None and reference.harness is not None:
-            tasks = harness.compare(run.harness, reference.harness)
-        rows, length = self.rows.shape
-        return Quality(
-            divergence.perplexity(),
-            divergence.kl_divergence(),
-            divergence.top1_agreement(),
-            result,
-            dtype_name(dtype),
-            rows,
-            length,
-            divergence.row_sums(),
-            harness=tasks,
-        )
+def write_fixed_recipes(comparison: Comparison, directory: Path, progress: Progress) -> None:
+    """Write, for each artifact that failed, the recipe that would pass, as NAME-fixed.yaml."""
+    for variant in comparison.variants:
+        if variant.localisation is not None and variant.localisation.patch is not None:
+            content = variant.localisation.patch.recipe
+            path = directory / f"{content['name']}.yaml"
+            text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+            path.write_text(text, encoding="utf-8")
+            progress.note(f"written: {path}, to quantize by instead of {variant.name}")

@@ -24,7 +24,7 @@ _PROVENANCE = ("quantkit", "recipe", "source", "adapters", "calibration", "summa
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
-def examine(path: Path) -> Facts:
+def inspect(path: Path) -> Facts:
     """Read headers, configs and the small tensors that say how the others are packed.
 
     ``path``: a directory, or a .gguf file. Raises InputError for what can't be read.

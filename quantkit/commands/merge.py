@@ -1,4 +1,4 @@
-"""merge: checkpoint + LoRA adapters → checkpoint."""
+"""merge: checkpoint + LoRA adapters → checkpoint, proven equal to the adapters at run time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from quantkit.artifact.manifest import describe_adapter, file_digests, seal, wei
 from quantkit.base.errors import InputError
 from quantkit.base.output import check_output, new_directory
 from quantkit.base.progress import Progress
-from quantkit.base.sizes import parse_size
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import copy_sidecars, tokens_of, write_config
 from quantkit.checkpoint.source import locate
@@ -42,28 +41,33 @@ def merge(
     out: Path,
     *,
     dtype: str | None = None,
-    max_shard_size: str | None = None,
+    max_shard_size: int | None = None,
     strict: bool = False,
     proof: bool = True,
     dequantize_base: bool = False,
     force: bool = False,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Write ``base`` with the adapters merged to ``out``; returns its manifest.
+    """Write ``base`` with the adapters merged into it to ``out``; returns the manifest.
 
-    adapters: directories or hub ids, each with its weight; dtype: that of the result (default:
-    tensor by tensor that of the base); max_shard_size: "2GB" (default: shards as the base has
-    them); strict: warnings are errors; dequantize_base: unpack a bitsandbytes base first.
+    base: a directory, a hub id or 'demo'; adapters: the same, each with its weight; dtype: of the
+    result, "float32", "float16" or "bfloat16" (None: each tensor keeps its own); max_shard_size:
+    bytes (None: shards as large as the base's); strict: warnings are errors; proof: compare the
+    result's logits with those of base and adapter at run time; dequantize_base: unpack a
+    bitsandbytes base first.
 
-    Raises QuantkitError; nothing is left behind then.
+    Raises InputError for a base or an adapter that can't be merged and for an output that exists
+    (without ``force``), MachineError for want of disk space, QuantkitError where the proof fails.
+    Nothing is left behind then.
     """
     started = time.monotonic()
     if not adapters:
-        raise InputError("is needed", subject="ADAPTER", fix="Name at least one adapter directory.")
-    limit = None if max_shard_size is None else parse_size(max_shard_size, "--max-shard-size")
+        raise InputError(
+            "is required", subject="ADAPTER", fix="Name at least one adapter directory."
+        )
     checkpoint = _open_base(base, dequantize=dequantize_base)
-    wanted = None if dtype is None else _dtype(dtype)
-    adapted = adapt(checkpoint, adapters, base, dtype=wanted, strict=strict)
+    target = None if dtype is None else _dtype(dtype)
+    adapted = adapt(checkpoint, adapters, base, dtype=target, strict=strict)
     for warning in adapted.warnings:
         progress.note(warning)
     _check_tokenizer(adapted)
@@ -72,17 +76,17 @@ def merge(
     with new_directory(out) as directory, ThreadPoolExecutor(1) as pool:
         sources = [checkpoint.directory, *(adapter.directory for adapter in adapted.adapters)]
         digests = [pool.submit(file_digests, source) for source in sources]
-        _write(adapted, directory, limit or _largest_shard(adapted), progress)
+        _write(adapted, directory, max_shard_size or _largest_shard(adapted), progress)
         copy_sidecars(checkpoint.directory, directory, adapted.brings)
         write_config(directory, adapted.config, None)
-        proven = _prove(adapted, directory, progress) if proof else None
-        return _write_manifest(directory, base, adapted, digests, proven, started)
+        result = _prove(adapted, directory, progress) if proof else None
+        return _write_manifest(directory, base, adapted, digests, result, started)
 
 
 def _dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         known = ", ".join(DTYPES)
-        raise InputError(f"unknown dtype {name}", where="--dtype", fix=f"One of {known}.")
+        raise InputError(f"unknown dtype {name}", where="--dtype", fix=f"Choose one of {known}.")
     return DTYPES[name]
 
 
@@ -97,7 +101,7 @@ def _open_base(model: str, *, dequantize: bool) -> Checkpoint:
     raise InputError(
         f"is quantized already ({method}): an adapter added to rounded weights is rounded again",
         subject=str(checkpoint.directory),
-        fix="Merge into the BF16 checkpoint that it was made of, then quantize the result."
+        fix="Merge into the BF16 checkpoint that it was made from, then quantize the result."
         + (
             " Or pass --dequantize-base to merge into its unpacked weights."
             if method == "bitsandbytes"
@@ -107,9 +111,10 @@ def _open_base(model: str, *, dequantize: bool) -> Checkpoint:
 
 
 class _Unpacked(Checkpoint):
-    """A packed checkpoint as the plain one that it stands for, in its config's dtype.
+    """A packed checkpoint as a plain one: its weights in the shapes that the model has.
 
-    What was packed is read in float32.
+    Weights that were packed are read in float32; their entries give the config's dtype, which is
+    what they become unless the merge gives another.
     """
 
     def __init__(self, packed: PackedCheckpoint) -> None:
@@ -136,25 +141,25 @@ class _Unpacked(Checkpoint):
 
 
 def _check_tokenizer(adapted: AdaptedCheckpoint) -> None:
-    """Raise InputError where the tokenizer that will lie there has more tokens than the model."""
-    brought = adapted.brings
-    count = None if brought is None else tokens_of(brought)
+    """Raise InputError where the result's tokenizer has more tokens than its embedding has rows."""
+    directory = adapted.brings
+    count = None if directory is None else tokens_of(directory)
     if count is None:
-        brought, count = adapted.directory, tokens_of(adapted.directory)
-    # A base may have more tokens than rows; only what the adapter changes is judged.
-    judged = adapted.resized or brought != adapted.directory
-    if count is not None and judged and count > adapted.vocabulary:
+        directory, count = adapted.directory, tokens_of(adapted.directory)
+    # Some bases have more tokens than rows. That is theirs; an adapter mustn't make it so.
+    by_adapter = adapted.resized or directory != adapted.directory
+    if count is not None and by_adapter and count > adapted.vocabulary:
         raise InputError(
-            f"its tokenizer has {count} tokens, the merged model's embedding has "
+            f"the tokenizer has {count} tokens, and the merged model's embedding only "
             f"{adapted.vocabulary} rows",
-            where=str(brought),
+            where=str(directory),
             fix="Put the tokenizer that the adapter was trained with into its directory, or save "
             "the adapter with save_embedding_layers=True.",
         )
 
 
 def _largest_shard(adapted: AdaptedCheckpoint) -> int:
-    """The limit that splits the tensors as the base's files do."""
+    """Bytes of the largest shard, were every tensor in the shard where the base has it."""
     sizes: dict[Path, int] = {}
     for entry in adapted.entries.values():
         sizes[entry.file] = sizes.get(entry.file, 0) + entry.nbytes
@@ -164,7 +169,7 @@ def _largest_shard(adapted: AdaptedCheckpoint) -> int:
 def _write(
     adapted: AdaptedCheckpoint, directory: Path, shard_bytes: int, progress: Progress
 ) -> None:
-    """Write every tensor, in the order in which they lie in the base."""
+    """Write every tensor, in the order of the base's files."""
     keys = sorted(
         adapted.entries, key=lambda k: (adapted.entries[k].file, adapted.entries[k].start, k)
     )
@@ -178,7 +183,7 @@ def _write(
 
 
 def _read_ahead(adapted: AdaptedCheckpoint, keys: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor with its key; while one is written the next is read and merged."""
+    """Every tensor with its key. While one is written, the next is read and merged."""
     with ThreadPoolExecutor(1) as pool:
         upcoming = pool.submit(adapted.read, keys[0])
         for key, following in zip(keys, [*keys[1:], None], strict=True):
@@ -206,8 +211,8 @@ def _write_manifest(
     content = {
         "source": {"files": source},
         "adapters": [
-            describe_adapter(adapter, found)
-            for adapter, found in zip(adapted.adapters, others, strict=True)
+            describe_adapter(adapter, files)
+            for adapter, files in zip(adapted.adapters, others, strict=True)
         ],
         "method": "merge",
         "format": "safetensors",

@@ -1,10 +1,11 @@
-"""check: a suite, and the recipes that it is to judge → what is wrong with it, running no model."""
+"""suite check: every mistake in a suite, found without running a model."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from quantkit.base.errors import InputError, MachineError, QuantkitError
 from quantkit.documents.dataset import Document, read
@@ -17,17 +18,21 @@ from quantkit.recipes.suite import LoadedSuite
 
 
 @dataclass(frozen=True)
-class Findings:
-    """problems: what must be fixed; notes: what was seen, and what couldn't be checked."""
+class SuiteReport:
+    """problems: what must be fixed; notes: what the suite holds, and what couldn't be checked."""
 
     problems: tuple[str, ...]
     notes: tuple[str, ...]
 
+    def to_json(self) -> dict[str, Any]:
+        return {"problems": list(self.problems), "notes": list(self.notes)}
 
-def check(loaded: LoadedSuite, recipes: Sequence[Loaded], *, allow_code: bool) -> Findings:
-    """Read all that a suite names, and hold its text against the recipes' calibration text.
 
-    allow_code: whether Python that the suite brings may be imported.
+def check_suite(loaded: LoadedSuite, recipes: Sequence[Loaded], *, allow_code: bool) -> SuiteReport:
+    """Read all files that a suite names, and look for the recipes' calibration text in them.
+
+    allow_code: import Python that the suite brings. What this machine can't check, such as a data
+    set of the Hub without a network, is a note and no problem.
     """
     problems: list[str] = []
     notes: list[str] = []
@@ -35,29 +40,29 @@ def check(loaded: LoadedSuite, recipes: Sequence[Loaded], *, allow_code: bool) -
     parts = (_gates, _likelihood, _cases, _harness)
     for part in parts:
         try:
-            note, found = part(loaded, allow_code)
-            texts += found
+            note, documents = part(loaded, allow_code)
+            texts += documents
             notes += [note] if note else []
         except MachineError as error:
-            notes.append(f"not checked: {_line(error)}")
+            notes.append(f"not checked: {_sentence(error)}")
         except QuantkitError as error:
-            problems.append(_line(error))
+            problems.append(_sentence(error))
     for recipe in recipes:
         try:
             notes.append(_overlap(recipe, texts))
         except MachineError as error:
-            notes.append(f"not checked: {recipe.recipe.name}: {_line(error)}")
+            notes.append(f"not checked: {recipe.recipe.name}: {_sentence(error)}")
         except QuantkitError as error:
-            problems.append(_line(error))
-    return Findings(tuple(problems), tuple(notes))
+            problems.append(_sentence(error))
+    return SuiteReport(tuple(problems), tuple(notes))
 
 
-Part = tuple[str, list[Document]]
+Part = tuple[str, list[Document]]  # a note on a part of the suite, and the text in it
 
 
 def _gates(loaded: LoadedSuite, allow_code: bool) -> Part:
     gates = loaded.suite.gates
-    return f"gates: {len(gates)}" if gates else "no gates, so there will be no verdict", []
+    return f"gates: {len(gates)}" if gates else "no gates, so there is no verdict", []
 
 
 def _likelihood(loaded: LoadedSuite, allow_code: bool) -> Part:
@@ -91,17 +96,17 @@ def _harness(loaded: LoadedSuite, allow_code: bool) -> Part:
 def _overlap(loaded: Loaded, texts: Sequence[Document]) -> str:
     name, dataset = loaded.recipe.name, loaded.calibration_dataset()
     if dataset is None:
-        return f"{name}: calibrates on nothing"
-    found = find_overlaps(texts, read(dataset)[0])
-    if found:
+        return f"{name}: has no calibration text"
+    overlaps = find_overlaps(texts, read(dataset)[0])
+    if overlaps:
         raise InputError(
-            f"{len(found)} of the suite's {len(texts)} texts overlap with {dataset}\n"
-            f"{listed(found)}",
+            f"{len(overlaps)} of the suite's {len(texts)} texts overlap with {dataset}\n"
+            f"{listed(overlaps)}",
             where=name,
         )
     return f"{name}: no overlap with {dataset}"
 
 
-def _line(error: QuantkitError) -> str:
+def _sentence(error: QuantkitError) -> str:
     fix = f" {error.fix}" if error.fix else ""
     return f"{error}.{fix}" if fix and not str(error).endswith(".") else f"{error}{fix}"

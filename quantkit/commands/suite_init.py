@@ -1,8 +1,9 @@
-"""record: prompts + baseline → a suite to start from, with the baseline's answers as cases."""
+"""suite init: prompts + baseline → a suite to start from, with the baseline's answers as cases."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -28,40 +29,52 @@ from quantkit.model.stream import Stream
 from quantkit.recipes.suite import load_suite
 
 SUITE, CASES, TEXT = "suite.yaml", "cases.jsonl", "text.jsonl"
-_SHORT = 5  # words of an answer that is asked for to the letter
-_ALIKE = 0.8
+_SHORT = 5  # words of the longest answer that must be repeated exactly
+_SIMILARITY = 0.8  # that any longer answer must have
 _ROWS = 16  # of likelihood text, at least, where there is enough of it
-_BATCH = 32
+_BATCH = 32  # prompts answered together
 _LENGTHS = (512, 256, 128, 64, 32, 16, 8)
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """What was written: the suite's file, its cases, checks by name, answers cut at the limit."""
+class NewSuite:
+    """What was written.
 
-    suite: Path
+    path: of the suite's YAML file; cases: how many; checks: how many of each kind; cut: ids of the
+    cases whose answer was cut at the limit of tokens.
+    """
+
+    path: Path
     cases: int
     checks: dict[str, int]
     cut: tuple[str, ...]
 
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "suite": str(self.path),
+            "cases": self.cases,
+            "checks": self.checks,
+            "cut": list(self.cut),
+        }
 
-def record(
+
+def init_suite(
     prompts: Path,
     baseline: Checkpoint,
     out: Path,
     *,
-    name: str,
+    name: str | None,
     text: Path | None,
     max_new_tokens: int,
     device: str,
     force: bool,
     progress: Progress,
-) -> Recorded:
-    """Ask the baseline each prompt, greedily in float32, and write a suite of what it answers.
+) -> NewSuite:
+    """Ask the baseline each prompt, greedily in float32, and write a suite of its answers.
 
-    prompts: a line each, or a .jsonl file of cases whose ``check`` may be left out. Lines are
-    asked through the chat template where the model has one. text: held-out text for likelihoods;
-    prompts with their answers if None.
+    prompts: a text file with one prompt a line, or a .jsonl file of cases whose ``check`` may be
+    left out; lines are asked through the chat template where the model has one. name: the suite's,
+    that of ``out`` if None. text: held-out text for likelihoods; the prompts and answers if None.
 
     Raises QuantkitError; nothing is written then.
     """
@@ -83,7 +96,7 @@ def record(
             answers += answer(batch, tokenizer, generate, score)
             task.advance(len(batch))
     with new_directory(out) as directory:
-        cases = [_checked(case, said) for case, said in zip(asked, answers, strict=True)]
+        cases = [_with_check(c, a) for c, a in zip(asked, answers, strict=True)]
         _write_lines(directory / CASES, cases)
         dataset = TEXT if text is None else f"text{text.suffix or '.txt'}"
         if text is None:
@@ -92,18 +105,25 @@ def record(
         else:
             shutil.copyfile(text, directory / dataset)
         length = _row_length(directory / dataset, tokenizer, baseline.config)
-        content = _SUITE.format(name=name, dataset=dataset, length=length)
+        content = _SUITE.format(name=_suite_name(name or out), dataset=dataset, length=length)
         (directory / SUITE).write_text(content, encoding="utf-8")
+        # A suite that couldn't be loaded again must not appear.
         load_suite(str(directory / SUITE))
         load_cases(directory / CASES, allow_code=True)
     checks = Counter(name for case in cases for check in case["check"] for name in check)
     cut = [c.id for c, a in zip(asked, answers, strict=True) if a.tokens >= c.max_new_tokens]
-    return Recorded(out / SUITE, len(cases), dict(checks), tuple(cut))
+    return NewSuite(out / SUITE, len(cases), dict(checks), tuple(cut))
+
+
+def _suite_name(name: str | Path) -> str:
+    """A name that suites may have, made from one that somebody chose or from a directory's."""
+    text = name if isinstance(name, str) else name.resolve().name
+    return re.sub(r"[^a-z0-9._+-]+", "-", text.lower()).strip("-._+") or "suite"
 
 
 def _read_prompts(path: Path, max_new_tokens: int, chat: bool) -> list[Case]:
-    """Prompts as cases that ask for likeness to the baseline until its answer is known."""
-    asked = {"max_new_tokens": max_new_tokens, "check": {"similarity": _ALIKE}}
+    """Prompts as cases. Their check, until the answer is known: similar to the baseline's."""
+    asked = {"max_new_tokens": max_new_tokens, "check": {"similarity": _SIMILARITY}}
 
     def parse(number: int, line: str) -> Any:
         named = {"id": f"prompt-{number:03}", **asked}
@@ -118,26 +138,27 @@ def _read_prompts(path: Path, max_new_tokens: int, chat: bool) -> list[Case]:
     return load_cases(path, parse=parse)
 
 
-def _checked(case: Case, said: Answer) -> dict[str, Any]:
-    """A case with what the baseline said to it as its check, unless it came with one."""
+def _with_check(case: Case, answer: Answer) -> dict[str, Any]:
+    """A case with the baseline's answer as its check, unless the case came with one."""
     content = case.model_dump(mode="json", exclude_defaults=True)
-    if content["check"] != [{"similarity": {"min": _ALIKE}}]:
+    if content["check"] != [{"similarity": {"min": _SIMILARITY}}]:
         return content
-    text = said.text.strip()
-    short = 0 < len(text.split()) <= _SHORT and said.tokens < case.max_new_tokens
-    alike = {"similarity": {"min": _ALIKE, "to": said.text}}
-    return {**content, "check": [{"exact": text} if short else alike]}
+    text = answer.text.strip()
+    ended = answer.tokens < case.max_new_tokens  # by itself, not cut at the limit
+    if ended and 0 < len(text.split()) <= _SHORT:
+        return {**content, "check": [{"exact": text}]}
+    return {**content, "check": [{"similarity": {"min": _SIMILARITY, "to": answer.text}}]}
 
 
-def _document(case: Case, said: Answer) -> dict[str, Any]:
+def _document(case: Case, answer: Answer) -> dict[str, Any]:
     """Prompt and answer as one document of likelihood text."""
     if case.messages is None:
-        return {"text": f"{case.prompt}{said.text}"}
-    return {"messages": [*case.messages, {"role": "assistant", "content": said.text}]}
+        return {"text": f"{case.prompt}{answer.text}"}
+    return {"messages": [*case.messages, {"role": "assistant", "content": answer.text}]}
 
 
 def _row_length(dataset: Path, tokenizer: Any, config: dict[str, Any]) -> int:
-    """The longest rows of which there are enough to take an interval over."""
+    """The longest row length that gives enough rows for an interval, in tokens."""
     tokens = pack(dataset, tokenizer, sequence_length=1, rows=None, seed=None).count
     limit = config.get("max_position_embeddings") or _LENGTHS[0]
     for length in _LENGTHS:
@@ -146,9 +167,9 @@ def _row_length(dataset: Path, tokenizer: Any, config: dict[str, Any]) -> int:
     if tokens >= 2 * _LENGTHS[-1]:
         return _LENGTHS[-1]
     raise InputError(
-        f"prompts and answers are {tokens} tokens; likelihoods need at least {2 * _LENGTHS[-1]}",
-        where=str(dataset.name),
-        fix="Give more prompts, or held-out text by --text.",
+        f"has {tokens} tokens; likelihoods need at least {2 * _LENGTHS[-1]}",
+        subject=dataset.name,
+        fix="Give more prompts, or a longer held-out text by --text.",
     )
 
 
@@ -163,18 +184,18 @@ name: {name}
 version: 1.0.0
 description: Cases recorded from the baseline's own answers.
 likelihood:
-  # Held-out text like what the model is used for. Prompts and the baseline's answers will do to
-  # begin with; a few dozen rows make the intervals mean something.
+  # Held-out text like what the model is used for. The prompts and the baseline's answers are
+  # enough to begin with; intervals can be relied on from a few dozen rows.
   dataset: {dataset}
   sequence_length: {length}
 regression:
-  # Short answers are asked for to the letter, long ones by likeness to what the baseline said.
-  # Read them: a wrong answer recorded is a wrong answer asked for. Mark what must never break
-  # with "critical": true, and say what an answer must hold rather than how it must read.
+  # Short answers must be repeated exactly, long ones must be similar to the baseline's. Read
+  # them: a wrong answer that was recorded is a wrong answer that is required. Mark what must
+  # never break with "critical": true, and prefer checks of what an answer must contain.
   cases: cases.jsonl
 gates:
   # Bounds to begin with. Judge an artifact that you know to be good and one that you know to be
-  # bad (2 bits, rounded to nearest), and put the bounds between them.
+  # bad (2 bits, round to nearest), and choose bounds between them.
   - {{metric: kl_divergence.mean, max: 0.05}}
   - {{metric: perplexity.ratio, max: 1.05}}
   - {{metric: regression.broken_critical, max: 0}}

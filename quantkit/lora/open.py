@@ -9,12 +9,21 @@ import torch
 
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import tokens_of
-from quantkit.checkpoint.source import locate_adapter, model_name
+from quantkit.checkpoint.source import locate, locate_adapter, model_name
 from quantkit.lora.adapter import Adapter
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.model.skeleton import Skeleton
 
 Weighted = tuple[str, float]  # an adapter's directory or hub id, and how much of it is wanted
+
+
+def open_checkpoint(model: str, adapters: Sequence[Weighted] = ()) -> Checkpoint:
+    """The checkpoint named ``model`` (a directory, a hub id or 'demo') with its adapters folded in.
+
+    Raises InputError.
+    """
+    base = Checkpoint(locate(model))
+    return adapt(base, adapters, model) if adapters else base
 
 
 def adapt(

@@ -1,14 +1,15 @@
-"""The lock of a folder of recipes and suites: what each published version was.
+"""The lock of a folder of recipes and suites: the digest of every version ever published.
 
-``recipes.lock`` is text, one line a thing, made by ``quantkit recipes check --write``:
+``recipes.lock`` is text with one entry a line, written by ``quantkit recipes check --write``:
 
     recipe NAME VERSION DIGEST
     suite NAME VERSION DIGEST
     file PATH SHA256
 
-The digest is the document's own (of its content, not its layout). The files are the calibration
-texts, held-out texts and cases that documents name; paths are relative to the lock's folder. Lines
-of earlier versions stay, so that no version number is ever used for two things.
+A recipe's or suite's digest is taken of its content, not of its layout. The files are the
+calibration texts, held-out texts and cases that recipes and suites name; their paths are relative
+to the lock's folder. Lines of earlier versions stay, so that a version number never names two
+different recipes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from quantkit.documents.document import Versioned, read_yaml
 from quantkit.recipes.recipe import load_recipe
 from quantkit.recipes.suite import load_suite
 
-LOCK = "recipes.lock"
+LOCK_FILE = "recipes.lock"
 _HEADER = "# Written by `quantkit recipes check --write`. A line that stands here never changes.\n"
 _FIELDS = {"recipe": 4, "suite": 4, "file": 3}
 
@@ -33,8 +34,8 @@ Entry = tuple[str, ...]  # a line without its digest: (kind, name, version) or (
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Something that the lock doesn't allow: what, where, and how to fix it."""
+class LockProblem:
+    """An entry that the lock doesn't allow, the reason, and what to do about it."""
 
     entry: Entry
     what: str
@@ -46,34 +47,36 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Check:
-    """What a folder holds beside its lock. ``new``: not locked yet, and free to be."""
+class LockReport:
+    """A folder compared with its lock. locked, new: digests by entry; new: not in the lock yet."""
 
     locked: dict[Entry, str]
     new: dict[Entry, str]
-    problems: tuple[Problem, ...]
+    problems: tuple[LockProblem, ...]
 
 
-def check(folder: Path, lock: Path) -> Check:
-    """Compare the recipes of ``folder`` and the suites of it and its ``suites`` with the lock.
+def check_lock(folder: Path, lock: Path) -> LockReport:
+    """Compare the recipes of ``folder``, and the suites in it and in its ``suites``, with a lock.
 
-    A lock that doesn't exist locks nothing. Raises InputError for a document that isn't valid, a
-    file that one names and isn't there, two documents of one name, and an unreadable lock.
+    A lock file that doesn't exist is an empty lock. Raises InputError for an invalid recipe or
+    suite, a file that one of them names and that doesn't exist, two of one name, and an unreadable
+    lock.
     """
-    locked = read(lock) if lock.is_file() else {}
-    found = dict(_found(folder, lock.parent, locked))
+    locked = read_lock(lock) if lock.is_file() else {}
+    current = dict(_current_entries(folder, lock.parent, locked))
     problems = [
-        _changed(entry) for entry, digest in found.items() if locked.get(entry, digest) != digest
+        _changed(entry) for entry, digest in current.items() if locked.get(entry, digest) != digest
     ]
-    current = {entry[:2] for entry in found}
-    missing = {entry[:2]: entry for entry in locked if entry[:2] not in current}
+    # Of a recipe or a suite one version at a time is in the folder, so that names are compared.
+    present = {entry[:2] for entry in current}
+    missing = {entry[:2]: entry for entry in locked if entry[:2] not in present}
     problems += [_missing(entry) for entry in missing.values()]
-    new = {entry: digest for entry, digest in found.items() if entry not in locked}
-    return Check(locked, new, tuple(problems))
+    new = {entry: digest for entry, digest in current.items() if entry not in locked}
+    return LockReport(locked, new, tuple(problems))
 
 
-def read(lock: Path) -> dict[Entry, str]:
-    """The lines of a lock. Raises InputError for one that can't be read."""
+def read_lock(lock: Path) -> dict[Entry, str]:
+    """The digests of a lock file by entry. Raises InputError for a line that isn't an entry."""
     entries: dict[Entry, str] = {}
     for number, line in enumerate(lock.read_text(encoding="utf-8").splitlines(), 1):
         fields = line.split()
@@ -92,30 +95,37 @@ def read(lock: Path) -> dict[Entry, str]:
     return entries
 
 
-def write(lock: Path, result: Check) -> None:
-    """Lock what is new. What was locked stays as it was."""
-    entries = {**result.locked, **result.new}
+def write_lock(lock: Path, report: LockReport) -> None:
+    """Add the new entries to the lock file; those that are locked stay."""
+    entries = {**report.locked, **report.new}
     lines = [" ".join((*entry, entries[entry])) for entry in sorted(entries, key=_order)]
     write_whole(lock, _HEADER + "\n".join(lines) + "\n")
 
 
 def _order(entry: Entry) -> tuple[object, ...]:
+    """By kind, name and version; versions by number, so that 1.10.0 comes after 1.9.0."""
     numbers = tuple(int(part) if part.isdigit() else 0 for part in entry[-1].split("."))
     return (list(_FIELDS).index(entry[0]), entry[1], numbers)
 
 
-def _found(folder: Path, root: Path, locked: Iterable[Entry]) -> Iterator[tuple[Entry, str]]:
-    """Every document with its digest, and every file that one names or has named."""
+def _current_entries(
+    folder: Path, root: Path, locked: Iterable[Entry]
+) -> Iterator[tuple[Entry, str]]:
+    """Every recipe, suite and file that they name, with its digest.
+
+    Files that an earlier version named are among them: that version still needs its text.
+    """
     paths = sorted([*folder.glob("*.yaml"), *folder.glob("suites/*.yaml")])
     if not paths:
         raise InputError(
             "holds no recipe", subject=str(folder), fix="Recipes and suites are *.yaml files."
         )
     names: dict[tuple[str, str], Path] = {}
-    once = {(root / entry[1]).resolve() for entry in locked if entry[0] == "file"}
-    files = {file for file in once if file.is_file()}
+    published = {(root / entry[1]).resolve() for entry in locked if entry[0] == "file"}
+    # A published file that is gone is reported as a problem, by check_lock.
+    files = {file for file in published if file.is_file()}
     for path in paths:
-        kind, document, named = _open(path)
+        kind, document, named = _open_document(path)
         other = names.setdefault((kind, document.name), path)
         if other != path:
             raise InputError(f"has the name of {other}: {document.name}", subject=str(path))
@@ -123,14 +133,15 @@ def _found(folder: Path, root: Path, locked: Iterable[Entry]) -> Iterator[tuple[
         files |= named
     for file in sorted(files):
         if not file.is_file():
-            raise InputError("is named by a document here, and isn't there", subject=str(file))
+            raise InputError("is named by a recipe or suite and doesn't exist", subject=str(file))
         yield ("file", Path(os.path.relpath(file, root.resolve())).as_posix()), sha256(file)
 
 
-def _open(path: Path) -> tuple[str, Versioned, set[Path]]:
+def _open_document(path: Path) -> tuple[str, Versioned, set[Path]]:
+    """The kind of a YAML file, its recipe or suite, and the files that it names."""
     if "likelihood" in read_yaml(path):
         loaded = load_suite(str(path))
-        suite, files = loaded.suite, _file(loaded.likelihood_dataset())
+        suite, files = loaded.suite, _local_file(loaded.likelihood_dataset())
         if suite.regression is not None:
             files.add(loaded.resolve(suite.regression.cases))
         if suite.harness is not None and suite.harness.include_path is not None:
@@ -138,29 +149,31 @@ def _open(path: Path) -> tuple[str, Versioned, set[Path]]:
             files |= {p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
         return "suite", suite, files
     recipe = load_recipe(str(path))
-    return "recipe", recipe.recipe, _file(recipe.calibration_dataset())
+    return "recipe", recipe.recipe, _local_file(recipe.calibration_dataset())
 
 
-def _file(dataset: Dataset | None) -> set[Path]:
-    """A data set's file; one of the Hub is pinned by its revision."""
+def _local_file(dataset: Dataset | None) -> set[Path]:
+    """A data set's file; none for one of the Hub, which its revision pins."""
     return {dataset} if isinstance(dataset, Path) else set()
 
 
-def _changed(entry: Entry) -> Problem:
+def _changed(entry: Entry) -> LockProblem:
     if entry[0] == "file":
-        return Problem(
-            entry, "has changed since it was published", "Undo it, and give new text a new file."
+        return LockProblem(
+            entry,
+            "has changed since it was published",
+            "Undo the edit, and give new text a new file.",
         )
-    return Problem(
+    return LockProblem(
         entry,
         "has changed, and its version hasn't",
         "Undo the edit, or raise the version and run quantkit recipes check --write.",
     )
 
 
-def _missing(entry: Entry) -> Problem:
-    return Problem(
+def _missing(entry: Entry) -> LockProblem:
+    return LockProblem(
         entry,
-        "was published, and isn't there",
+        "was published and doesn't exist any more",
         "Restore it; if it was never released, delete its lines from the lock.",
     )

@@ -6,6 +6,22 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
+class Load:
+    """What every engine is asked to do when its cost is measured.
+
+    One prompt of ``prompt_tokens`` is read and ``new_tokens`` are generated, ``repeats`` times;
+    the median counts. threads: of the CPU, all cores if None; device: of the engine transformers,
+    the others run on the CPU.
+    """
+
+    prompt_tokens: int = 128
+    new_tokens: int = 32
+    repeats: int = 3
+    threads: int | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
 class Cost:
     """What running it takes, measured in a fresh process.
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from quantkit.commands.compare import _differences, decide
 from quantkit.judging.gates import hold
 from quantkit.judging.intervals import with_intervals
+from quantkit.judging.variants import apply_gates, differences
 from quantkit.recipes.suite import Gate
 from quantkit.reports.cells import notes, table
 from quantkit.reports.details import details
@@ -66,21 +66,21 @@ def variant(**changes: Any) -> Variant:
     ],
 )
 def test_gates(gate: dict[str, Any], verdict: str) -> None:
-    decided = decide(variant(), [Gate(**gate)])
+    decided = apply_gates(variant(), [Gate(**gate)])
     assert decided.verdict == Verdict(verdict)
     assert decided.gates[0].passed == (verdict == "PASS")
 
 
 def test_one_failed_gate_fails_all_of_it() -> None:
     gates = [Gate(metric="kl_divergence.mean", max=1), Gate(metric="regression.broken", max=0)]
-    decided = decide(variant(quality=quality(broken=1)), gates)
+    decided = apply_gates(variant(quality=quality(broken=1)), gates)
     assert decided.verdict is Verdict.FAIL
     assert [gate.passed for gate in decided.gates] == [True, False]
 
 
 def test_a_metric_that_was_not_measured_fails() -> None:
     quality_without = Quality(Perplexity(1, 0, 1), None, None, None, "float32", 1, 8)
-    decided = decide(
+    decided = apply_gates(
         variant(quality=quality_without), [Gate(metric="regression.broken_critical", max=0)]
     )
     assert decided.verdict is Verdict.FAIL and decided.gates[0].value is None
@@ -88,7 +88,7 @@ def test_a_metric_that_was_not_measured_fails() -> None:
 
 def test_nothing_is_rounded_before_a_comparison() -> None:
     gates = [Gate(metric="kl_divergence.mean", max=0.02)]
-    assert decide(variant(quality=quality(kl=0.02 + 1e-12)), gates).verdict is Verdict.FAIL
+    assert apply_gates(variant(quality=quality(kl=0.02 + 1e-12)), gates).verdict is Verdict.FAIL
 
 
 def over_rows(kl: list[float]) -> Quality:
@@ -151,7 +151,7 @@ def test_a_figure_on_its_bound_is_decided_by_no_number() -> None:
     even = over_rows([0.25, 0.75] * 32)
     outcome = hold(Gate(metric="kl_divergence.mean", max=0.5, confidence=0.95), even)
     assert outcome.verdict is Verdict.INCONCLUSIVE and outcome.more is None
-    row = decide(
+    row = apply_gates(
         variant(quality=even), [Gate(metric="kl_divergence.mean", max=0.5, confidence=0.9)]
     )
     said = notes(replace(comparison(), variants=(row,)))
@@ -163,9 +163,9 @@ def test_a_fail_outweighs_inconclusive_and_that_outweighs_pass() -> None:
     near = Gate(metric="kl_divergence.mean", max=0.0102, confidence=0.95)
     bad = Gate(metric="top1_agreement", min=0.99)
     row = variant(quality=over_rows(SPREAD))
-    assert decide(row, [good]).verdict is Verdict.PASS
-    assert decide(row, [good, near]).verdict is Verdict.INCONCLUSIVE
-    assert decide(row, [near, bad, good]).verdict is Verdict.FAIL
+    assert apply_gates(row, [good]).verdict is Verdict.PASS
+    assert apply_gates(row, [good, near]).verdict is Verdict.INCONCLUSIVE
+    assert apply_gates(row, [near, bad, good]).verdict is Verdict.FAIL
     assert Verdict.over([Verdict.PASS, Verdict.INCONCLUSIVE, Verdict.FAIL]) is Verdict.FAIL
 
 
@@ -176,8 +176,10 @@ def test_confidence_in_what_was_not_measured_fails() -> None:
         Gate(metric="regression.worst_slice", min=0, confidence=0.95),
     ]
     for given in (replace(quality(), regression=None), None):
-        assert not any(outcome.passed for outcome in decide(variant(quality=given), gates).gates)
-    untagged = decide(variant(), gates).gates
+        assert not any(
+            outcome.passed for outcome in apply_gates(variant(quality=given), gates).gates
+        )
+    untagged = apply_gates(variant(), gates).gates
     assert [outcome.passed for outcome in untagged] == [True, False, False]
 
 
@@ -194,7 +196,7 @@ def test_what_is_not_finite_fails(figure: float, confidence: float | None) -> No
 
 def comparison() -> Comparison:
     cost = Cost("transformers", "cpu", 2, 128, 32, 3, missing={"decode": "no such kernel"})
-    row = decide(
+    row = apply_gates(
         variant(quality=quality(broken=1), cost=cost), [Gate(metric="regression.broken", max=0)]
     )
     base = variant(name="BF16", recipe=None, method=None)
@@ -217,7 +219,7 @@ def test_the_table_says_what_is_missing_broken_and_failed() -> None:
 
 @pytest.mark.parametrize(("method", "what"), [("awq", "the weights"), ("fp8", "inputs of linears")])
 def test_what_differs_names_the_inputs_where_they_are_rounded(method: str, what: str) -> None:
-    (said,) = _differences(variant(name="BF16"), [], [variant(method=method)])
+    (said,) = differences(variant(name="BF16"), [], [variant(method=method)])
     assert f"{what} only" in said
 
 
@@ -240,7 +242,7 @@ def test_details_show_intervals_slices_and_what_is_missing() -> None:
         Gate(metric="kl_divergence.mean", max=0.0102, confidence=0.95),
         Gate(metric="regression.tags.odd.pass_rate", min=0.5, confidence=0.95),
     ]
-    row = decide(variant(quality=given), gates)
+    row = apply_gates(variant(quality=given), gates)
     shown, slices = details(replace(comparison(), variants=(row,)))
     near, on_a_tag = shown.rows
     assert near[2] == "0.0100075" and near[3].endswith(" at 95%")

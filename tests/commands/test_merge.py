@@ -140,9 +140,9 @@ def test_shards_are_those_of_the_base_or_of_the_size_given(
     index = "model.safetensors.index.json"
     as_before = json.loads((sharded / index).read_text())["weight_map"]
     assert json.loads((tmp_path / "one" / index).read_text())["weight_map"] == as_before
-    merge(sharded, adapter, tmp_path / "two", proof=False, max_shard_size="10MB")
+    merge(sharded, adapter, tmp_path / "two", proof=False, max_shard_size=10_000_000)
     assert [p.name for p in (tmp_path / "two").glob("*.safetensors")] == ["model.safetensors"]
-    merge(base, adapter, tmp_path / "three", proof=False, max_shard_size="0.1MB")
+    merge(base, adapter, tmp_path / "three", proof=False, max_shard_size=100_000)
     assert len(list((tmp_path / "three").glob("model-*.safetensors"))) > 1
     for out in ("one", "three"):
         AutoModelForCausalLM.from_pretrained(tmp_path / out)

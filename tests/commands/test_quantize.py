@@ -20,25 +20,26 @@ from quantkit.base.progress import Silent
 from quantkit.base.resources import demo_model
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.cli import app
+from quantkit.cli.comparison import finish
 from quantkit.cli.console import Console
-from quantkit.cli.verdict import finish
-from quantkit.commands.bench import Load, measure
-from quantkit.commands.compare import compare
-from quantkit.commands.eval import evaluate
+from quantkit.commands.bench import measure_costs
 from quantkit.commands.quantize import prepare, quantize
 from quantkit.engines import int4
 from quantkit.engines import transformers as hf
 from quantkit.formats.gguf.reader import GgufWeights
 from quantkit.formats.packed import PackedCheckpoint, open_artifact
 from quantkit.judging.checks import Answer
+from quantkit.judging.quality import judge_quality
 from quantkit.judging.regression import encode_prompt, judge, load_cases
 from quantkit.judging.significance import mcnemar, mean_interval
+from quantkit.judging.variants import build_comparison
 from quantkit.methods.grids import QuantizedTensor
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
 from quantkit.recipes.recipe import load_recipe
 from quantkit.recipes.suite import Gate, load_suite
 from quantkit.results.comparison import Comparison
+from quantkit.results.cost import Load
 from quantkit.results.quality import Qualities, Quality
 from quantkit.results.verdict import Verdict
 from tests.helpers.present import present
@@ -78,7 +79,7 @@ def qualities(artifacts: dict[str, Path]) -> tuple[dict[str, Path], Qualities]:
     names += ["int8-w8a8", "fp8"]
     paths = {name: artifacts[name] for name in names} | {"bf16": demo_model()}
     baseline, suite = Checkpoint(demo_model()), load_suite("demo")
-    found = evaluate(list(paths.values()), baseline, suite, device="cpu", progress=Silent())
+    found = judge_quality(list(paths.values()), baseline, suite, device="cpu", progress=Silent())
     return paths, found
 
 
@@ -101,9 +102,11 @@ def verdict_on(
         suite.suite = suite.suite.model_copy(update={"gates": gates})
     of = dict(zip(paths, found.artifacts, strict=True))
     some = replace(found, artifacts=tuple(of[name] for name in names))
-    result = compare(Checkpoint(demo_model()), [paths[name] for name in names], suite, some, None)
+    result = build_comparison(
+        Checkpoint(demo_model()), [paths[name] for name in names], suite, some, None
+    )
     try:
-        finish(Console(), result, None)
+        finish(Console(), result)
     except typer.Exit as left:
         return result, left.exit_code
     return result, 0
@@ -185,7 +188,7 @@ def test_error_feedback_in_k_quants(tmp_path: Path, mix: str) -> None:
     assert file.stat().st_size == plain.stat().st_size
     suite = load_suite("demo")
     suite.suite = suite.suite.model_copy(update={"regression": None})
-    found = evaluate(
+    found = judge_quality(
         [tmp_path / "feedback", tmp_path / "plain"],
         Checkpoint(demo_model()),
         suite,
@@ -410,7 +413,9 @@ def test_packed_linears_compute_what_was_judged(artifacts: dict[str, Path], name
 def test_costs_are_measured_in_fresh_processes(artifacts: dict[str, Path]) -> None:
     load = Load(prompt_tokens=16, new_tokens=4, repeats=1, threads=1)
     names = ["gptq-w4-g128", "gguf-q4-k-m"]
-    costs = measure([artifacts[name] for name in names], Checkpoint(demo_model()), load, Silent())
+    costs = measure_costs(
+        [artifacts[name] for name in names], Checkpoint(demo_model()), load, Silent()
+    )
     assert [cost.engine for cost in costs.artifacts] == ["quantkit-int4", "llama.cpp"]
     baseline, gguf = present(costs.baseline), present(costs.baseline_gguf)
     assert (baseline.engine, gguf.engine) == ("transformers", "llama.cpp")
@@ -431,7 +436,7 @@ def test_an_engine_that_is_missing_leaves_its_figures_empty(
     blocked.write_text("raise ImportError('blocked')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     load = Load(prompt_tokens=4, new_tokens=2, repeats=1, threads=1)
-    costs = measure([artifacts["gguf-q8-0"]], None, load, Silent())
+    costs = measure_costs([artifacts["gguf-q8-0"]], None, load, Silent())
     (cost,) = costs.artifacts
     assert cost.decode_tokens_per_second is None
     assert "xllamacpp" in cost.missing["all figures"]

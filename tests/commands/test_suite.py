@@ -134,7 +134,7 @@ def test_check_finds_calibration_text_in_a_suite(tmp_path: Path) -> None:
     assert found.exit_code == 2
     assert "gptq-w4-g128: 1 of the suite's 41 texts overlap with" in found.stdout
     assert "cases.jsonl: seen shares" in found.stdout
-    assert "rtn-w4-g128: calibrates on nothing" in found.stdout
+    assert "rtn-w4-g128: has no calibration text" in found.stdout
 
 
 def test_every_kind_of_case_is_judged_and_kept(tmp_path: Path, artifact: Path) -> None:

@@ -22,7 +22,7 @@ from quantkit.base.progress import Silent
 from quantkit.base.resources import demo_model
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.cli import app
-from quantkit.commands.inspect import examine
+from quantkit.commands.inspect import inspect
 from quantkit.commands.quantize import prepare, quantize
 from quantkit.commands.verify import _speaks, _Subject
 from quantkit.engines.trial import Trial, run_trial
@@ -196,7 +196,7 @@ def test_loops_and_silence_are_no_answers() -> None:
 
 
 def test_facts_of_our_own(artifact: Path) -> None:
-    facts = examine(artifact)
+    facts = inspect(artifact)
     manifest = json.loads((artifact / "quantkit.json").read_text())
     assert facts.format == "awq (gemm)" and facts.method == "rtn"
     assert facts.producer == f"quantkit {manifest['quantkit']}"
@@ -220,14 +220,14 @@ def test_facts_of_others(tiny: Tiny, gguf: Path, tmp_path: Path) -> None:
 
     settings = {**GPTQ, "desc_act": True, "meta": {"quantizer": ["gptqmodel:7.7.0"]}}
     write(source, tmp_path / "gptq", settings, pack)
-    facts = examine(tmp_path / "gptq")
+    facts = inspect(tmp_path / "gptq")
     assert facts.producer == "gptqmodel 7.7.0" and facts.provenance is None
     loads = {engine.engine: engine for engine in facts.engines}
     assert loads["vLLM"].loads == "no" and "permuted groups" in loads["vLLM"].why
     assert loads["quantkit-int4"].loads == "yes"
-    plain = examine(demo_model())
+    plain = inspect(demo_model())
     assert plain.format == "safetensors" and plain.plan.quantized_bits_per_weight is None
-    named = examine(gguf)
+    named = inspect(gguf)
     assert named.metadata["llama.block_count"] == 4
     assert named.metadata["tokenizer.ggml.tokens"] == "1024 values"
     assert named.tokenizer["chat_template"] == plain.tokenizer["chat_template"]
@@ -252,7 +252,7 @@ def test_what_vllm_loads(
 
     settings = {**GPTQ, "bits": bits, "group_size": group, "sym": symmetric}
     write(tiny("llama", torch.bfloat16), tmp_path, settings, pack)
-    [vllm] = [engine for engine in examine(tmp_path).engines if engine.engine == "vLLM"]
+    [vllm] = [engine for engine in inspect(tmp_path).engines if engine.engine == "vLLM"]
     assert (vllm.loads == "no") == bool(why) and why in vllm.why
 
 
@@ -287,5 +287,5 @@ def test_awq_needs_widths_that_vllm_takes(tiny: Tiny, tmp_path: Path) -> None:
         return awq(coded), coded.weight
 
     write(tiny("llama", torch.bfloat16, intermediate_size=160), tmp_path / "a", AWQ, pack)
-    [vllm] = [e for e in examine(tmp_path / "a").engines if e.engine == "vLLM"]
+    [vllm] = [e for e in inspect(tmp_path / "a").engines if e.engine == "vLLM"]
     assert vllm.loads == "yes"

@@ -16,11 +16,11 @@ from quantkit.base.progress import Silent
 from quantkit.base.resources import demo_model
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.cli import app
-from quantkit.commands.eval import evaluate
 from quantkit.engines import int4
 from quantkit.engines.choose import engine_for
 from quantkit.formats.dialects import dialect_of
 from quantkit.formats.packed import PackedCheckpoint, open_artifact
+from quantkit.judging.quality import judge_quality
 from quantkit.model.skeleton import Skeleton
 from quantkit.recipes.suite import load_suite
 from tests.helpers.foreign_tiny import Packed, awq, code, compressed, gptq, write
@@ -327,7 +327,7 @@ def permuted_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
 def test_a_foreign_artifact_is_judged_as_its_weights(permuted_demo: tuple[Path, Path]) -> None:
     suite = load_suite("demo")
     suite.suite = suite.suite.model_copy(update={"regression": None})
-    found = evaluate(
+    found = judge_quality(
         permuted_demo, Checkpoint(demo_model()), suite, device="cpu", progress=Silent()
     )
     packed, plain = found.artifacts
@@ -370,7 +370,7 @@ def test_a_gguf_file_is_judged_by_its_name(tmp_path: Path) -> None:
     suite = load_suite("demo")
     suite.suite = suite.suite.model_copy(update={"regression": None})
     files = [tmp_path / "demo-q8_0.gguf", tmp_path / "demo-q4_0.gguf"]
-    found = evaluate(files, baseline, suite, device="cpu", progress=Silent()).artifacts
+    found = judge_quality(files, baseline, suite, device="cpu", progress=Silent()).artifacts
     assert present(found[0].kl_divergence).mean < 0.1 * present(found[1].kl_divergence).mean
     result = CliRunner().invoke(app, ["inspect", str(files[0]), "--json"])
     assert result.exit_code == 0, result.stderr

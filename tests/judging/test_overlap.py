@@ -9,7 +9,7 @@ import pytest
 
 from quantkit.base import resources
 from quantkit.base.errors import InputError
-from quantkit.commands.suite_check import check
+from quantkit.commands.suite_check import check_suite
 from quantkit.documents.dataset import Document, digest_of
 from quantkit.judging.overlap import calibration_of, check_overlap, find_overlaps
 from quantkit.recipes.recipe import load_recipe, shipped_recipes
@@ -55,7 +55,7 @@ def test_shipped_suites_hold_no_calibration_text(suite: str) -> None:
     world = f"calibration.dataset={resources.calibration() / 'demo-world-v1.jsonl'}"
     loaded = load_suite(suite)
     recipes = [*shipped_recipes(), load_recipe("gptq-w4-g128", [world])]
-    found = check(loaded, recipes, allow_code=False)
+    found = check_suite(loaded, recipes, allow_code=False)
     assert found.problems == ()
     assert sum("no overlap with" in note for note in found.notes) >= 8
 

@@ -13,11 +13,11 @@ from quantkit.base.progress import Silent
 from quantkit.base.resources import demo_adapter, demo_model
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.cli import app
-from quantkit.commands.compare import compare
-from quantkit.commands.eval import evaluate
 from quantkit.commands.merge import merge
 from quantkit.commands.quantize import prepare, quantize
 from quantkit.formats.packed import open_artifact
+from quantkit.judging.quality import judge_quality
+from quantkit.judging.variants import build_comparison
 from quantkit.lora.open import adapt
 from quantkit.recipes.recipe import load_recipe
 from quantkit.recipes.suite import load_suite
@@ -70,8 +70,8 @@ def test_the_skill_is_the_adapters_and_survives_four_bits(tmp_path: Path) -> Non
     artifact = make("gptq-w4-g128", tmp_path / "gptq-w4-g128", "demo", DEMO)
     suite = load_suite("demo-adapter")
     baseline = adapt(Checkpoint(demo_model()), DEMO, "demo")
-    qualities = evaluate([artifact], baseline, suite, device="cpu", progress=Silent())
-    comparison = compare(baseline, [artifact], suite, qualities, None)
+    qualities = judge_quality([artifact], baseline, suite, device="cpu", progress=Silent())
+    comparison = build_comparison(baseline, [artifact], suite, qualities, None)
     assert [model.name for model in comparison.models] == [
         "BF16 + adapter",
         "BF16 vs FP32",

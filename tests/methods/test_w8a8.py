@@ -14,11 +14,11 @@ from quantkit.base.errors import InputError, MachineError
 from quantkit.base.progress import Silent
 from quantkit.base.resources import demo_model
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.commands.eval import evaluate
 from quantkit.commands.quantize import prepare, quantize
 from quantkit.engines.choose import check_engine, engine_for
 from quantkit.formats.compressed_tensors import CompressedTensorsFormat
 from quantkit.formats.packed import PackedCheckpoint, open_artifact
+from quantkit.judging.quality import judge_quality
 from quantkit.methods import fp8, rtn, smoothquant
 from quantkit.methods.fp8 import Fp8Scheme, Fp8Tensor
 from quantkit.methods.grids import Grid, QuantizedTensor
@@ -158,7 +158,7 @@ def kl(model: Path, folder: Path, recipes: dict[str, list[str]]) -> list[float]:
     for name, settings in recipes.items():
         job = prepare(load_recipe(name, settings), str(model))
         quantize(job, folder / name, device="cpu", force=False, progress=Silent(), cache=False)
-    judged = evaluate(
+    judged = judge_quality(
         [folder / name for name in recipes],
         Checkpoint(model),
         suite,

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 from quantkit.base import resources
 from quantkit.base.errors import InputError
 from quantkit.cli import app
-from quantkit.recipes.lock import LOCK, check, read
+from quantkit.recipes.lock import LOCK_FILE, check_lock, read_lock
 
 RECIPE = """
 schema: 1
@@ -55,7 +55,7 @@ def edit(file: Path, old: str, new: str) -> None:
 
 def test_what_ships_is_locked() -> None:
     assert problems() == []
-    names = {entry[:2] for entry in read(resources.recipes() / LOCK)}
+    names = {entry[:2] for entry in read_lock(resources.recipes() / LOCK_FILE)}
     shipped = {("recipe", path.stem) for path in resources.recipes().glob("*.yaml")}
     assert shipped | {("suite", "demo"), ("file", "suites/demo-heldout.jsonl")} <= names
 
@@ -69,7 +69,7 @@ def test_the_shipped_workflow_checks_it() -> None:
 
 def test_nothing_is_wrong_with_a_locked_folder(folder: Path) -> None:
     assert problems(folder) == []
-    assert {entry[0] for entry in read(folder / LOCK)} == {"recipe", "suite", "file"}
+    assert {entry[0] for entry in read_lock(folder / LOCK_FILE)} == {"recipe", "suite", "file"}
 
 
 def test_a_comment_is_no_change(folder: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_comment_is_no_change(folder: Path) -> None:
         ("suites/judge.yaml", "}", ", rows: 2}", "suite judge 1.0.0", "its version hasn't"),
         ("text.txt", "some", "other", "file text.txt", "has changed since"),
         ("mine.yaml", "1.0.0", "1.0.1", "recipe mine 1.0.1", "isn't locked"),
-        ("mine.yaml", "name: mine", "name: other", "recipe mine 1.0.0", "isn't there"),
+        ("mine.yaml", "name: mine", "name: other", "recipe mine 1.0.0", "doesn't exist any more"),
     ],
 )
 def test_what_the_lock_refuses(
@@ -99,9 +99,9 @@ def test_a_new_version_is_added_and_the_old_one_stays(folder: Path) -> None:
     (folder / "more.txt").write_text("more")
     edit(folder / "mine.yaml", "1.0.0", "1.1.0")
     edit(folder / "mine.yaml", "text.txt", "more.txt")
-    before = read(folder / LOCK)
+    before = read_lock(folder / LOCK_FILE)
     assert run(folder, "--write").exit_code == 0
-    after = read(folder / LOCK)
+    after = read_lock(folder / LOCK_FILE)
     assert before.items() <= after.items()
     assert set(after) - set(before) == {("recipe", "mine", "1.1.0"), ("file", "more.txt")}
     assert problems(folder) == []
@@ -111,15 +111,15 @@ def test_a_new_version_is_added_and_the_old_one_stays(folder: Path) -> None:
 
 def test_writing_never_changes_what_is_locked(folder: Path) -> None:
     edit(folder / "mine.yaml", "samples: 2", "samples: 3")
-    before = (folder / LOCK).read_bytes()
+    before = (folder / LOCK_FILE).read_bytes()
     assert problems(folder, "--write")
-    assert (folder / LOCK).read_bytes() == before
+    assert (folder / LOCK_FILE).read_bytes() == before
 
 
 def test_a_lock_of_its_own_place(folder: Path) -> None:
     lock = folder / "suites" / "my.lock"
     assert run(folder, "--lock", lock, "--write").exit_code == 0
-    assert ("file", "../text.txt") in read(lock)
+    assert ("file", "../text.txt") in read_lock(lock)
     assert problems(folder, "--lock", lock) == []
 
 
@@ -132,11 +132,11 @@ def test_a_lock_of_its_own_place(folder: Path) -> None:
     ],
 )
 def test_a_damaged_lock_is_named_by_line(folder: Path, line: str, message: str) -> None:
-    with (folder / LOCK).open("a") as file:
+    with (folder / LOCK_FILE).open("a") as file:
         file.write(line + "\n")
     result = run(folder)
     assert result.exit_code == 2 and message in result.stderr
-    assert f"{LOCK}:5" in result.stderr.replace("\n", "")
+    assert f"{LOCK_FILE}:5" in result.stderr.replace("\n", "")
 
 
 def test_a_folder_that_cannot_be_checked(folder: Path) -> None:
@@ -144,12 +144,12 @@ def test_a_folder_that_cannot_be_checked(folder: Path) -> None:
     assert result.exit_code == 2 and "isn't a folder" in result.stderr
     (folder / "again.yaml").write_text(RECIPE)
     with pytest.raises(InputError, match="has the name of"):
-        check(folder, folder / LOCK)
+        check_lock(folder, folder / LOCK_FILE)
     (folder / "again.yaml").unlink()
     (folder / "text.txt").unlink()
-    with pytest.raises(InputError, match="isn't there"):
-        check(folder, folder / LOCK)
+    with pytest.raises(InputError, match="doesn't exist"):
+        check_lock(folder, folder / LOCK_FILE)
     (folder / "mine.yaml").unlink()
     (folder / "suites" / "judge.yaml").unlink()
     with pytest.raises(InputError, match="holds no recipe"):
-        check(folder, folder / LOCK)
+        check_lock(folder, folder / LOCK_FILE)

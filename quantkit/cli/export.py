@@ -1,4 +1,4 @@
-"""Commands that hand an artifact on: export."""
+"""quantkit export"""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from quantkit.cli.app import EXIT_CODES, ForceOpt, JsonOpt, app, reported
+from quantkit.cli.app import EXIT_CODES, app, handles_errors
+from quantkit.cli.options import ForceOpt, JsonOpt
 
 
 class Target(StrEnum):
@@ -18,10 +19,10 @@ class Target(StrEnum):
 
 
 @app.command("export", epilog=EXIT_CODES)
-@reported
+@handles_errors
 def export_command(
     artifact: Annotated[Path, typer.Argument(help="Directory of a GGUF artifact.")],
-    to: Annotated[Target, typer.Option("--to", help="Program that is to run it.")],
+    to: Annotated[Target, typer.Option("--to", help="Program that will run it.")],
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Directory to write into; ARTIFACT-ollama if unset."),
@@ -35,7 +36,7 @@ def export_command(
     ] = None,
     template: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A Go template, in place of the chat template's."),
+        typer.Option(metavar="FILE", help="A Go template to use instead of the translated one."),
     ] = None,
     force: ForceOpt = False,
     as_json: JsonOpt = False,
@@ -48,7 +49,7 @@ def export_command(
     from quantkit.commands.export import export_ollama
 
     console = Console(as_json=as_json)
-    done = export_ollama(
+    result = export_ollama(
         artifact,
         out,
         template=template,
@@ -56,6 +57,6 @@ def export_command(
         parameters=parameters or [],
         force=force,
     )
-    for note in done.notes:
+    for note in result.notes:
         console.note(f"note: {note}")
-    console.show(done.to_json(), f"{done.path}: in its directory, ollama create NAME")
+    console.show(result.to_json(), f"{result.path}: in its directory, ollama create NAME")

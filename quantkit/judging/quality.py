@@ -1,0 +1,241 @@
+"""How well artifacts predict and answer: each beside the baseline, on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantkit.base.errors import InputError
+from quantkit.base.names import dtype_name
+from quantkit.base.parallel import return_large_blocks
+from quantkit.base.progress import Progress
+from quantkit.calibration.text import load_tokenizer
+from quantkit.checkpoint.reader import Checkpoint, Weights
+from quantkit.documents.dataset import Document, read
+from quantkit.engines import transformers as hf
+from quantkit.formats.packed import open_artifact
+from quantkit.judging import harness, regression
+from quantkit.judging.checks import Answer
+from quantkit.judging.gates import check_slices
+from quantkit.judging.harness import Harness, Ran
+from quantkit.judging.held_out import held_out_rows
+from quantkit.judging.intervals import with_intervals
+from quantkit.judging.likelihood import Divergence, Finished, compare, finish
+from quantkit.judging.overlap import check_overlap, of_cases
+from quantkit.judging.regression import Case
+from quantkit.lora.checkpoint import AdaptedCheckpoint
+from quantkit.lora.open import tokenizer_directory
+from quantkit.model.device import resolve_device
+from quantkit.model.skeleton import Skeleton
+from quantkit.model.stream import Stream
+from quantkit.recipes.suite import LoadedSuite
+from quantkit.results.quality import Qualities, Quality
+
+
+def judge_quality(
+    artifacts: Sequence[Path],
+    baseline: Checkpoint,
+    loaded: LoadedSuite,
+    *,
+    device: str,
+    progress: Progress,
+    allow_code: bool = False,
+    allow_overlap: bool = False,
+) -> Qualities:
+    """Run the suite on the baseline, once, and on each artifact, and compare the two.
+
+    An artifact's weights are unpacked from its files, and both sides compute in float32. The
+    noise floor is the baseline computing in its own dtype, judged as if it were an artifact: a
+    difference smaller than the noise floor's is rounding, not quantization. A baseline with
+    adapters in it is also compared with its base, which shows what the adapters are worth.
+
+    allow_code: run Python that the suite brings; allow_overlap: judge an artifact on text that it
+    was calibrated on, too.
+
+    Raises InputError for a quantized baseline, an artifact of another model, an unusable suite, or
+    an artifact that was calibrated on the suite's text without ``allow_overlap``; MachineError
+    where the model doesn't fit in memory or a package of the suite's tasks isn't installed.
+    """
+    return_large_blocks()
+    judge = _Judge.prepare(baseline, loaded, device, allow_code=allow_code)
+    remarks = check_overlap(artifacts, judge.texts, allow=allow_overlap)
+    sources = [(path.name, open_artifact(path)) for path in artifacts]
+    for _, source in sources:
+        judge.check_fits(source)
+    reference = judge.run(judge.checkpoint, torch.float32, "baseline", progress)
+    own = judge.dtype
+    floor = judge.quality(
+        judge.checkpoint, own, f"baseline in {dtype_name(own)}", reference, progress
+    )
+    base = None
+    if isinstance(judge.checkpoint, AdaptedCheckpoint):
+        plain = judge.checkpoint.base
+        base = judge.quality(plain, torch.float32, "base without adapter", reference, progress)
+    qualities = [
+        judge.quality(source, torch.float32, name, reference, progress) for name, source in sources
+    ]
+    return Qualities(
+        baseline=judge.own_quality(reference),
+        noise_floor=floor,
+        base=base,
+        artifacts=tuple(qualities),
+        remarks=tuple(remarks),
+    )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one model made of the suite: final hidden states, answers, harness results."""
+
+    finished: Finished
+    answers: list[Answer] | None
+    harness: Ran | None
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """The suite's inputs, which every model gets, and the device that all of them compute on.
+
+    rows: held-out text, (rows, tokens) int64; texts: all text of the suite, as documents; end:
+    ids of the tokens that end an answer; dtype: the baseline's own.
+    """
+
+    checkpoint: Checkpoint
+    tokenizer: Any
+    rows: Tensor
+    texts: list[Document]
+    cases: list[Case] | None
+    harness: Harness | None
+    end: list[int]
+    device: torch.device
+    dtype: torch.dtype
+    layers: int
+    slice_cases: int
+
+    @classmethod
+    def prepare(
+        cls, checkpoint: Checkpoint, loaded: LoadedSuite, device: str, *, allow_code: bool
+    ) -> _Judge:
+        suite = loaded.suite
+        if checkpoint.config.get("quantization_config"):
+            raise InputError(
+                "is quantized, so it can't be the baseline",
+                subject=str(checkpoint.directory),
+                fix="Pass the BF16 checkpoint that the artifact was made from.",
+            )
+        skeleton = Skeleton(checkpoint)
+        tokenizer = load_tokenizer(tokenizer_directory(checkpoint))
+        rows = held_out_rows(loaded, checkpoint, tokenizer)
+        texts = read(loaded.likelihood_dataset())[0]
+        cases = tasks = None
+        if suite.regression is not None:
+            path = loaded.resolve(suite.regression.cases)
+            cases = regression.load_cases(path, allow_code=allow_code)
+            check_slices(suite, cases)
+            texts += of_cases(cases, path)
+        if (wanted := loaded.harness_tasks()) is not None:
+            tasks = Harness(wanted, allow_code=allow_code)
+            tasks.check_metrics([gate.metric for gate in suite.gates])
+        if cases or tasks:
+            hf.check_memory(
+                checkpoint.parameters(), torch.float32, "answering cases and harness tasks"
+            )
+        return cls(
+            checkpoint=checkpoint,
+            tokenizer=tokenizer,
+            rows=rows,
+            texts=texts,
+            cases=cases,
+            harness=tasks,
+            end=hf.end_tokens(checkpoint.directory, tokenizer),
+            device=resolve_device(device),
+            dtype=skeleton.model.dtype,
+            layers=len(skeleton.layers),
+            slice_cases=suite.regression.slice_cases if suite.regression else 1,
+        )
+
+    def check_fits(self, source: Weights) -> None:
+        """Raise InputError where an artifact's tensors aren't those of the baseline."""
+        try:
+            Skeleton(self.checkpoint, weights=source)
+        except InputError as error:
+            raise InputError(
+                f"doesn't fit the baseline: {error.what}",
+                subject=error.where,
+                fix="Compare it with the checkpoint that it was made from.",
+            ) from error
+
+    def run(self, source: Weights, dtype: torch.dtype, label: str, progress: Progress) -> _Run:
+        """Run a model on the suite: its rows block by block, then its cases and harness tasks."""
+        stream = Stream(Skeleton(self.checkpoint, dtype, source), source, self.device)
+        answers = ran = None
+        steps = self.layers + bool(self.cases) + bool(self.harness)
+        with progress.task(f"judge {label}", steps) as task:
+            finished = finish(stream, self.rows, partial(task.advance, doing="likelihood"))
+            with stream.whole() if self.cases or self.harness else nullcontext() as model:
+                if self.cases is not None:
+                    generate = partial(hf.generate, model, end=self.end)
+                    score = partial(hf.score, model)
+                    answers = regression.answer(self.cases, self.tokenizer, generate, score)
+                    task.advance(doing="regression cases")
+                if self.harness is not None:
+                    ran = self.harness.run(
+                        model, self.tokenizer, lambda doing: task.advance(0, doing=doing)
+                    )
+                    task.advance()
+        return _Run(finished, answers, ran)
+
+    def quality(
+        self,
+        source: Weights,
+        dtype: torch.dtype,
+        label: str,
+        reference: _Run,
+        progress: Progress,
+    ) -> Quality:
+        """Run a model on the suite and compare it with the baseline's run, ``reference``."""
+        run = self.run(source, dtype, label, progress)
+        divergence = compare(reference.finished, run.finished)
+        return with_intervals(self._compare(divergence, run, reference, dtype))
+
+    def own_quality(self, reference: _Run) -> Quality:
+        """The baseline's own figures, without a ratio or a divergence."""
+        divergence = compare(reference.finished, reference.finished)
+        quality = self._compare(divergence, reference, reference, torch.float32)
+        return with_intervals(
+            replace(
+                quality,
+                perplexity=divergence.baseline_perplexity(),
+                kl_divergence=None,
+                top1_agreement=None,
+            )
+        )
+
+    def _compare(
+        self, divergence: Divergence, run: _Run, reference: _Run, dtype: torch.dtype
+    ) -> Quality:
+        result = None
+        if self.cases is not None and run.answers is not None and reference.answers is not None:
+            result = regression.judge(self.cases, run.answers, reference.answers, self.slice_cases)
+        tasks = None
+        if run.harness is not None and reference.harness is not None:
+            tasks = harness.compare(run.harness, reference.harness)
+        rows, length = self.rows.shape
+        return Quality(
+            perplexity=divergence.perplexity(),
+            kl_divergence=divergence.kl_divergence(),
+            top1_agreement=divergence.top1_agreement(),
+            regression=result,
+            dtype=dtype_name(dtype),
+            rows=rows,
+            sequence_length=length,
+            row_sums=divergence.row_sums(),
+            harness=tasks,
+        )
