@@ -110,7 +110,7 @@ def test_a_name_nearly_right_is_suggested() -> None:
 def test_a_file_that_is_not_yaml(tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text("a: [1,\n")
-    with pytest.raises(InputError, match=r"bad\.yaml: isn't valid YAML"):
+    with pytest.raises(InputError, match=r"bad\.yaml isn't valid YAML"):
         load_recipe(str(bad))
     bad.write_text("just text\n")
     with pytest.raises(InputError, match="holds no mapping"):
