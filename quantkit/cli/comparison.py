@@ -27,9 +27,9 @@ def finish(console: Console, comparison: Comparison) -> None:
 
     console.show(comparison.to_json(), comparison_tables(comparison))
     for variant in comparison.variants:
-        if variant.localisation is not None and not console.as_json:
-            console.show(None, losses_table(variant.name, variant.localisation))
-            console.show(None, summary(variant.localisation))
+        if variant.localization is not None and not console.as_json:
+            console.show(None, losses_table(variant.name, variant.localization))
+            console.show(None, summary(variant.localization))
     for note in notes(comparison):
         console.note(note)
     if appended := append_step_summary(comparison, os.environ):

@@ -12,7 +12,7 @@ from quantkit.base.files import write_json
 from quantkit.base.progress import Progress
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.commands.bench import measure_costs
-from quantkit.judging.localize import locate
+from quantkit.judging.localize import localize
 from quantkit.judging.quality import judge_quality
 from quantkit.judging.variants import build_comparison
 from quantkit.recipes.suite import LoadedSuite
@@ -76,7 +76,9 @@ def evaluate(
     variants = tuple(
         replace(
             variant,
-            localisation=locate(variant, baseline, suite, device=options.device, progress=progress),
+            localization=localize(
+                variant, baseline, suite, device=options.device, progress=progress
+            ),
         )
         if options.localizes(variant)
         else variant
@@ -95,8 +97,8 @@ def write_evaluation(comparison: Comparison, out: Path, progress: Progress) -> N
 def write_fixed_recipes(comparison: Comparison, directory: Path, progress: Progress) -> None:
     """Write, for each artifact that failed, the recipe that would pass, as NAME-fixed.yaml."""
     for variant in comparison.variants:
-        if variant.localisation is not None and variant.localisation.patch is not None:
-            content = variant.localisation.patch.recipe
+        if variant.localization is not None and variant.localization.patch is not None:
+            content = variant.localization.patch.recipe
             path = directory / f"{content['name']}.yaml"
             text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
             path.write_text(text, encoding="utf-8")

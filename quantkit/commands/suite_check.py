@@ -9,10 +9,10 @@ from typing import Any
 
 from quantkit.base.errors import InputError, MachineError, QuantkitError
 from quantkit.documents.dataset import Document, read
+from quantkit.judging.cases import load_cases
 from quantkit.judging.gates import check_slices
 from quantkit.judging.harness import Harness
-from quantkit.judging.overlap import find_overlaps, listed, of_cases
-from quantkit.judging.regression import load_cases
+from quantkit.judging.overlap import case_documents, find_overlaps, overlap_list
 from quantkit.recipes.recipe import Loaded
 from quantkit.recipes.suite import LoadedSuite
 
@@ -81,7 +81,7 @@ def _cases(loaded: LoadedSuite, allow_code: bool) -> Part:
     kinds = ", ".join(f"{count} {name}" for name, count in checks.most_common())
     critical = sum(case.critical for case in cases)
     note = f"regression: {len(cases)} cases, {critical} of them critical; checks: {kinds}"
-    return note, of_cases(cases, path)
+    return note, case_documents(cases, path)
 
 
 def _harness(loaded: LoadedSuite, allow_code: bool) -> Part:
@@ -101,7 +101,7 @@ def _overlap(loaded: Loaded, texts: Sequence[Document]) -> str:
     if overlaps:
         raise InputError(
             f"{len(overlaps)} of the suite's {len(texts)} texts overlap with {dataset}\n"
-            f"{listed(overlaps)}",
+            f"{overlap_list(overlaps)}",
             where=name,
         )
     return f"{name}: no overlap with {dataset}"

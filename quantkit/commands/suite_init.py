@@ -20,8 +20,9 @@ from quantkit.base.progress import Progress
 from quantkit.calibration.text import load_tokenizer, pack
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.engines import transformers as hf
-from quantkit.judging.checks import Answer
-from quantkit.judging.regression import Case, answer, load_cases
+from quantkit.judging.answers import Answer
+from quantkit.judging.cases import Case, load_cases
+from quantkit.judging.regression import answer_cases
 from quantkit.lora.open import tokenizer_directory
 from quantkit.model.device import resolve_device
 from quantkit.model.skeleton import Skeleton
@@ -93,7 +94,7 @@ def init_suite(
         generate, score = partial(hf.generate, model, end=end), partial(hf.score, model)
         for start in range(0, len(asked), _BATCH):
             batch = asked[start : start + _BATCH]
-            answers += answer(batch, tokenizer, generate, score)
+            answers += answer_cases(batch, tokenizer, generate, score)
             task.advance(len(batch))
     with new_directory(out) as directory:
         cases = [_with_check(c, a) for c, a in zip(asked, answers, strict=True)]

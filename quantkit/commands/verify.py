@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from quantkit.artifact import tokenizer_checks
 from quantkit.artifact.findings import Check, Verification
 from quantkit.artifact.manifest import read_manifest
 from quantkit.base.errors import InputError
@@ -21,7 +22,6 @@ from quantkit.engines.choose import LLAMACPP, check_engine, engine_for
 from quantkit.engines.trial import Trial, run_trial
 from quantkit.formats.gguf.reader import GgufWeights, gguf_files
 from quantkit.formats.packed import PackedCheckpoint, open_artifact
-from quantkit.judging import prompts
 from quantkit.lora.open import tokenizer_directory
 from quantkit.model.skeleton import Skeleton
 from quantkit.results.manifest import MANIFEST, RUN
@@ -149,19 +149,21 @@ class _Subject:
         original = load_tokenizer(tokenizer_directory(self.baseline))
         if isinstance(self.source, GgufWeights):
             metadata = self.source.header.metadata
-            yield from prompts.compare_template(
+            yield from tokenizer_checks.compare_template(
                 original, original, metadata.get("tokenizer.chat_template")
             )
-            yield prompts.compare_special_ids(original, metadata)
+            yield tokenizer_checks.compare_special_ids(original, metadata)
             return
         try:
             own = load_tokenizer(self.directory)
         except InputError as error:
             yield Check("tokens", False, error.what)
             return
-        yield from prompts.compare_template(original, own, own.chat_template)
-        texts = prompts.texts(original)
-        yield prompts.compare_ids(texts, *([t.encode(x) for x in texts] for t in (original, own)))
+        yield from tokenizer_checks.compare_template(original, own, own.chat_template)
+        texts = tokenizer_checks.sample_texts(original)
+        yield tokenizer_checks.compare_ids(
+            texts, *([t.encode(x) for x in texts] for t in (original, own))
+        )
 
     def answers(self, engine: str) -> Iterator[Check]:
         """The engine loads it and says something."""
@@ -173,8 +175,12 @@ class _Subject:
             tokenizer = load_tokenizer(self.directory)
         texts = []
         if tokenizer is not None and self.baseline is not None and engine == LLAMACPP:
-            texts = prompts.texts(tokenizer, self._marks_beginnings())
-        asked = prompts.openings(tokenizer) if tokenizer else list(prompts.PLAIN)
+            texts = tokenizer_checks.sample_texts(tokenizer, self._marks_beginnings())
+        asked = (
+            tokenizer_checks.sample_prompts(tokenizer)
+            if tokenizer
+            else list(tokenizer_checks.PLAIN)
+        )
         end = hf.end_tokens(self.directory, tokenizer) if tokenizer else []
         trial = Trial(str(self.target), engine, tuple(asked), _NEW_TOKENS, tuple(end), tuple(texts))
         try:
@@ -184,7 +190,9 @@ class _Subject:
             return
         yield Check("loads", True, f"in {engine}")
         if tokenizer is not None and texts:
-            yield prompts.compare_ids(texts, [tokenizer.encode(t) for t in texts], answers.tokens)
+            yield tokenizer_checks.compare_ids(
+                texts, [tokenizer.encode(t) for t in texts], answers.tokens
+            )
         elif is_gguf and self.baseline is not None:
             yield Check("tokens", None, f"{engine} doesn't tokenize; use --engine {LLAMACPP}")
         if answers.finite is not None:

@@ -1,1 +1,1 @@
-"""Judging: likelihood against the baseline, and regression cases."""
+"""How artifacts are judged: likelihood, regression cases, harness tasks, gates, localization."""

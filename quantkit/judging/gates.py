@@ -1,14 +1,15 @@
-"""Gates: what was measured, held against a suite's bounds."""
+"""Gates: the bounds that a suite sets for what was measured."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from quantkit.base.errors import InputError
-from quantkit.judging.intervals import interval
-from quantkit.judging.regression import Case
+from quantkit.judging.cases import Case
+from quantkit.judging.intervals import metric_interval
 from quantkit.recipes.suite import Gate, Suite
 from quantkit.results.metrics import split_tag
 from quantkit.results.quality import Interval, Quality
@@ -25,30 +26,40 @@ def check_slices(suite: Suite, cases: Sequence[Case]) -> None:
             raise InputError(
                 f"no case has the tag {tag}",
                 where=f"gates.{number}",
-                fix=f"Tags: {', '.join(sorted(sizes))}." if sizes else "No case has tags.",
+                fix=f"The cases' tags are {', '.join(sorted(sizes))}."
+                if sizes
+                else "No case has a tag.",
             )
         if "worst_slice" in name and max(sizes.values(), default=0) < least:
             raise InputError(
-                f"no tag has {least} cases, so there is no slice to look at",
+                f"no tag has {least} cases, so there is no slice to be the worst",
                 where=f"gates.{number}",
                 fix="Give cases tags, or set regression.slice_cases lower.",
             )
 
 
-def hold(gate: Gate, quality: Quality | None) -> GateOutcome:
-    """Hold a quality against one gate; bounds are inclusive and nothing is rounded.
+def apply_gate(gate: Gate, quality: Quality | None) -> GateOutcome:
+    """Compare what was measured with a gate's bounds, which are inclusive; nothing is rounded.
 
-    Without ``confidence`` the figure is compared. With it PASS means that the whole interval lies
-    within the bounds, FAIL that all of it lies outside, INCONCLUSIVE that it straddles one. A
-    metric that wasn't measured fails, and so does one that isn't finite.
+    Without ``confidence`` the metric's value decides. With it the metric's interval does: PASS
+    where all of it is within the bounds, FAIL where all of it is outside, INCONCLUSIVE where it
+    holds a bound. A metric that wasn't measured, isn't finite, or lacks the interval is a FAIL.
     """
     value = quality.metric(gate.metric) if quality else None
-    found = None
+    interval = None
     if quality is not None and gate.confidence is not None:
-        found = interval(quality, gate.metric, gate.confidence)
-    if value is None or not math.isfinite(value) or (gate.confidence and found is None):
-        return GateOutcome(gate.metric, value, gate.min, gate.max, Verdict.FAIL, gate.confidence)
-    low, high = (found.low, found.high) if found else (value, value)
+        interval = metric_interval(quality, gate.metric, gate.confidence)
+    outcome = GateOutcome(
+        metric=gate.metric,
+        value=value,
+        min=gate.min,
+        max=gate.max,
+        verdict=Verdict.FAIL,
+        confidence=gate.confidence,
+    )
+    if value is None or not math.isfinite(value) or (gate.confidence and interval is None):
+        return outcome
+    low, high = (interval.low, interval.high) if interval else (value, value)
     least = -math.inf if gate.min is None else gate.min
     most = math.inf if gate.max is None else gate.max
     more = None
@@ -58,23 +69,21 @@ def hold(gate: Gate, quality: Quality | None) -> GateOutcome:
         verdict = Verdict.FAIL
     else:
         verdict = Verdict.INCONCLUSIVE
-        more = _missing(value, found, (least, most)) if found else None
-    return GateOutcome(
-        gate.metric, value, gate.min, gate.max, verdict, gate.confidence, found, more
-    )
+        more = _more_samples(value, interval, (least, most)) if interval else None
+    return replace(outcome, verdict=verdict, interval=interval, more=more)
 
 
-def _missing(value: float, found: Interval, bounds: tuple[float, float]) -> int | None:
-    """About how many further samples would decide, if the figure stays where it is.
+def _more_samples(value: float, interval: Interval, bounds: tuple[float, float]) -> int | None:
+    """About how many further samples would decide the gate, if the value stays as it is.
 
-    An interval's width falls with the square root of the samples. A figure on its bound is decided
-    by none.
+    None for a value on a bound, which no number decides.
     """
     factor = 1.0
     for bound in bounds:
-        if found.low < bound < found.high:
+        if interval.low < bound < interval.high:
             if value == bound:
                 return None
-            width = found.high - value if value < bound else value - found.low
+            # An interval's width falls with the square root of the samples.
+            width = interval.high - value if value < bound else value - interval.low
             factor = max(factor, (width / (bound - value)) ** 2)
-    return max(math.ceil(found.samples * (factor - 1)), 1)
+    return max(math.ceil(interval.samples * (factor - 1)), 1)

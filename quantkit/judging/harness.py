@@ -1,4 +1,4 @@
-"""lm-evaluation-harness: its tasks, its requests and its metrics, on a model that we loaded.
+"""lm-evaluation-harness: its tasks and its metrics, on a model that is loaded already.
 
 https://github.com/EleutherAI/lm-evaluation-harness (``lm_eval.simple_evaluate``, ``HFLM``).
 """
@@ -23,8 +23,8 @@ _BATCH = 16
 
 
 @dataclass(frozen=True)
-class Ran:
-    """One model's run. metrics and samples by task, as lm-eval gives them; versions of tasks."""
+class HarnessRun:
+    """What lm-eval returned for one model, by task: metrics, samples, and the tasks' versions."""
 
     metrics: dict[str, dict[str, float]]
     samples: dict[str, list[dict[str, Any]]]
@@ -32,12 +32,12 @@ class Ran:
 
 
 class Harness:
-    """Tasks, found and loaded before any model is."""
+    """The harness tasks of a suite, looked up before any model is loaded."""
 
     def __init__(self, tasks: HarnessTasks, *, allow_code: bool = False) -> None:
-        """Raises MachineError without lm-eval or the data, InputError for what it can't load.
+        """Raises MachineError without lm-eval, InputError for tasks that it doesn't know.
 
-        allow_code: whether Python in ``tasks.directory`` may run.
+        allow_code: whether Python in ``tasks.directory``, or that a model writes, may run.
         """
         self.tasks = tasks
         self._allow_code = allow_code
@@ -51,7 +51,8 @@ class Harness:
         datasets.disable_progress_bars()
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         self._manager: Any = None
-        if tasks.directory is not None:  # lm-eval's own thousands take seconds to list
+        if tasks.directory is not None:
+            # The suite's own folder first and alone: lm-eval's thousands of tasks take seconds.
             own = TaskManager(include_path=str(tasks.directory), include_defaults=False)
             if set(tasks.names) <= set(own.all_subtasks):
                 self._manager = own
@@ -62,23 +63,31 @@ class Harness:
             raise InputError(
                 f"lm-eval knows no task {', '.join(unknown)}",
                 where="harness.tasks",
-                fix="lm-eval ls tasks lists them; include_path adds a folder of your own.",
+                fix="List its tasks with lm-eval ls tasks, or name a folder of your own as "
+                "include_path.",
             )
 
     def check_metrics(self, gates: Sequence[str]) -> None:
-        """Raise InputError for a gate on what these tasks don't measure. Loads their data."""
+        """Raise InputError for a gate on what these tasks don't measure; ``gates`` are metrics.
+
+        Loads the tasks' data, as ``metrics`` does.
+        """
         known = self.metrics()
         for gate in gates:
             if gate.startswith("harness.") and gate not in known:
                 raise InputError(
-                    f"no such metric: {gate}",
+                    f"the suite's tasks don't measure {gate}",
                     where="gates",
-                    fix=f"The suite's tasks have {', '.join(sorted(known))}.",
+                    fix=f"They measure {', '.join(sorted(known))}.",
                 )
 
     def metrics(self) -> set[str]:
-        """Every metric that a gate may bound. Loads the tasks' data."""
-        found = set()
+        """The names of all metrics that a gate may bound.
+
+        Loads the tasks' data. Raises InputError for a task that runs code which the model writes,
+        unless code is allowed.
+        """
+        names = set()
         loaded = self._load()
         for name, task in loaded["tasks"].items():
             if getattr(task, "UNSAFE_CODE", False) and not self._allow_code:
@@ -89,18 +98,18 @@ class Harness:
                 )
             filters = [f.name for f in getattr(task, "_filters", [])] or ["none"]
             for metric in task.aggregation():
-                found |= {f"harness.{name}.{_metric(f'{metric},{f}')}" for f in filters}
-            found |= {f"harness.{name}.{count}" for count in PAIRED}
+                names |= {f"harness.{name}.{_metric(f'{metric},{f}')}" for f in filters}
+            names |= {f"harness.{name}.{count}" for count in PAIRED}
         for name, group in loaded["groups"].items():
             for aggregate in group.aggregate_metric_list or ():
                 filters = aggregate.filter_list or ["none"]
-                found |= {f"harness.{name}.{_metric(f'{aggregate.metric},{f}')}" for f in filters}
-        return found
+                names |= {f"harness.{name}.{_metric(f'{aggregate.metric},{f}')}" for f in filters}
+        return names
 
     def run(
         self, model: Any, tokenizer: Any, advance: Callable[[str], None] = lambda doing: None
-    ) -> Ran:
-        """Run the tasks on a transformers model. ``advance`` is told how far it is."""
+    ) -> HarnessRun:
+        """Run the tasks on a transformers model; ``advance`` gets a line of progress at times."""
         import lm_eval
 
         loaded = self._load()
@@ -116,15 +125,17 @@ class Harness:
                 confirm_run_unsafe_code=self._allow_code,
             )
         measured = {**results["results"], **results.get("groups", {})}
-        return Ran(
+        return HarnessRun(
             {name: _numbers(values) for name, values in measured.items()},
             results["samples"],
             {name: str(version) for name, version in results.get("versions", {}).items()},
         )
 
     def _load(self) -> Any:
-        """The tasks with their data; fresh ones, since they keep what a model answered."""
-        # A task's data_files are relative to its folder, as they are for whoever runs lm-eval there
+        """New task objects with their data."""
+        # They can't be kept for the next model, since they hold what a model has answered.
+        # lm-eval reads a task's data_files from the working directory, which people who run it
+        # themselves set to the tasks' folder.
         directory = self.tasks.directory
         inside = contextlib.nullcontext() if directory is None else contextlib.chdir(directory)
         try:
@@ -135,7 +146,7 @@ class Harness:
                 f"the tasks' data can't be downloaded ({type(error).__name__}: {error})",
                 where="harness.tasks",
             ) from error
-        except Exception as error:  # a task's file may ask for anything
+        except Exception as error:  # a task's file may name any class or function
             raise InputError(
                 f"lm-eval can't load the tasks ({type(error).__name__}: {error})",
                 where="harness.tasks",
@@ -143,7 +154,8 @@ class Harness:
 
 
 def _outermost(loaded: Any) -> list[Any]:
-    """The groups and tasks that aren't in a group: what lm-eval takes each of just once."""
+    """The groups and tasks that are in no other group."""
+    # lm-eval would run a task twice that it got both by itself and in a group.
     groups = list(loaded["groups"].values())
     inner = {group.name for outer in groups for group in outer.get_all_groups()}
     grouped = {task.task_name for group in groups for task in group.get_all_tasks()}
@@ -151,24 +163,30 @@ def _outermost(loaded: Any) -> list[Any]:
     return [*tasks, *(group for group in groups if group.name not in inner)]
 
 
-def compare(mine: Ran, theirs: Ran) -> HarnessResult:
-    """Pair what two models made of the same samples. ``theirs``: the baseline's."""
+def pair_runs(run: HarnessRun, baseline: HarnessRun) -> HarnessResult:
+    """The results of both models side by side; ``baseline`` ran the same tasks.
+
+    Raises RuntimeError where their samples aren't the same.
+    """
     return HarnessResult(
         tuple(
             TaskResult(
-                name,
-                theirs.versions.get(name, ""),
-                metrics,
-                theirs.metrics[name],
-                tuple(_pair(mine.samples.get(name, []), theirs.samples.get(name, []))),
+                task=name,
+                version=baseline.versions.get(name, ""),
+                metrics=metrics,
+                baseline_metrics=baseline.metrics[name],
+                samples=tuple(_pair(run.samples.get(name, []), baseline.samples.get(name, []))),
             )
-            for name, metrics in mine.metrics.items()
+            for name, metrics in run.metrics.items()
         )
     )
 
 
 def _pair(mine: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> list[SampleOutcome]:
-    """Samples side by side, under the first filter; none where nothing is right or wrong."""
+    """The samples of both models, under the task's first filter.
+
+    Empty where the task has no metric by which a sample is right or wrong.
+    """
     pairs = list(zip(mine, theirs, strict=True))
     if not pairs:
         return []
@@ -183,25 +201,25 @@ def _pair(mine: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> l
             continue
         outcomes.append(
             SampleOutcome(
-                int(here["doc_id"]),
-                here["doc_hash"],
-                metric,
-                float(here[metric]),
-                float(there[metric]),
-                _said(here),
-                _said(there),
+                doc_id=int(here["doc_id"]),
+                doc_hash=here["doc_hash"],
+                metric=metric,
+                value=float(here[metric]),
+                baseline_value=float(there[metric]),
+                response=_response(here),
+                baseline_response=_response(there),
             )
         )
     return outcomes
 
 
-def _said(sample: dict[str, Any]) -> str:
-    """What a model answered, as JSON: text, or the log-likelihood of each option."""
+def _response(sample: dict[str, Any]) -> str:
+    """A model's response as JSON: text, or the log-likelihood of each option."""
     return json.dumps(sample["filtered_resps"], ensure_ascii=False, default=str)
 
 
 def _metric(key: str) -> str:
-    """lm-eval's ``acc,none`` as gates name it: without the filter that does nothing."""
+    """lm-eval's ``METRIC,FILTER`` as gates name it: without the filter ``none``."""
     return key.removesuffix(",none")
 
 
@@ -215,7 +233,7 @@ def _numbers(values: dict[str, Any]) -> dict[str, float]:
 
 def _check_directory(directory: Path, allow_code: bool) -> None:
     if not directory.is_dir():
-        raise InputError("no such folder", where=f"harness.include_path {directory}")
+        raise InputError(f"there is no folder {directory}", where="harness.include_path")
     code = [
         path
         for path in sorted(directory.rglob("*.yaml"))
@@ -225,12 +243,12 @@ def _check_directory(directory: Path, allow_code: bool) -> None:
         raise InputError(
             "runs code of the suite (!function)",
             subject=str(code[0]),
-            fix="Read it, then pass --allow-code.",
+            fix="Read that code, then pass --allow-code.",
         )
 
 
 def _wrap(model: Any, tokenizer: Any, advance: Callable[[str], None]) -> Any:
-    """The model as lm-eval sees it, which says how many requests it has answered."""
+    """The model as lm-eval's HFLM, which reports to ``advance`` how many requests are answered."""
     from lm_eval.models.huggingface import HFLM
 
     class Wrapped(HFLM):
@@ -247,14 +265,15 @@ def _wrap(model: Any, tokenizer: Any, advance: Callable[[str], None]) -> Any:
             return super().generate_until(requests, disable_tqdm=True)
 
         def get_model_info(self) -> dict[str, Any]:
-            return {}  # there is nothing of this model to look up on the hub
+            return {}  # HFLM's own would look the model up on the hub
 
     return Wrapped(pretrained=model, tokenizer=tokenizer, batch_size=_BATCH)
 
 
 @contextlib.contextmanager
 def _no_bars() -> Iterator[None]:
-    """Keep lm-eval from drawing bars into ours: there is no switch for the one over contexts."""
+    """Keep lm-eval's progress bar off the terminal, where it would garble ours."""
+    # lm-eval has no switch for the bar that it draws while it builds contexts.
     from lm_eval.api import task
 
     kept = task.tqdm
@@ -266,7 +285,7 @@ def _no_bars() -> Iterator[None]:
 
 
 class _Counter:
-    """Stands where lm-eval's cache is told of each answer."""
+    """In place of lm-eval's cache, which gets each answer as soon as it is there."""
 
     def __init__(self, total: int, advance: Callable[[str], None]) -> None:
         self._total, self._advance, self._done = total, advance, 0

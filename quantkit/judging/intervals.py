@@ -1,4 +1,4 @@
-"""Intervals of the metrics that gates name, from what was kept of each row and each case."""
+"""Confidence intervals of the metrics that gates name, from each row's and each case's figures."""
 
 from __future__ import annotations
 
@@ -10,63 +10,66 @@ import numpy as np
 
 from quantkit.judging.significance import difference_interval, mcnemar, mean_interval, rate_interval
 from quantkit.results.harness import HarnessResult
-from quantkit.results.metrics import HARNESS, INTERVAL_METRICS, split_tag
+from quantkit.results.metrics import HARNESS, INTERVAL_METRICS, KL_MEAN, split_tag
 from quantkit.results.quality import Interval, Quality, RowSums, Slice
 from quantkit.results.regression import RegressionResult
 
-_LEVEL = 0.95
+_CONFIDENCE = 0.95  # of every interval that a result holds; a gate may ask for another
 
 
-def interval(quality: Quality, metric: str, confidence: float) -> Interval | None:
-    """The interval of a metric by name; None where it wasn't measured or can have none."""
+def metric_interval(quality: Quality, metric: str, confidence: float) -> Interval | None:
+    """The interval of a metric by its name; None where it wasn't measured or can't have one."""
     if quality.metric(metric) is None:
         return None
     if metric.startswith(HARNESS):
-        return _of_task(quality.harness, metric.removeprefix(HARNESS), confidence)
+        return _task_interval(quality.harness, metric.removeprefix(HARNESS), confidence)
     tag, name = split_tag(metric)
     cases = quality.regression
     if tag is not None:
         cases, name = cases and cases.tagged(tag), f"regression.{name}"
     if name.startswith("regression."):
-        make = _OVER_CASES.get(name)
-        return make(cases, confidence) if make and cases else None
-    return _over_rows(quality.row_sums, confidence).get(name) if quality.row_sums else None
+        interval = _CASE_INTERVALS.get(name)
+        return interval(cases, confidence) if interval and cases else None
+    return _row_intervals(quality.row_sums, confidence).get(name) if quality.row_sums else None
 
 
 def with_intervals(quality: Quality) -> Quality:
-    """The same quality with its 95% intervals and its slices."""
-    rows = _over_rows(quality.row_sums, _LEVEL) if quality.row_sums else {}
-    found = {}
+    """``quality`` with the 95% intervals of its metrics, and with its slices."""
+    of_rows = _row_intervals(quality.row_sums, _CONFIDENCE) if quality.row_sums else {}
+    intervals = {}
     for name in INTERVAL_METRICS:
-        value = rows.get(name) if name in rows else interval(quality, name, _LEVEL)
-        if value is not None and quality.metric(name) is not None:
-            found[name] = value
-    return replace(quality, intervals=found, slices=_slices(quality.regression))
+        interval = of_rows.get(name) or metric_interval(quality, name, _CONFIDENCE)
+        if interval is not None and quality.metric(name) is not None:
+            intervals[name] = interval
+    return replace(quality, intervals=intervals, slices=_slices(quality.regression))
 
 
-def _over_rows(sums: RowSums, confidence: float) -> dict[str, Interval]:
-    """Intervals of the figures a token; the same resamples serve all of them."""
+def _row_intervals(sums: RowSums, confidence: float) -> dict[str, Interval]:
+    """Intervals of the metrics that are means over tokens, all from the same resamples.
+
+    An interval with an end that isn't finite is left out.
+    """
     nll, baseline = np.asarray(sums.nll), np.asarray(sums.baseline_nll)
     figures = np.stack([nll, nll - baseline, np.asarray(sums.kl), np.asarray(sums.agreed)])
-    low, high = mean_interval(figures, sums.tokens, confidence)
-    count = len(sums.tokens)
-    found = {}
-    for (name, scale), *ends in zip(_OVER_ROWS.items(), low, high, strict=True):
-        least, most = (scale(float(end)) for end in ends)
-        if math.isfinite(least) and math.isfinite(most):
-            found[name] = Interval(least, most, confidence, "bootstrap-t", count, "rows")
-    return found
+    lows, highs = mean_interval(figures, sums.tokens, confidence)
+    intervals = {}
+    for (name, scale), low, high in zip(_ROW_METRICS.items(), lows, highs, strict=True):
+        ends = scale(float(low)), scale(float(high))
+        if all(map(math.isfinite, ends)):
+            intervals[name] = Interval(*ends, confidence, "bootstrap-t", len(sums.tokens), "rows")
+    return intervals
 
 
 def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
+    return math.exp(value) if value < 700 else math.inf  # where math.exp would overflow
 
 
-# From a mean over tokens to the metric, in the order of the figures above.
-_OVER_ROWS: dict[str, Callable[[float], float]] = {
+# The function from a mean over tokens to the metric, in the order of _row_intervals' figures. A
+# bootstrap's end may lie outside what the metric can be.
+_ROW_METRICS: dict[str, Callable[[float], float]] = {
     "perplexity.value": _exp,
     "perplexity.ratio": _exp,
-    "kl_divergence.mean": lambda mean: max(mean, 0.0),
+    KL_MEAN: lambda mean: max(mean, 0.0),
     "top1_agreement": lambda mean: min(max(mean, 0.0), 1.0),
 }
 
@@ -81,9 +84,9 @@ def _difference(cases: RegressionResult, confidence: float) -> Interval:
     return Interval(*ends, confidence, "Tango", cases.total, "cases")
 
 
-def _of_task(harness: HarnessResult | None, name: str, confidence: float) -> Interval | None:
+def _task_interval(harness: HarnessResult | None, name: str, confidence: float) -> Interval | None:
     """The interval of a harness task's ``difference``; other metrics have none."""
-    task, metric = (harness and harness.find(name)) or (None, "")
+    task, metric = (harness and harness.split(name)) or (None, "")
     if task is None or metric != "difference":
         return None
     total = len(task.samples)
@@ -92,28 +95,26 @@ def _of_task(harness: HarnessResult | None, name: str, confidence: float) -> Int
 
 
 def _worst(
-    make: Callable[[RegressionResult, float], Interval],
+    interval: Callable[[RegressionResult, float], Interval],
 ) -> Callable[[RegressionResult, float], Interval | None]:
-    """The interval of the lowest of all slices' true figures.
-
-    Its lower end errs only if that of the truly worst slice does, so no slice needs more confidence
-    than asked for. Its upper end errs as soon as one of them does: those share the risk
-    (Bonferroni).
-    """
+    """The interval of the lowest of all slices' true figures, from the interval of one slice."""
 
     def of(cases: RegressionResult, confidence: float) -> Interval | None:
         parts = cases.slices()
         if not parts:
             return None
-        worst = min((make(part, confidence) for part in parts), key=lambda each: each.low)
+        # The lower end is mistaken only if that of the truly worst slice is, so each slice's lower
+        # end needs no more confidence than was asked for. The upper end is mistaken as soon as any
+        # slice's is, so the slices share that risk (Bonferroni).
+        worst = min((interval(part, confidence) for part in parts), key=lambda each: each.low)
         shared = 1 - (1 - confidence) / len(parts)
-        high = min(make(part, shared).high for part in parts)
+        high = min(interval(part, shared).high for part in parts)
         return replace(worst, high=high, kind=f"{worst.kind}, lowest of {len(parts)} slices")
 
     return of
 
 
-_OVER_CASES: dict[str, Callable[[RegressionResult, float], Interval | None]] = {
+_CASE_INTERVALS: dict[str, Callable[[RegressionResult, float], Interval | None]] = {
     "regression.pass_rate": _pass_rate,
     "regression.difference": _difference,
     "regression.worst_slice": _worst(_pass_rate),
@@ -128,15 +129,15 @@ def _slices(cases: RegressionResult | None) -> tuple[Slice, ...]:
     parts = [(None, cases), *((tag, cases.tagged(tag)) for tag in cases.tags)]
     return tuple(
         Slice(
-            tag,
-            part.total,
-            part.passed,
-            part.baseline_passed,
-            part.broken,
-            part.fixed,
-            _pass_rate(part, _LEVEL),
-            _difference(part, _LEVEL),
-            mcnemar(part.broken, part.fixed),
+            tag=tag,
+            total=part.total,
+            passed=part.passed,
+            baseline_passed=part.baseline_passed,
+            broken=part.broken,
+            fixed=part.fixed,
+            pass_rate=_pass_rate(part, _CONFIDENCE),
+            difference=_difference(part, _CONFIDENCE),
+            p_value=mcnemar(part.broken, part.fixed),
         )
         for tag, part in parts
         if part

@@ -1,8 +1,8 @@
-"""Perplexity, KL divergence and top-1 agreement of two models on the same rows.
+"""Perplexity, KL divergence and top-1 agreement of two models on the same rows of text.
 
-Both models are streamed block by block and only their final hidden states are kept. The heads
-are then applied together in slices of the vocabulary, with running log-sum-exps, so that neither
-the logits nor a model are ever whole in memory.
+Both models are streamed block by block, and only their final hidden states are kept. The output
+embeddings are then applied together, a slice of the vocabulary at a time, with running
+log-sum-exps. Neither a whole model nor all logits are ever in memory.
 """
 
 from __future__ import annotations
@@ -10,41 +10,75 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from quantkit.judging.significance import mean_interval
+from quantkit.base.errors import InputError
+from quantkit.calibration.text import check_length, pack
+from quantkit.checkpoint.reader import Checkpoint
 from quantkit.model.stream import Batch, Stream, slices
-from quantkit.results.quality import KlDivergence, Perplexity, RowSums
+from quantkit.recipes.suite import LoadedSuite
+from quantkit.results.quality import KlDivergence, Perplexity, Quality, RowSums
 
 TOKENS_PER_BATCH = 2048
 
 
+def held_out_rows(loaded: LoadedSuite, checkpoint: Checkpoint, tokenizer: Any) -> Tensor:
+    """The suite's held-out text as token ids, (rows, sequence_length) int64.
+
+    Raises InputError where the text fills fewer than two rows.
+    """
+    likelihood = loaded.suite.likelihood
+    check_length(likelihood.sequence_length, checkpoint.config, "likelihood")
+    dataset = loaded.likelihood_dataset()
+    rows = pack(
+        dataset,
+        tokenizer,
+        sequence_length=likelihood.sequence_length,
+        rows=likelihood.rows,
+        seed=None,  # held-out text keeps its order
+    )
+    if rows.count < 2:
+        raise InputError(
+            "fills only one row of tokens, and intervals need at least two",
+            subject=str(dataset),
+            fix="Give more text or a shorter sequence_length.",
+        )
+    return rows.ids
+
+
 @dataclass(frozen=True)
-class Finished:
-    """Rows that have passed all blocks of a model: their final hidden states, and its head."""
+class FinalStates:
+    """The hidden states of rows after the last block of a model.
+
+    stream: the model, whose head is still to be applied; batches: the rows, in order.
+    """
 
     stream: Stream
     batches: list[Batch]
 
 
-def finish(stream: Stream, rows: Tensor, step: Callable[[], None] = lambda: None) -> Finished:
-    """Carry ``rows`` (rows, tokens) through all blocks; ``step`` is called after each."""
+def final_states(
+    stream: Stream, rows: Tensor, step: Callable[[], None] = lambda: None
+) -> FinalStates:
+    """Run all blocks on ``rows`` (rows, tokens); ``step`` is called after each block."""
     batches = stream.begin(rows, max(1, TOKENS_PER_BATCH // rows.shape[1]))
     for index in range(len(stream.skeleton.layers)):
         with stream.block(index) as block:
             stream.advance(index, block, batches)
         step()
-    return Finished(stream, batches)
+    return FinalStates(stream, batches)
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """Figures of each predicted token, (rows, tokens - 1), float64 on CPU.
+    """How two models predict each token: tensors (rows, tokens - 1) on the CPU.
 
-    nll, baseline_nll: negative log-likelihood of the true next token; kl: KL(baseline ‖ variant)
-    of the two distributions, in nats; agrees: whether both rank the same token first.
+    nll, baseline_nll: negative log-likelihoods of the true next token, float64 in nats; kl:
+    KL(baseline ‖ variant) of the predicted distributions, float64 in nats; agrees: whether both
+    models rank the same token first, bool.
     """
 
     nll: Tensor
@@ -70,30 +104,47 @@ class Divergence:
         return RowSums((tokens,) * rows, nll, baseline_nll, kl, agreed)
 
     def kl_divergence(self) -> KlDivergence:
-        sums = self.row_sums()
-        low, high = mean_interval(sums.kl, sums.tokens)
-        p99 = torch.quantile(self.kl.flatten(), 0.99) if self.kl.numel() < 16e6 else None
-        if p99 is None:  # torch.quantile refuses more
+        if self.kl.numel() < 16e6:
+            p99 = torch.quantile(self.kl.flatten(), 0.99)
+        else:  # more than torch.quantile accepts
             p99 = self.kl.flatten().kthvalue(math.ceil(0.99 * self.kl.numel())).values
-        return KlDivergence(self.kl.mean().item(), max(float(low), 0.0), float(high), p99.item())
+        return KlDivergence(mean=self.kl.mean().item(), p99=p99.item())
 
     def top1_agreement(self) -> float:
         return self.agrees.double().mean().item()
 
+    def quality(self, dtype: str) -> Quality:
+        """All of these figures as a result; ``dtype`` is the one that the variant computed in."""
+        rows, predicted = self.nll.shape
+        return Quality(
+            perplexity=self.perplexity(),
+            kl_divergence=self.kl_divergence(),
+            top1_agreement=self.top1_agreement(),
+            regression=None,
+            dtype=dtype,
+            rows=rows,
+            sequence_length=predicted + 1,
+            row_sums=self.row_sums(),
+        )
+
 
 def _stderr(values: Tensor) -> Tensor:
-    """Standard error of the mean, with sequences as the independent units."""
+    """Standard error of the mean, with rows as the independent units."""
     means = values.mean(1)
     return means.std() / math.sqrt(len(means)) if len(means) > 1 else torch.tensor(math.nan)
 
 
-def compare(
-    baseline: Finished, variant: Finished, step: Callable[[], None] = lambda: None
+def compare_predictions(
+    baseline: FinalStates, variant: FinalStates, step: Callable[[], None] = lambda: None
 ) -> Divergence:
-    """Walk the vocabulary with both heads; ``step`` is called after each slice."""
+    """Compare the two models' distributions at every token, slice by slice of the vocabulary.
+
+    ``baseline`` and ``variant`` have seen the same rows; they may be the same object. ``step`` is
+    called after each slice.
+    """
     parts = [_Running(batch.ids) for batch in baseline.batches]
     with baseline.stream.head() as logits_p, variant.stream.head() as logits_q:
-        # A slice of both heads is read once, for all rows.
+        # The vocabulary is the outer loop, so that each slice of the heads is read only once.
         for part in slices(baseline.stream.vocabulary):
             for place, running in enumerate(parts):
                 p = logits_p(baseline.batches[place], part)
@@ -109,7 +160,7 @@ def compare(
 
 
 class _Running:
-    """Sums over the vocabulary so far, for one batch. p is the baseline, q the variant.
+    """Running sums over the vocabulary for one batch. p is the baseline, q the variant.
 
     Exponentials are taken in float32 and summed in float64.
     """
@@ -119,7 +170,7 @@ class _Running:
         shape, device = self.labels.shape, ids.device
         minus = torch.full(shape, -torch.inf, device=device)
         zero = torch.zeros(shape, dtype=torch.float64, device=device)
-        # Largest logit so far and sum of exp(z - largest); for p also that sum weighted by zp - zq.
+        # max: the largest logit z so far; sum: Σ exp(z - max); gap: Σ exp(zp - max_p)·(zp - zq).
         self.max_p, self.max_q = minus.clone(), minus.clone()
         self.sum_p, self.sum_q, self.gap = zero.clone(), zero.clone(), zero.clone()
         self.label_p, self.label_q = minus.clone(), minus.clone()
@@ -127,7 +178,7 @@ class _Running:
         self.best_q = self.best_p.clone()
 
     def add(self, logits_p: Tensor, logits_q: Tensor, part: slice) -> None:
-        """Take in one slice of logits (rows, tokens, slice)."""
+        """Add one slice of logits, (rows, tokens, slice)."""
         p, q = logits_p[:, :-1].float(), logits_q[:, :-1].float()
         top_p, at_p = p.max(-1)
         top_q, at_q = q.max(-1)
@@ -157,7 +208,7 @@ class _Running:
         return (self._log_sum("p") - self.label_p).cpu()
 
     def kl(self) -> Tensor:
-        # sum p (log p - log q) = sum p (zp - zq) - log Zp + log Zq; rounding may go below zero.
+        # Σ p (log p - log q) = Σ p (zp - zq) - log Zp + log Zq, which rounding may push below 0.
         value = self.gap / self.sum_p - self._log_sum("p") + self._log_sum("q")
         return value.clamp(min=0).cpu()
 

@@ -1,8 +1,8 @@
-"""Proof that a merge is what the adapter does at run time, and what its rounding costs.
+"""Proof that a merged checkpoint computes what base and adapters do at run time.
 
 Three models are streamed over the same rows, block by block and in float32: the base with the
-adapter applied to activations as they pass, y + scale · B(A x); the merged weights before they
-are cast; the merged weights as they lie on disk.
+adapters applied to activations, y + scale · B(A x); the merged weights before they are rounded to
+the checkpoint's dtype; and the merged weights as stored. The last two give what the rounding costs.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from torch import Tensor, nn
 
 from quantkit.base.errors import QuantkitError
 from quantkit.checkpoint.reader import Checkpoint, TensorSource
-from quantkit.judging.likelihood import Finished, compare, finish
+from quantkit.judging.likelihood import FinalStates, compare_predictions, final_states
 from quantkit.lora.changes import Factors
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
 
-LIMIT = 1e-4
+LIMIT = 1e-4  # of Proof.difference
 _ROWS, _TOKENS = 2, 64
-PASSES = 3
+PASSES = 3  # how often prove() calls step
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What was found on ``rows`` × ``tokens`` fixed inputs.
+    """The result on ``rows`` × ``tokens`` fixed token ids.
 
-    difference: of the logits of the float32 merge from those of base and adapter at run time,
-    ‖Δ‖ / ‖logits‖ of the token where it is largest; kl: mean KL(float32 merge ‖ stored), in nats.
+    difference: between the logits of the float32 merge and those of base and adapters at run time,
+    ‖Δ‖ / ‖logits‖ of the token where it is largest; kl: mean KL(float32 merge ‖ stored), in nats a
+    token; limit: the largest difference that is accepted.
     """
 
     difference: float
@@ -47,9 +48,9 @@ class Proof:
 def prove(
     adapted: AdaptedCheckpoint, merged: Checkpoint, step: Callable[[], None] = lambda: None
 ) -> Proof:
-    """Compare ``merged``, as written, with what it was made of; ``step`` is called PASSES times.
+    """Compare ``merged``, a written checkpoint, with the base and adapters in ``adapted``.
 
-    Raises QuantkitError where the difference is more than ``LIMIT``.
+    ``step`` is called ``PASSES`` times. Raises QuantkitError for a difference of over ``LIMIT``.
     """
     skeletons = [Skeleton(merged, torch.float32) for _ in range(PASSES)]
     rows = _inputs(skeletons[0], adapted.trained_tokens())
@@ -63,17 +64,17 @@ def prove(
         for skeleton, source in zip(skeletons, sources, strict=True)
     )
     with _applied(at_run_time.skeleton.model, adapted):
-        expected = _logits(finish(at_run_time, rows))
+        expected = _logits(final_states(at_run_time, rows))
     step()
-    exact = finish(in_float32, rows)
+    exact = final_states(in_float32, rows)
     difference = _difference(expected, _logits(exact))
     step()
-    kl = compare(exact, finish(stored, rows)).kl.mean().item()
+    kl = compare_predictions(exact, final_states(stored, rows)).kl.mean().item()
     step()
     if not difference <= LIMIT:
         raise QuantkitError(
-            f"merged logits differ from those of base and adapter by {difference:.2e}, more than "
-            f"{LIMIT:.0e}; nothing was written",
+            f"the merged model's logits differ from those of base and adapter by {difference:.2e}, "
+            f"more than {LIMIT:.0e}; nothing was written",
             where=", ".join(adapter.directory.name for adapter in adapted.adapters),
             fix="Please report it with the adapter's config. --no-proof skips the comparison.",
         )
@@ -82,7 +83,7 @@ def prove(
 
 @dataclass(frozen=True)
 class _Source:
-    """The tensors of ``adapted`` in one of the ways in which it can be read."""
+    """The tensors of ``adapted``, read by its method ``read``. Implements ``TensorSource``."""
 
     adapted: AdaptedCheckpoint
     read: Callable[[str], Tensor]
@@ -95,7 +96,7 @@ class _Source:
 
 
 def _inputs(skeleton: Skeleton, tokens: list[int]) -> Tensor:
-    """Fixed rows (rows, tokens) of token ids from the whole vocabulary, ``tokens`` among them."""
+    """Random but fixed token ids (rows, tokens), with the last of the vocabulary and ``tokens``."""
     vocabulary = int(skeleton.model.get_input_embeddings().weight.shape[0])
     positions = getattr(skeleton.config.get_text_config(), "max_position_embeddings", _TOKENS)
     shape = (_ROWS, min(_TOKENS, int(positions)))
@@ -106,24 +107,24 @@ def _inputs(skeleton: Skeleton, tokens: list[int]) -> Tensor:
     return ids
 
 
-def _logits(finished: Finished) -> list[Tensor]:
-    """Logits (rows, tokens, vocabulary) of every batch; the whole vocabulary at once, so that
-    what is added to the output embedding's result sees all of it."""
+def _logits(finished: FinalStates) -> list[Tensor]:
+    """Logits (rows, tokens, vocabulary) of every batch."""
+    # Not in slices of the vocabulary: an adapter on the output embedding adds to all of it at once.
     with finished.stream.head() as logits:
         return [logits(batch, slice(0, finished.stream.vocabulary)) for batch in finished.batches]
 
 
-def _difference(expected: list[Tensor], found: list[Tensor]) -> float:
+def _difference(expected: list[Tensor], merged: list[Tensor]) -> float:
     worst = [
         ((one - other).double().norm(dim=-1) / one.double().norm(dim=-1)).max()
-        for one, other in zip(expected, found, strict=True)
+        for one, other in zip(expected, merged, strict=True)
     ]
     return torch.stack(worst).max().item()
 
 
 @contextmanager
 def _applied(model: nn.Module, adapted: AdaptedCheckpoint) -> Iterator[None]:
-    """Let every module of ``model`` that the adapters change add to its own output."""
+    """``model`` with hooks that add the adapters' part to the output of each module they change."""
     handles = []
     for name, module in model.named_modules():
         weight, bias = f"{name}.weight", f"{name}.bias"
@@ -153,14 +154,14 @@ def _add(
     inputs: tuple[Any, ...],
     output: Tensor,
 ) -> Tensor:
-    """What a module with factors gives for what it was given, and for what it gave without."""
+    """The output of ``module`` with its adapters, from its ``inputs`` and ``output`` without."""
     factors = read()
     if factors is None:
         return output
     bias = getattr(module, "bias", None)
     if isinstance(module, nn.Embedding):
         update = nn.functional.embedding(inputs[0], factors.a.T) @ factors.b.T
-        # Some embeddings multiply what they look up (Gemma 3).
+        # Some embeddings, as Gemma 3's, multiply what they look up.
         update = update * getattr(module, "embed_scale", 1.0)
     elif isinstance(module, nn.Linear) and factors.transposed:  # tied to an embedding
         update = inputs[0] @ factors.b @ factors.a

@@ -1,6 +1,7 @@
-"""Text that a model was calibrated on can't judge it: word 13-grams that two texts share.
+"""Overlap of a suite's text with the text that an artifact was calibrated on.
 
-Thirteen words are what GPT-3's authors took for contamination (arXiv 2005.14165, appendix C).
+Two documents overlap when they share a run of 13 words, which is what GPT-3's authors counted as
+contamination (arXiv 2005.14165, appendix C).
 """
 
 from __future__ import annotations
@@ -16,20 +17,24 @@ from quantkit.base import resources
 from quantkit.base.errors import InputError, QuantkitError
 from quantkit.base.files import read_optional_json
 from quantkit.documents.dataset import Dataset, Document, HubDataset, digest_of, read
-from quantkit.judging.regression import Case
+from quantkit.judging.cases import Case
 from quantkit.results.manifest import RUN
 
 WORDS = 13
-_FEWEST = 5  # words of a document that is worth comparing
+_FEWEST = 5  # words that a document must have: shorter ones, such as "yes", are in any text
 _SHOWN = 5
 _CJK = "\u3040-\u30ff\u3400-\u9fff"  # written without spaces: each character is a word
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
-_TAG = re.compile(r"<\|[^|>]*\|>|</?[a-z_]+>")  # of chat templates: no words of the text
+_TAG = re.compile(r"<\|[^|>]*\|>|</?[a-z_]+>")  # of chat templates, which aren't the text's words
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """A document of a suite that shares words with calibration text, and where they are there."""
+    """A document of a suite that shares runs of words with calibration text.
+
+    where: the suite's document; calibration: the first document that shares a run with it;
+    shared: how many runs; words: one of them.
+    """
 
     where: str
     calibration: str
@@ -42,46 +47,49 @@ class Overlap:
 
 
 def find_overlaps(judged: Sequence[Document], calibration: Iterable[Document]) -> list[Overlap]:
-    """The documents of ``judged`` that share a run of 13 words with calibration text.
+    """The documents of ``judged`` that share a run of 13 words with a document of ``calibration``.
 
-    Shorter ones overlap when they are the same. Case, punctuation and template tags don't count;
-    runs don't cross documents.
+    A document of 5 to 12 words overlaps where a calibration document has just the same words.
+    Case, punctuation and the tags of chat templates are ignored.
     """
     owners: dict[tuple[str, ...], list[int]] = {}
     for index, document in enumerate(judged):
         for gram in set(_grams(document)):
             owners.setdefault(gram, []).append(index)
-    found: dict[int, tuple[str, set[tuple[str, ...]]]] = {}
+    shared: dict[int, tuple[str, set[tuple[str, ...]]]] = {}
     for document in calibration:
         for gram in _grams(document):
             for index in owners.get(gram, ()):
-                found.setdefault(index, (document.where, set()))[1].add(gram)
+                shared.setdefault(index, (document.where, set()))[1].add(gram)
     return [
         Overlap(judged[index].where, where, len(grams), " ".join(min(grams)))
-        for index, (where, grams) in sorted(found.items())
+        for index, (where, grams) in sorted(shared.items())
     ]
 
 
 def _grams(document: Document) -> Iterator[tuple[str, ...]]:
+    """The runs of 13 words; all words of a shorter document."""
     words = _WORD.findall(_TAG.sub(" ", document.words).lower())
-    if _FEWEST <= len(words) < WORDS:  # too short for a run: the whole of it
+    if _FEWEST <= len(words) < WORDS:
         return iter([tuple(words)])
     return zip(*(words[start:] for start in range(WORDS)), strict=False)
 
 
-def of_cases(cases: Sequence[Case], path: Path) -> list[Document]:
-    """The prompts of cases, as documents."""
+def case_documents(cases: Sequence[Case], path: Path) -> list[Document]:
+    """The prompts of cases as documents; ``path`` is the file that they are from."""
     return [Document(f"{path}: {c.id}", c.messages or c.prompt or "") for c in cases]
 
 
 def calibration_of(artifact: Path) -> Dataset | str | None:
-    """The text that an artifact was calibrated on; None if on none, why where it can't be found.
+    """The text that an artifact was calibrated on; None where it was calibrated on none.
 
-    The manifest has its name and digest, and run.json the path of the recipe that named it.
+    Where the text is unknown or can't be found, a str has the reason, without the artifact as its
+    subject. The manifest has the text's name and digest, run.json the path of the recipe that
+    names it.
     """
     manifest = read_manifest(artifact)
     if manifest is None:
-        return "has no manifest that says what it was calibrated on"
+        return "has no manifest that names its calibration text"
     known: dict[str, Any] | None = manifest.get("calibration")
     if known is None:
         return None
@@ -101,45 +109,46 @@ def calibration_of(artifact: Path) -> Dataset | str | None:
         except QuantkitError:
             continue
     name = named["hub"] if isinstance(named, dict) else Path(named).name
-    return f"was calibrated on {name}, which isn't at hand as it was"
+    return f"was calibrated on {name}, which is missing or has changed since"
 
 
 def check_overlap(
     artifacts: Sequence[Path], judged: Sequence[Document], *, allow: bool
 ) -> list[str]:
-    """What to say of artifacts that may have seen the suite's text.
+    """Remarks on artifacts that were, or may have been, calibrated on the suite's text.
 
-    Raises InputError where one did, unless ``allow``.
+    judged: all documents of the suite. Raises InputError for the first artifact whose calibration
+    text overlaps with them, unless ``allow``.
     """
-    said: list[str] = []
-    seen: dict[str, list[Overlap]] = {}
+    remarks: list[str] = []
+    known: dict[str, list[Overlap]] = {}  # by dataset, which many artifacts may share
     for artifact in artifacts:
         dataset = calibration_of(artifact)
         if isinstance(dataset, str):
-            said.append(f"{artifact.name} {dataset}: overlap with the suite isn't checked.")
+            remarks.append(f"{artifact.name} {dataset}: overlap with the suite wasn't checked.")
         elif dataset is not None:
             key = str(dataset)
-            if key not in seen:
-                seen[key] = find_overlaps(judged, read(dataset)[0])
-            if found := seen[key]:
-                said.append(_report(artifact, found, len(judged), allow))
-    return said
+            if key not in known:
+                known[key] = find_overlaps(judged, read(dataset)[0])
+            if overlaps := known[key]:
+                remarks.append(_remark(artifact, overlaps, len(judged), allow))
+    return remarks
 
 
-def _report(artifact: Path, found: Sequence[Overlap], total: int, allow: bool) -> str:
-    what = f"{len(found)} of the suite's {total} texts overlap with its calibration text"
+def _remark(artifact: Path, overlaps: Sequence[Overlap], total: int, allow: bool) -> str:
+    what = f"{len(overlaps)} of the suite's {total} texts overlap with its calibration text"
     if allow:
         return f"{artifact.name}: {what}; its figures may flatter it."
     raise InputError(
-        f"{what}\n{listed(found)}",
+        f"{what}\n{overlap_list(overlaps)}",
         where=str(artifact),
         fix="Judge it on text that it hasn't seen, or pass --allow-overlap to judge it all the "
-        "same and say so in the result.",
+        "same with a remark in the result.",
     )
 
 
-def listed(found: Sequence[Overlap]) -> str:
-    """The first overlaps, one a line."""
-    lines = [str(overlap) for overlap in found[:_SHOWN]]
-    more = len(found) - _SHOWN
+def overlap_list(overlaps: Sequence[Overlap]) -> str:
+    """The first five overlaps, one a line, and how many more there are."""
+    lines = [str(overlap) for overlap in overlaps[:_SHOWN]]
+    more = len(overlaps) - _SHOWN
     return "\n".join(lines + ([f"and {more} more"] if more > 0 else []))

@@ -21,15 +21,21 @@ from quantkit.checkpoint.reader import Checkpoint, Weights
 from quantkit.documents.dataset import Document, read
 from quantkit.engines import transformers as hf
 from quantkit.formats.packed import open_artifact
-from quantkit.judging import harness, regression
-from quantkit.judging.checks import Answer
+from quantkit.judging import harness
+from quantkit.judging.answers import Answer
+from quantkit.judging.cases import Case, load_cases
 from quantkit.judging.gates import check_slices
-from quantkit.judging.harness import Harness, Ran
-from quantkit.judging.held_out import held_out_rows
+from quantkit.judging.harness import Harness, HarnessRun
 from quantkit.judging.intervals import with_intervals
-from quantkit.judging.likelihood import Divergence, Finished, compare, finish
-from quantkit.judging.overlap import check_overlap, of_cases
-from quantkit.judging.regression import Case
+from quantkit.judging.likelihood import (
+    Divergence,
+    FinalStates,
+    compare_predictions,
+    final_states,
+    held_out_rows,
+)
+from quantkit.judging.overlap import case_documents, check_overlap
+from quantkit.judging.regression import answer_cases, judge_answers
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.lora.open import tokenizer_directory
 from quantkit.model.device import resolve_device
@@ -94,9 +100,9 @@ def judge_quality(
 class _Run:
     """What one model made of the suite: final hidden states, answers, harness results."""
 
-    finished: Finished
+    finished: FinalStates
     answers: list[Answer] | None
-    harness: Ran | None
+    harness: HarnessRun | None
 
 
 @dataclass(frozen=True)
@@ -137,9 +143,9 @@ class _Judge:
         cases = tasks = None
         if suite.regression is not None:
             path = loaded.resolve(suite.regression.cases)
-            cases = regression.load_cases(path, allow_code=allow_code)
+            cases = load_cases(path, allow_code=allow_code)
             check_slices(suite, cases)
-            texts += of_cases(cases, path)
+            texts += case_documents(cases, path)
         if (wanted := loaded.harness_tasks()) is not None:
             tasks = Harness(wanted, allow_code=allow_code)
             tasks.check_metrics([gate.metric for gate in suite.gates])
@@ -178,12 +184,12 @@ class _Judge:
         answers = ran = None
         steps = self.layers + bool(self.cases) + bool(self.harness)
         with progress.task(f"judge {label}", steps) as task:
-            finished = finish(stream, self.rows, partial(task.advance, doing="likelihood"))
+            finished = final_states(stream, self.rows, partial(task.advance, doing="likelihood"))
             with stream.whole() if self.cases or self.harness else nullcontext() as model:
                 if self.cases is not None:
                     generate = partial(hf.generate, model, end=self.end)
                     score = partial(hf.score, model)
-                    answers = regression.answer(self.cases, self.tokenizer, generate, score)
+                    answers = answer_cases(self.cases, self.tokenizer, generate, score)
                     task.advance(doing="regression cases")
                 if self.harness is not None:
                     ran = self.harness.run(
@@ -202,12 +208,12 @@ class _Judge:
     ) -> Quality:
         """Run a model on the suite and compare it with the baseline's run, ``reference``."""
         run = self.run(source, dtype, label, progress)
-        divergence = compare(reference.finished, run.finished)
+        divergence = compare_predictions(reference.finished, run.finished)
         return with_intervals(self._compare(divergence, run, reference, dtype))
 
     def own_quality(self, reference: _Run) -> Quality:
         """The baseline's own figures, without a ratio or a divergence."""
-        divergence = compare(reference.finished, reference.finished)
+        divergence = compare_predictions(reference.finished, reference.finished)
         quality = self._compare(divergence, reference, reference, torch.float32)
         return with_intervals(
             replace(
@@ -223,19 +229,8 @@ class _Judge:
     ) -> Quality:
         result = None
         if self.cases is not None and run.answers is not None and reference.answers is not None:
-            result = regression.judge(self.cases, run.answers, reference.answers, self.slice_cases)
+            result = judge_answers(self.cases, run.answers, reference.answers, self.slice_cases)
         tasks = None
         if run.harness is not None and reference.harness is not None:
-            tasks = harness.compare(run.harness, reference.harness)
-        rows, length = self.rows.shape
-        return Quality(
-            perplexity=divergence.perplexity(),
-            kl_divergence=divergence.kl_divergence(),
-            top1_agreement=divergence.top1_agreement(),
-            regression=result,
-            dtype=dtype_name(dtype),
-            rows=rows,
-            sequence_length=length,
-            row_sums=divergence.row_sums(),
-            harness=tasks,
-        )
+            tasks = harness.pair_runs(run.harness, reference.harness)
+        return replace(divergence.quality(dtype_name(dtype)), regression=result, harness=tasks)

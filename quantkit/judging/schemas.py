@@ -1,4 +1,4 @@
-"""JSON Schema (by jsonschema) and JSONPath (RFC 9535, by python-jsonpath) for answers in JSON."""
+"""JSON Schema (with jsonschema) and JSONPath (RFC 9535, with python-jsonpath) for JSON answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def read_schema(path: Path) -> dict[str, Any]:
-    """A JSON Schema from a file. Raises ValueError when it can't be read or isn't one."""
+    """The JSON Schema in a file. Raises ValueError when it can't be read or isn't a schema."""
     try:
         schema = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -25,10 +25,7 @@ def read_schema(path: Path) -> dict[str, Any]:
 
 
 def check_schema(schema: dict[str, Any]) -> None:
-    """Raise ValueError for what isn't a JSON Schema, or refers to what it doesn't hold.
-
-    Nothing is ever fetched for a ``$ref``.
-    """
+    """Raise ValueError unless ``schema`` is a JSON Schema that holds all that its $refs name."""
     from jsonschema.exceptions import SchemaError
     from jsonschema.validators import Draft202012Validator, validator_for
     from referencing import Registry
@@ -49,13 +46,13 @@ def check_schema(schema: dict[str, Any]) -> None:
             raise ValueError(f"the JSON Schema doesn't hold $ref {reference}") from error
 
 
-def faults(schema: dict[str, Any], value: Any) -> str | None:
-    """The fault of ``value`` that says most; None where it fits the schema."""
+def schema_error(schema: dict[str, Any], value: Any) -> str | None:
+    """Why ``value`` doesn't conform to the schema, its most relevant error; None where it does."""
     from jsonschema.exceptions import best_match
     from jsonschema.validators import Draft202012Validator, validator_for
     from referencing import Registry
 
-    empty: Any = Registry()  # the default would fetch what a $ref names
+    empty: Any = Registry()  # the default registry would download what a $ref names
     cls = validator_for(schema, default=Draft202012Validator)
     error = best_match(cls(schema, registry=empty).iter_errors(value))
     return None if error is None else f"{error.json_path}: {error.message}"
@@ -63,7 +60,7 @@ def faults(schema: dict[str, Any], value: Any) -> str | None:
 
 @functools.lru_cache(maxsize=256)
 def compile_path(text: str) -> JSONPath:
-    """A JSONPath that begins with $. Raises ValueError when it isn't one."""
+    """The compiled path, which must begin with $. Raises ValueError when it isn't a JSONPath."""
     import jsonpath
 
     if not text.startswith("$"):

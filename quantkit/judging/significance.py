@@ -1,8 +1,8 @@
-"""Intervals and tests for figures of two models on the same rows and the same cases.
+"""Confidence intervals and tests for two models on the same rows of text and the same cases.
 
-Every interval is two-sided: at confidence 0.95 the truth may lie beyond either end with probability
-0.025. What each of them covers in fact was simulated on the demo model; docs/quality.md has the
-figures, and tests hold them.
+Every interval is two-sided: at confidence 0.95 the true value may be beyond either end with a
+probability of 0.025. How often that happens in fact was simulated on the demo model:
+docs/quality.md has the figures, and tests keep them true.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ _HALVINGS = 60
 def mean_interval(
     sums: npt.ArrayLike, tokens: npt.ArrayLike, confidence: float = 0.95
 ) -> tuple[Floats, Floats]:
-    """Interval of a figure a token, Σ sums / Σ tokens, with rows as the independent units.
+    """Interval of a mean over tokens, Σ sums / Σ tokens, with rows as the independent units.
 
-    sums: (..., rows), figures of each row; leading dimensions are judged by the same resamples.
-    tokens: (rows,). Returns the lower and the upper ends, each of shape (...); NaN where a row's
-    sum isn't finite.
+    sums: (..., rows), the sum over the tokens of each row, for any number of figures; tokens:
+    (rows,). Returns the lower and the upper ends, each of shape (...); NaN where a row's sum isn't
+    finite.
 
-    The bootstrap-t (Efron 1981; Hall 1988): rows are drawn again with replacement, always the same
-    draws for the same number of rows, and each draw's error is divided by the draw's own standard
-    error. It follows the skewness of heavy-tailed rows, where percentile and BCa intervals end too
-    low. Few rows vary less than what they were drawn from, so its tails are taken further out, as
-    Hesterberg does (2015, "What Teachers Should Know about the Bootstrap"). It is too short where
-    both tails are heavy, so no end lies within Student's t interval; that alone decides where a
-    bootstrap has no bound, as for two or three rows.
+    It is the bootstrap-t (Efron 1981; Hall 1988): rows are drawn again with replacement, and each
+    resample's error is divided by its own standard error. The same number of rows always gets the
+    same resamples, which all figures share. The tails are widened as in Hesterberg (2015, "What
+    Teachers Should Know about the Bootstrap"), and no end is nearer than that of Student's t
+    interval.
     """
+    # Rows are heavy-tailed and skewed. Percentile and BCa intervals of such rows end too low; the
+    # bootstrap-t follows the skewness, but is too short where both tails are heavy: hence Student's
+    # t as the least. That also decides alone where a bootstrap has no bound, as for 2 or 3 rows.
     values, weights = np.asarray(sums, np.float64), np.asarray(tokens, np.float64)
     rows = values.shape[-1]
     mean = values.sum(-1) / weights.sum()
@@ -45,6 +46,7 @@ def mean_interval(
     deviation = np.sqrt(rows / (rows - 1) * (rest**2).sum(1)) / weights.sum()
     drawn = _studentized(rest, weights)
     student = stdtrit(rows - 1, (1 + confidence) / 2)
+    # Resamples of few rows vary less than the rows' population, by (rows - 1) / rows.
     tail = ndtr(-student * math.sqrt(rows / (rows - 1)))
     rank = max(int((_RESAMPLES + 1) * tail), 1)
     drawn.partition((rank - 1, _RESAMPLES - rank), axis=0)
@@ -54,9 +56,9 @@ def mean_interval(
 
 
 def _studentized(rest: Floats, tokens: Floats) -> Floats:
-    """Errors of resampled means over their own standard errors, (resamples, figures).
+    """The errors of resampled means divided by their own standard errors, (resamples, figures).
 
-    rest: (figures, rows), what is left of each row's sum after its share of the mean.
+    rest: (figures, rows), the residual of each row's sum from its tokens times the mean.
     """
     rows = len(tokens)
     generator = np.random.default_rng(0)
@@ -80,7 +82,7 @@ def _finite(values: Floats) -> Floats:
 
 
 def rate_interval(passed: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Clopper and Pearson's exact interval (1934) of a rate: it covers at least what it says."""
+    """Clopper and Pearson's exact interval (1934) of a rate; it covers at least ``confidence``."""
     tail = (1 - confidence) / 2
     low = betaincinv(passed, total - passed + 1, tail) if passed else 0.0
     high = betaincinv(passed + 1, total - passed, 1 - tail) if passed < total else 1.0
@@ -90,21 +92,20 @@ def rate_interval(passed: int, total: int, confidence: float = 0.95) -> tuple[fl
 def difference_interval(
     fixed: int, broken: int, total: int, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Tango's score interval (1998) of a difference of paired rates, (fixed - broken) / total.
-
-    The counts move in whole cases, so half a case is taken off the score's numerator. Without this
-    a worse model passed up to 5.3% of the time at one end, with it up to 3.3%.
-    """
+    """Tango's score interval (1998) of a difference of paired rates, (fixed - broken) / total,
+    with a continuity correction."""
     moved = fixed - broken
     bound = float(ndtri((1 + confidence) / 2))
 
     def score(difference: float) -> float:
-        """Distance of the counts from a true ``difference``, in standard deviations."""
+        """How many standard deviations the counts are from a true ``difference``."""
         slope = -fixed - broken + (2 * total - moved) * difference
         product = broken * difference * (1 - difference)
         root = math.sqrt(slope**2 + 8 * total * product)
         breaking = (root - slope) / (4 * total)  # likeliest rate of breaking, given the difference
         variance = total * (2 * breaking + difference * (1 - difference))
+        # The counts move in whole cases, hence the half. Without it a worse model passed up to 5.3%
+        # of the time at one end, with it up to 3.3% (2.5% is meant).
         distance = max(abs(moved - total * difference) - 0.5, 0.0)
         if variance <= 0:
             return math.inf if distance else 0.0
@@ -121,5 +122,5 @@ def difference_interval(
 
 
 def mcnemar(broken: int, fixed: int) -> float:
-    """P-value of McNemar's exact test, two-sided: are as many cases fixed as broken?"""
+    """Two-sided p-value of McNemar's exact test that a case is as likely fixed as broken."""
     return min(1.0, 2 * float(bdtr(min(broken, fixed), broken + fixed, 0.5)))

@@ -10,8 +10,8 @@ from typing import Any
 from quantkit.artifact.manifest import occasion, read_manifest, read_run
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.packed import open_artifact
-from quantkit.judging.case_inputs import case_inputs
-from quantkit.judging.gates import hold
+from quantkit.judging.cases import case_inputs
+from quantkit.judging.gates import apply_gate
 from quantkit.recipes.suite import Gate, LoadedSuite
 from quantkit.results.comparison import CaseInput, Comparison, Variant
 from quantkit.results.cost import Cost, Costs
@@ -48,7 +48,7 @@ def apply_gates(variant: Variant, gates: Sequence[Gate]) -> Variant:
     """The row with the outcome of each gate and, where there are gates, its verdict."""
     if not gates:
         return variant
-    outcomes = tuple(hold(gate, variant.quality) for gate in gates)
+    outcomes = tuple(apply_gate(gate, variant.quality) for gate in gates)
     return replace(
         variant, gates=outcomes, verdict=Verdict.over(outcome.verdict for outcome in outcomes)
     )

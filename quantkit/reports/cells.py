@@ -1,4 +1,4 @@
-"""The comparison as text cells, the same for every medium: figures down, models across."""
+"""The comparison as a table of text, the same in every report: figures down, models across."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Cell = Callable[[Variant], str | None]
 
 @dataclass(frozen=True)
 class Row:
-    """One figure over all models. ``better`` is an arrow, or empty where neither is."""
+    """One figure of all models. better: an arrow to the better direction, or empty."""
 
     label: str
     better: str
@@ -25,7 +25,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """Rows that belong together."""
+    """Rows under one title."""
 
     title: str
     rows: tuple[Row, ...]
@@ -33,14 +33,14 @@ class Section:
 
 @dataclass(frozen=True)
 class Grid:
-    """headers: one a model; sections: their rows have as many cells."""
+    """The whole table. headers: the models' names; a row has one cell for each of them."""
 
     headers: tuple[str, ...]
     sections: tuple[Section, ...]
 
 
 def table(models: Sequence[Variant]) -> Grid:
-    """Lay out models side by side. Rows in which nothing was measured are left out."""
+    """The models side by side. Rows in which nothing was measured are left out."""
     sections = []
     for title, figures in _SECTIONS.items():
         rows = []
@@ -54,15 +54,15 @@ def table(models: Sequence[Variant]) -> Grid:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What to know when reading the table: differences, figures that are missing, failed gates."""
+    """What to know beside the table: differences, missing figures, failed gates, broken cases."""
     lines = [f"Differs: {text}" for text in comparison.differences]
     lines += [f"Missing: {text}" for text in missing(comparison)]
     for variant in comparison.variants:
         for gate in variant.gates:
             if not gate.passed:
-                said = "Failed" if gate.verdict is Verdict.FAIL else "Undecided"
-                lines.append(f"{said}: {variant.name}, {gate_said(gate)}")
-        if variant.verdict is Verdict.FAIL and variant.localisation is None:
+                outcome = "Failed" if gate.verdict is Verdict.FAIL else "Undecided"
+                lines.append(f"{outcome}: {variant.name}, {gate_sentence(gate)}")
+        if variant.verdict is Verdict.FAIL and variant.localization is None:
             lines.append(f"To fix: --locate finds the layers where {variant.name} loses most")
         regression = variant.quality.regression if variant.quality else None
         for case in regression.cases if regression else ():
@@ -77,20 +77,20 @@ def notes(comparison: Comparison) -> list[str]:
     return lines
 
 
-def gate_said(gate: GateOutcome) -> str:
-    """A gate in a sentence: what was measured, what is allowed, what would decide."""
+def gate_sentence(gate: GateOutcome) -> str:
+    """A gate in a sentence: what was measured, what is allowed, what would decide it."""
     interval = f" ({ends(gate)})" if gate.interval else ""
-    more = f"; would decide: {further(gate)}" if further(gate) else ""
+    more = f"; to decide it: {to_decide(gate)}" if to_decide(gate) else ""
     return f"{gate.metric} is {measured(gate)}{interval}, allowed {allowed(gate)}{more}"
 
 
 def failures(case: CaseOutcome) -> str:
-    """The checks that an answer failed, and why."""
+    """The checks that an answer fails, each with the reason."""
     return "; ".join(f"{check.check}: {check.why}" for check in case.checks if not check.passed)
 
 
 def missing(comparison: Comparison) -> list[str]:
-    """Figures that an engine couldn't give, and why."""
+    """The figures that an engine couldn't give, each with the reason."""
     return [
         f"{model.name}, {figure}: {reason}"
         for model in comparison.models
@@ -105,37 +105,37 @@ def allowed(gate: GateOutcome) -> str:
 
 
 def measured(gate: GateOutcome) -> str:
-    """The figure that a gate is on."""
+    """The value of a gate's metric."""
     return "not measured" if gate.value is None else f"{gate.value:.6g}"
 
 
 def ends(gate: GateOutcome) -> str:
-    """The interval that a gate holds against its bounds, where it asks for confidence."""
-    found = gate.interval
-    if found is None:
+    """The interval of a gate's metric, where the gate asks for confidence."""
+    interval = gate.interval
+    if interval is None:
         return ""
-    return f"{found.low:.6g} to {found.high:.6g} at {100 * found.confidence:g}%"
+    return f"{interval.low:.6g} to {interval.high:.6g} at {100 * interval.confidence:g}%"
 
 
-def further(gate: GateOutcome) -> str:
-    """What would decide an undecided gate."""
+def to_decide(gate: GateOutcome) -> str:
+    """What would decide an inconclusive gate; empty for any other."""
     if gate.verdict is not Verdict.INCONCLUSIVE or gate.interval is None:
         return ""
     if gate.more is None:
-        return "no number of samples: the figure lies on the bound"
+        return "no number of samples is enough, since the value is on the bound"
     return f"about {gate.more:,} more {gate.interval.unit}"
 
 
 def _tasks(models: Sequence[Variant]) -> list[tuple[str, str, Cell]]:
-    """Rows of the harness tasks that the models have run."""
-    found = [model.quality.harness for model in models if model.quality and model.quality.harness]
+    """Rows of the harness tasks, which are the same for all models."""
+    harness = [model.quality.harness for model in models if model.quality and model.quality.harness]
     rows: list[tuple[str, str, Cell]] = []
-    for task in found[0].tasks if found else ():
+    for task in harness[0].tasks if harness else ():
         for metric in task.metrics:
             if "_stderr" not in metric:
                 rows.append((f"{task.task} {metric}", "", _task_metric(task.task, metric)))
         if task.samples:
-            rows.append((f"{task.task} broken / fixed", "↓", _task_moved(task.task)))
+            rows.append((f"{task.task} broken / fixed", "↓", _task_counts(task.task)))
     return rows
 
 
@@ -158,7 +158,7 @@ def _task_metric(name: str, metric: str) -> Cell:
     return cell
 
 
-def _task_moved(name: str) -> Cell:
+def _task_counts(name: str) -> Cell:
     def cell(model: Variant) -> str | None:
         task = _task(model, name)
         if task is None or model.quality is None or model.quality.kl_divergence is None:
@@ -169,7 +169,7 @@ def _task_moved(name: str) -> Cell:
 
 
 def _cost(figure: str, text: Callable[[Any], str]) -> Cell:
-    """A cell of one figure of the cost, where there is one."""
+    """A cell of one figure of the cost."""
 
     def cell(model: Variant) -> str | None:
         value = getattr(model.cost, figure, None)
@@ -197,13 +197,13 @@ def _perplexity(model: Variant) -> str | None:
 
 
 def _interval(metric: str, places: int, factor: float = 1.0, mark: str = "") -> Cell:
-    """A cell of a metric's 95% interval, where there is one."""
+    """A cell of a metric's 95% interval, times ``factor``."""
 
     def cell(model: Variant) -> str | None:
-        found = model.quality.intervals.get(metric) if model.quality else None
-        if found is None:
+        interval = model.quality.intervals.get(metric) if model.quality else None
+        if interval is None:
             return None
-        return f"{factor * found.low:.{places}f}–{factor * found.high:.{places}f}{mark}"
+        return f"{factor * interval.low:.{places}f}–{factor * interval.high:.{places}f}{mark}"
 
     return cell
 
@@ -233,7 +233,8 @@ def _cases(model: Variant) -> str | None:
     return None if regression is None else f"{regression.passed}/{regression.total}"
 
 
-def _moved(model: Variant) -> str | None:
+def _counts(model: Variant) -> str | None:
+    """Broken and fixed cases; none for the baseline, which has no KL divergence either."""
     regression = model.quality.regression if model.quality else None
     if regression is None or model.quality is None or model.quality.kl_divergence is None:
         return None
@@ -272,7 +273,7 @@ _SECTIONS: dict[str, list[tuple[str, str, Cell]]] = {
         ("top-1 agreement", "↑", _agreement),
         ("cases passed", "↑", _cases),
         ("… 95% interval", "", _interval("regression.pass_rate", 1, 100, "%")),
-        ("broken / fixed", "↓", _moved),
+        ("broken / fixed", "↓", _counts),
         ("… McNemar's p", "", _mcnemar),
     ],
     "Cost": [

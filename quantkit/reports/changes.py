@@ -1,4 +1,4 @@
-"""What changed between two answers, word by word."""
+"""The differences between two answers, word by word."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 _WORDS = re.compile(r"\w+\s*|[^\w\s]\s*|\s+")  # space goes with the word before it
-_ALIKE = 0.4  # less than this share in common, and marks would only be confusing
-_MOST_WORDS = 2000  # the comparison takes time by the square of it
+_ALIKE = 0.4  # answers with a smaller share in common are shown whole: marks would only confuse
+_MOST_WORDS = 2000  # the time of the comparison grows with the square of the words
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of text that both have, that only the new one has, or only the old one."""
+    """A piece of text that both answers have, that only the new one has, or only the old one."""
 
     text: str
     change: Literal["same", "added", "removed"]
 
 
 def changes(old: str, new: str) -> list[Piece]:
-    """The pieces that make ``new``, and between them what it lacks of ``old``."""
+    """The pieces of both texts in order: without the removed ones they are ``new``, without the
+    added ones ``old``."""
     before, after = _WORDS.findall(old), _WORDS.findall(new)
     matcher = difflib.SequenceMatcher(None, before, after, False)
     if max(len(before), len(after)) > _MOST_WORDS or matcher.ratio() < _ALIKE:

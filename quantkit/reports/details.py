@@ -1,18 +1,18 @@
-"""What stands below the main table: each gate with its interval, and the slices that moved."""
+"""The tables below the main one: all gates, and the regression cases by tag."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from quantkit.reports.cells import allowed, ends, further, measured
+from quantkit.reports.cells import allowed, ends, measured, to_decide
 from quantkit.results.comparison import Comparison, Variant
 from quantkit.results.quality import Interval, Slice
 
 
 @dataclass(frozen=True)
 class Detail:
-    """A small table of text cells. note: a line below it."""
+    """A small table of text. note: a line below it, or empty."""
 
     title: str
     headers: tuple[str, ...]
@@ -21,9 +21,9 @@ class Detail:
 
 
 def details(comparison: Comparison) -> list[Detail]:
-    """The tables that there is something to say in."""
-    found = (_gates(comparison.variants), slices(comparison.variants))
-    return [detail for detail in found if detail.rows]
+    """The tables that have any rows."""
+    tables = (_gates(comparison.variants), slice_table(comparison.variants))
+    return [table for table in tables if table.rows]
 
 
 def _gates(variants: Sequence[Variant]) -> Detail:
@@ -36,17 +36,17 @@ def _gates(variants: Sequence[Variant]) -> Detail:
             ends(gate),
             allowed(gate),
             gate.verdict.value,
-            further(gate),
+            to_decide(gate),
         )
         for name, gate in gates
     )
-    headers = ("model", "metric", "measured", "interval", "allowed", "", "would decide")
-    note = "An interval must lie wholly within its bounds to pass, and wholly outside to fail."
-    certain = all(gate.interval is None for _, gate in gates)
-    return Detail("Gates", headers, rows, "" if certain else note)
+    headers = ("model", "metric", "measured", "interval", "allowed", "", "to decide it")
+    note = "A gate with an interval passes if all of it is within the bounds, and fails if none is."
+    any_interval = any(gate.interval is not None for _, gate in gates)
+    return Detail("Gates", headers, rows, note if any_interval else "")
 
 
-def slices(variants: Sequence[Variant]) -> Detail:
+def slice_table(variants: Sequence[Variant]) -> Detail:
     """All cases, and the tags in which a case was broken or fixed."""
     rows = tuple(
         (
@@ -59,19 +59,22 @@ def slices(variants: Sequence[Variant]) -> Detail:
             f"{part.broken} / {part.fixed}",
             f"{part.p_value:.3f}",
         )
-        for name, part in _moved(variants)
+        for name, part in _changed(variants)
     )
-    headers = ("model", "slice", "passed", "95%", "to the baseline", "95%", "broken / fixed", "p")
-    note = "Tags in which no case was broken or fixed are left out. p: McNemar's exact test."
+    headers = ("model", "tag", "passed", "95%", "to the baseline", "95%", "broken / fixed", "p")
+    note = (
+        "95%: the interval of the figure before it. Broken cases pass by the baseline alone, fixed "
+        "ones by the artifact alone; tags without either are left out. p: McNemar's exact test."
+    )
     return Detail("Regression cases by tag", headers, rows, note)
 
 
-def _moved(variants: Sequence[Variant]) -> Iterator[tuple[str, Slice]]:
+def _changed(variants: Sequence[Variant]) -> Iterator[tuple[str, Slice]]:
     for variant in variants:
         for part in variant.quality.slices if variant.quality else ():
             if part.tag is None or part.broken or part.fixed:
                 yield variant.name, part
 
 
-def _range(found: Interval) -> str:
-    return f"{100 * found.low:.1f} to {100 * found.high:.1f}%"
+def _range(interval: Interval) -> str:
+    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}%"

@@ -1,4 +1,4 @@
-"""What a comparison leaves on disk, and reading it back."""
+"""The files of a comparison: written in every form, and comparison.json read again."""
 
 from __future__ import annotations
 
@@ -29,10 +29,8 @@ _NAMES = ("comparison.md", "report.html", "comparison.csv", "junit.xml")
 
 
 def write_reports(comparison: Comparison, directory: Path) -> list[Path]:
-    """Write a comparison in every form into ``directory``; returns the files.
-
-    comparison.json comes first: all others can be made of it again.
-    """
+    """Write a comparison in every form into ``directory``; returns the paths of the files."""
+    # comparison.json comes first, since all other forms can be made of it again.
     directory.mkdir(parents=True, exist_ok=True)
     written = [directory / "comparison.json"]
     write_json(written[0], comparison.to_json())
@@ -44,57 +42,71 @@ def write_reports(comparison: Comparison, directory: Path) -> list[Path]:
 
 
 def render(comparison: Comparison, path: Path) -> str:
-    """A comparison in the form that the ending of ``path`` stands for.
+    """A comparison as the text of a report, in the form that the suffix of ``path`` names.
 
-    Raises InputError for another ending.
+    Raises InputError for a suffix that names none.
     """
     if path.suffix not in _WRITERS:
+        given = f"the suffix {path.suffix}" if path.suffix else "no suffix"
         raise InputError(
-            f"no form of a report ends in {path.suffix or 'nothing'}",
-            where=str(path),
-            fix=f"Endings: {', '.join(_WRITERS)}.",
+            f"has {given}, which is no form of a report",
+            subject=str(path),
+            fix=f"The suffixes of reports are {', '.join(_WRITERS)}.",
         )
     return _WRITERS[path.suffix](comparison)
 
 
 def read_comparison(path: Path) -> Comparison:
-    """Read comparison.json. Raises InputError naming the file and the key that isn't as it was."""
+    """Read comparison.json, also one with the keys of 0.1.0.dev.
+
+    Raises InputError with the file and the key for what doesn't fit a comparison.
+    """
     value = read_json(path)
     if value.get("schema") != 1:
         raise InputError(
-            f"schema is {value.get('schema')!r}, not 1",
+            f"the schema is {value.get('schema')!r}, not 1",
             where=str(path),
-            fix="Is it a comparison.json? Compare again to make one.",
+            fix="Name a comparison.json; quantkit compare writes one.",
         )
     try:
-        return TypeAdapter(Comparison).validate_python(_with_tasks(value))
+        return TypeAdapter(Comparison).validate_python(_as_fields(value))
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
         raise InputError(f"{key}: {problem['msg']}", where=str(path)) from error
 
 
-def _with_tasks(value: Any) -> Any:
-    """``value`` with every ``harness``, a plain list in JSON, as its dataclass wants it."""
+# Keys that comparison.json had before they were renamed, and what they are called now.
+_RENAMED = {"localisation": "localization", "mends": "fixes"}
+
+
+def _as_fields(value: Any) -> Any:
+    """``value`` in the form of the dataclasses: renamed keys, and each ``harness`` with its tasks.
+
+    In JSON a ``harness`` is the plain list of its tasks.
+    """
     if isinstance(value, list):
-        return [_with_tasks(item) for item in value]
+        return [_as_fields(item) for item in value]
     if not isinstance(value, dict):
         return value
     return {
-        key: {"tasks": item} if key == "harness" and isinstance(item, list) else _with_tasks(item)
+        _RENAMED.get(key, key): {"tasks": _as_fields(item)}
+        if key == "harness" and isinstance(item, list)
+        else _as_fields(item)
         for key, item in value.items()
     }
 
 
 def append_step_summary(comparison: Comparison, environment: Mapping[str, str]) -> Path | None:
-    """Append the Markdown to the summary of a GitHub Actions step, where there is one.
+    """Append the comparison as Markdown to the summary of a GitHub Actions step.
 
-    GitHub drops a summary that is too long, so whole lines are left off its end.
+    environment: of the process. Returns the summary's file; None where this isn't such a step.
     """
     name = environment.get("GITHUB_STEP_SUMMARY")
     if not name:
         return None
     path = Path(name)
+    # GitHub drops a summary that is too long, so lines are left off its end.
     room = _SUMMARY_LIMIT - (path.stat().st_size if path.exists() else 0)
     text = (comparison_markdown(comparison) + "\n").encode()
     if len(text) > room:

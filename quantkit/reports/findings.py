@@ -1,4 +1,4 @@
-"""What inspect and verify found, for the terminal."""
+"""The results of inspect and verify as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _WIDEST = 100  # characters of a value
 
 
 def facts_table(facts: Facts) -> Group:
-    """Everything that is known, in the order in which one asks."""
+    """All facts about an artifact, from its format to its provenance."""
     rows = [
         ("format", facts.format),
-        ("method", facts.method or "not said"),
-        ("producer", facts.producer or "not said"),
+        ("method", facts.method or "unknown"),
+        ("producer", facts.producer or "unknown"),
         ("parameters", f"{facts.parameters:,}"),
         ("files", f"{len(facts.files)}, {facts.files_bytes / 1e6:,.1f} MB: {facts.files[0]}"),
         ("bits per weight", f"{facts.bits_per_weight:.3f} in the files"),

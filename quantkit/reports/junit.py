@@ -1,15 +1,15 @@
-"""The comparison as JUnit XML: gates and regression cases of every artifact as test cases.
+"""The comparison as JUnit XML: the gates and regression cases of each artifact as test cases.
 
-The format is that which CI servers read (https://github.com/testmoapp/junitxml describes it).
-A gate that fails and a case that breaks are failures, a gate that is inconclusive is an error, and
-a case that the baseline fails as well is skipped.
+https://github.com/testmoapp/junitxml describes the format, as CI servers read it. A failed gate and
+a broken case are failures, an inconclusive gate is an error, and a case that the baseline fails
+too is skipped.
 """
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
-from quantkit.reports.cells import failures, gate_said
+from quantkit.reports.cells import failures, gate_sentence
 from quantkit.reports.text import writable
 from quantkit.results.comparison import Comparison, Variant
 from quantkit.results.regression import CaseOutcome
@@ -17,7 +17,7 @@ from quantkit.results.verdict import GateOutcome, Verdict
 
 
 def comparison_junit(comparison: Comparison) -> str:
-    """One test suite an artifact; class names are the artifact's."""
+    """One test suite for each artifact, whose name is the class name of its tests."""
     root = ET.Element("testsuites", name=f"quantkit {comparison.suite or ''}".strip())
     for variant in comparison.variants:
         suite = ET.SubElement(root, "testsuite", name=writable(variant.name))
@@ -40,7 +40,7 @@ def _gate(suite: ET.Element, variant: Variant, gate: GateOutcome) -> None:
     test = _test(suite, variant, f"gate {gate.metric} {' and '.join(bounds)}")
     if not gate.passed:
         tag = "error" if gate.verdict is Verdict.INCONCLUSIVE else "failure"
-        ET.SubElement(test, tag, message=writable(gate_said(gate)), type=f"gate {gate.verdict}")
+        ET.SubElement(test, tag, message=writable(gate_sentence(gate)), type=f"gate {gate.verdict}")
 
 
 def _case(suite: ET.Element, variant: Variant, case: CaseOutcome) -> None:

@@ -8,55 +8,59 @@ import yaml
 from rich.table import Table
 
 from quantkit.reports.terminal import listing
-from quantkit.results.localization import Localisation
+from quantkit.results.localization import Localization
+from quantkit.results.metrics import KL_MEAN
 
-HEADERS = ("place", "relative error", "KL divergence, it alone in BF16")
+HEADERS = ("place", "relative error", "KL divergence with it in BF16")
 _MOST = 5
 
 
-def losses_table(name: str, found: Localisation) -> Table:
-    """The worst places of one artifact."""
-    table = listing(HEADERS, list(rows(found)))
-    table.title = f"{name}: KL divergence {found.kl_divergence:.5f} on {found.rows} rows"
+def losses_table(name: str, result: Localization) -> Table:
+    """The places of one artifact with the largest errors."""
+    table = listing(HEADERS, list(rows(result)))
+    table.title = f"{name}: KL divergence {result.kl_divergence:.5f} on {result.rows} rows"
     table.title_justify = "left"
     return table
 
 
-def losses_markdown(name: str, found: Localisation) -> list[str]:
-    """The same as lines of Markdown."""
-    lines = [f"## Where {name} loses", ""]
-    lines += [f"KL divergence on {found.rows} rows: {found.kl_divergence:.5f}", ""]
+def losses_markdown(name: str, result: Localization) -> list[str]:
+    """The table and the summary as lines of Markdown."""
+    lines = [f"## Where {name} loses quality", ""]
+    lines += [f"KL divergence on {result.rows} rows: {result.kl_divergence:.5f}", ""]
     lines += ["| " + " | ".join(HEADERS) + " |", "|---|---:|---:|"]
-    lines += ["| " + " | ".join(row) + " |" for row in rows(found)]
-    text, *code = summary(found).split("\n", 1)
+    lines += ["| " + " | ".join(row) + " |" for row in rows(result)]
+    text, *code = summary(result).split("\n", 1)
     lines += ["", text] if text else []
     return lines + (["", "```yaml", code[0], "```"] if code else [])
 
 
-def summary(found: Localisation) -> str:
-    """What the patch is, costs and is predicted to reach, and its text; or why there is none."""
-    patch = found.patch
+def summary(result: Localization) -> str:
+    """What the patch costs and is predicted to reach, with its YAML; or why there is none.
+
+    Empty where no gate failed.
+    """
+    patch = result.patch
     if patch is None:
-        return f"No patch: {found.no_patch}." if found.no_patch else ""
-    kl = patch.predicted["kl_divergence.mean"]
-    verdict = ", by which every gate on likelihood would hold"
+        return f"No patch: {result.no_patch}." if result.no_patch else ""
+    kl = patch.predicted[KL_MEAN]
+    verdict = ", with which every gate on likelihood would pass"
     if patch.fixes is None:
-        verdict = "; the gates that failed are on answers, which aren't predicted"
+        verdict = "; the gates that failed are on answers, which can't be predicted"
     weights = "1 weight" if len(patch.changes) == 1 else f"{len(patch.changes)} weights"
     head = (
         f"Patch ({patch.recipe['name']} {patch.recipe['version']}): {weights}, "
         f"{patch.added_bytes / 1e6:+,.2f} MB (to {patch.nbytes / 1e6:,.1f} MB), "
-        f"KL divergence predicted {kl:.5f}{verdict}:"
+        f"predicted KL divergence {kl:.5f}{verdict}:"
     )
     overrides = [change for change in patch.changes if "ignore" not in change]
     ignored = [change["ignore"] for change in patch.changes if "ignore" in change]
-    said = {"overrides": overrides} if overrides else {"ignore": ignored}
-    return f"{head}\n{yaml.safe_dump(said, sort_keys=False, width=100).rstrip()}"
+    added = {"overrides": overrides} if overrides else {"ignore": ignored}
+    return f"{head}\n{yaml.safe_dump(added, sort_keys=False, width=100).rstrip()}"
 
 
-def rows(found: Localisation) -> Iterator[tuple[str, str, str]]:
-    """The worst places as cells under HEADERS."""
-    for place in found.places[:_MOST]:
+def rows(result: Localization) -> Iterator[tuple[str, str, str]]:
+    """The five places with the largest errors, as cells under HEADERS."""
+    for place in result.places[:_MOST]:
         kl = "–" if place.kl_divergence is None else f"{place.kl_divergence:.5f}"
         yield _name(place.modules), f"{place.error:.2e}", kl
 

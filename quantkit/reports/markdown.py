@@ -12,7 +12,7 @@ from quantkit.results.comparison import Comparison
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """The table with figures down and models across, details, notes, a card an artifact."""
+    """The main table, the gates and slices, notes, and a card for each artifact."""
     grid = table(comparison.models)
     lines = ["# Comparison", ""]
     if comparison.suite:
@@ -35,31 +35,33 @@ def comparison_markdown(comparison: Comparison) -> str:
     lines += ["## Notes", ""]
     lines += [f"- {_escaped(note)}" for note in notes(comparison)]
     for variant in comparison.variants:
-        if variant.localisation is not None:
-            lines += ["", *losses_markdown(variant.name, variant.localisation)]
+        if variant.localization is not None:
+            lines += ["", *losses_markdown(variant.name, variant.localization)]
     for card in cards(comparison):
         lines += ["", *_card(card)]
     return "\n".join(lines) + "\n"
 
 
 def _card(card: Card) -> list[str]:
-    """What was traded, and the checklist as a task list: ticked where there is evidence."""
+    """The trade-off, and the checklist as a task list, ticked where the evidence supports it."""
     lines = [f"## {card.name}" + (f": {card.verdict}" if card.verdict else ""), ""]
     lines += [card.against, ""] if card.against else []
-    for heading, found in (
+    for heading, texts in (
         ("Gained", card.gained),
         ("Given up", card.given_up),
         ("Kept", card.kept),
     ):
-        lines.append(f"- **{heading}:** {_escaped('; '.join(found)) or 'nothing measured'}")
+        lines.append(f"- **{heading}:** {_escaped('; '.join(texts)) or 'nothing measured'}")
     lines += ["", "Launch checklist:", ""]
     for item in card.checklist:
-        if item.said is None:
+        if item.statement is None:
             lines.append(f"- [ ] **{item.topic}:** empty: {_escaped(item.missing)}")
             continue
         mark = "x" if item.holds else " "
-        said = f"**{item.topic}:** {_escaped(item.said)} (evidence: {_escaped(item.evidence)})"
-        lines.append(f"- [{mark}] {said}")
+        lines.append(
+            f"- [{mark}] **{item.topic}:** {_escaped(item.statement)} "
+            f"(evidence: {_escaped(item.evidence)})"
+        )
     return lines
 
 

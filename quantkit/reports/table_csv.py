@@ -1,4 +1,4 @@
-"""The comparison as CSV: one row a model, columns whose names stay."""
+"""The comparison as CSV: a row for each model. The names of columns are never changed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ COLUMNS = ("role", *_VARIANT, *METRICS, *_BESIDE, *(f"cost.{name}" for name in _
 
 
 def comparison_csv(comparison: Comparison) -> str:
-    """Baseline, references and artifacts; what wasn't measured is empty. Full precision."""
+    """The baseline, the references and the artifacts, with all figures in full precision.
+
+    What wasn't measured is empty.
+    """
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     table.writeheader()

@@ -1,4 +1,4 @@
-"""Tables for the terminal."""
+"""Comparisons and plans as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from quantkit.reports.cells import table as cells
 from quantkit.reports.details import Detail, details
 from quantkit.results.comparison import Comparison, Variant
 
-_COLOURS = {"PASS": "green", "FAIL": "bold red", "INCONCLUSIVE": "yellow"}
+_COLORS = {"PASS": "green", "FAIL": "bold red", "INCONCLUSIVE": "yellow"}
 
 
 def comparison_tables(comparison: Comparison) -> Group:
-    """The comparison, figures down and models across, and its details below."""
+    """The main table, and below it the gates and slices."""
     verdict = f" · {comparison.verdict}" if comparison.verdict else ""
     suite = f" · suite {comparison.suite}" if comparison.suite else ""
     main = models_table(comparison.models, f"Comparison{suite}{verdict}")
@@ -27,7 +27,7 @@ def comparison_tables(comparison: Comparison) -> Group:
 
 
 def models_table(models: Sequence[Variant], title: str) -> Table:
-    """What is known of each model, side by side."""
+    """The models side by side, figures down and models across."""
     grid = cells(models)
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     table.add_column("")
@@ -36,13 +36,12 @@ def models_table(models: Sequence[Variant], title: str) -> Table:
     for section in grid.sections:
         for row in section.rows:
             label = f"{row.label} {row.better}".strip()
-            table.add_row(label, *(_coloured(cell) for cell in row.cells))
+            table.add_row(label, *(_colored(cell) for cell in row.cells))
         table.add_section()
     return table
 
 
 def _detail_table(detail: Detail) -> Table:
-    """A table that stands below the main one."""
     table = Table(
         box=box.SIMPLE_HEAD,
         title=detail.title,
@@ -53,12 +52,12 @@ def _detail_table(detail: Detail) -> Table:
     for header in detail.headers:
         table.add_column(header, overflow="fold")
     for row in detail.rows:
-        table.add_row(*(_coloured(cell) for cell in row))
+        table.add_row(*(_colored(cell) for cell in row))
     return table
 
 
 def plan_table(plan: Plan, name: str) -> Table:
-    """What an artifact will hold, layers taken together."""
+    """What an artifact will hold or holds; tensors that differ only by their layer share a row."""
     total = f"{plan.nbytes / 1e6:,.1f} MB, {plan.bits_per_weight:.3f} bits a weight"
     if plan.quantized_bits_per_weight is not None:
         total += f" ({plan.quantized_bits_per_weight:.3f} in the quantized part)"
@@ -80,7 +79,7 @@ def plan_table(plan: Plan, name: str) -> Table:
 
 
 def listing(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A plain list with headers."""
+    """A plain table with headers."""
     table = Table(box=box.SIMPLE_HEAD)
     for header in headers:
         table.add_column(header)
@@ -89,6 +88,6 @@ def listing(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     return table
 
 
-def _coloured(cell: str) -> str:
-    colour = _COLOURS.get(cell)
-    return f"[{colour}]{cell}[/]" if colour else escape(cell)
+def _colored(cell: str) -> str:
+    color = _COLORS.get(cell)
+    return f"[{color}]{cell}[/]" if color else escape(cell)

@@ -1,4 +1,4 @@
-"""Text of unknown origin, as a page, a table or XML can hold it."""
+"""Text of unknown origin, such as a model's answer, made fit for HTML and XML."""
 
 from __future__ import annotations
 

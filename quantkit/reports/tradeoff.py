@@ -1,7 +1,7 @@
 """The trade-off card and the launch checklist of each artifact, filled from evidence alone.
 
-What was gained, what was given up and what stayed the same is read off the comparison's figures.
-The checklist names where the evidence of each item lies; an item without any is empty, and says so.
+What was gained, given up and kept follows from the comparison's figures. Each item of the checklist
+names its evidence; an item without evidence is empty, and says what would give some.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ from quantkit.results.manifest import MANIFEST
 from quantkit.results.quality import Quality
 from quantkit.results.verdict import Verdict
 
-_SAME = 0.05  # medians of a few runs differ by this much on a quiet machine
+_SAME = 0.05  # relative; medians of a few runs differ by as much on a quiet machine
 
 
 @dataclass(frozen=True)
 class Item:
-    """One item of the checklist. said: None where there is no evidence; ``missing`` says what
-    would give some. ``holds``: False where the evidence speaks against it."""
+    """One item of the checklist.
+
+    statement: what the evidence shows, None without any; evidence: where it can be looked up;
+    missing: why there is none; holds: False where the evidence speaks against the item.
+    """
 
     topic: str
-    said: str | None
+    statement: str | None
     evidence: str = ""
     missing: str = ""
     holds: bool = True
@@ -32,9 +35,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Card:
-    """What an artifact costs and brings against the baseline, and what is known before launch.
+    """What was gained and given up with one artifact, and its launch checklist.
 
-    against: what its memory and rates were held against; empty where they weren't measured.
+    against: a sentence about what its memory and rates are compared with; empty where they weren't
+    measured.
     """
 
     name: str
@@ -48,7 +52,7 @@ class Card:
 
 
 def cards(comparison: Comparison) -> list[Card]:
-    """One card an artifact, in the order of the table."""
+    """A card for each artifact, in the order of the comparison."""
     return [_card(comparison, index) for index in range(len(comparison.variants))]
 
 
@@ -64,19 +68,19 @@ def _card(comparison: Comparison, index: int) -> Card:
         floor = comparison.references[0].quality if comparison.references else None
         _weigh_quality(trade, variant.quality, floor)
     return Card(
-        variant.name,
-        variant.verdict,
-        comparison.goal,
-        _against(variant, against),
-        tuple(trade.gained),
-        tuple(trade.given_up),
-        tuple(trade.kept),
-        _checklist(comparison, variant, f"comparison.json: variants[{index}]"),
+        name=variant.name,
+        verdict=variant.verdict,
+        goal=comparison.goal,
+        against=_against(variant, against),
+        gained=tuple(trade.gained),
+        given_up=tuple(trade.given_up),
+        kept=tuple(trade.kept),
+        checklist=_checklist(comparison, variant, f"comparison.json: variants[{index}]"),
     )
 
 
 def same_engine(comparison: Comparison, variant: Variant) -> Variant:
-    """The unquantized row in the variant's engine; the baseline where there is none."""
+    """The unquantized model that ran in the variant's engine; the baseline where there is none."""
     for row in (comparison.baseline, *comparison.references):
         if row.cost and variant.cost and row.cost.engine == variant.cost.engine:
             return row
@@ -86,14 +90,14 @@ def same_engine(comparison: Comparison, variant: Variant) -> Variant:
 def _against(variant: Variant, row: Variant) -> str:
     if variant.cost is None or row.cost is None:
         return ""
-    said = f"Memory and rates are those of {variant.cost.engine}, against {row.name}"
+    text = f"Memory and rates are those of {variant.cost.engine}, compared with {row.name}"
     if row.cost.engine != variant.cost.engine:
-        said += f" in {row.cost.engine}: they aren't the quantization's alone"
-    return f"{said}."
+        text += f" in {row.cost.engine}: the difference isn't the quantization's alone"
+    return f"{text}."
 
 
 class _Trade:
-    """Three lists, filled figure by figure."""
+    """What was gained, given up and kept, filled figure by figure."""
 
     def __init__(self) -> None:
         self.gained: list[str] = []
@@ -101,18 +105,18 @@ class _Trade:
         self.kept: list[str] = []
 
     def less(self, what: str, mine: float | None, theirs: float | None, text: Any) -> None:
-        """A figure that is better small."""
+        """Add a figure of which less is better."""
         if mine and theirs:
-            said = f"{text(mine)} instead of {text(theirs)}"
-            self._place(theirs / mine, f"× less {what}: {said}", f"× more {what}: {said}", what)
+            both = f"{text(mine)} instead of {text(theirs)}"
+            self._add(theirs / mine, f"× less {what}: {both}", f"× more {what}: {both}", what)
 
     def more(self, what: str, mine: float | None, theirs: float | None, text: Any) -> None:
-        """A figure that is better large."""
+        """Add a figure of which more is better."""
         if mine and theirs:
-            said = f"{text(mine)} instead of {text(theirs)}"
-            self._place(mine / theirs, f"× the {what}: {said}", f"× slower {what}: {said}", what)
+            both = f"{text(mine)} instead of {text(theirs)}"
+            self._add(mine / theirs, f"× the {what}: {both}", f"× slower {what}: {both}", what)
 
-    def _place(self, ratio: float, better: str, worse: str, what: str) -> None:
+    def _add(self, ratio: float, better: str, worse: str, what: str) -> None:
         if ratio > 1 + _SAME:
             self.gained.append(f"{ratio:.2g}{better}")
         elif ratio < 1 - _SAME:
@@ -138,19 +142,21 @@ def _weigh_costs(trade: _Trade, mine: Cost, against: Variant) -> None:
 def _weigh_quality(trade: _Trade, quality: Quality, floor: Quality | None) -> None:
     ratio, span = quality.perplexity.ratio, quality.intervals.get("perplexity.ratio")
     if ratio is not None:
-        said = f"perplexity {ratio - 1:+.2%}"
-        said += f" ({span.low - 1:+.2%} to {span.high - 1:+.2%})" if span else ""
+        text = f"perplexity {ratio - 1:+.2%}"
+        text += f" ({span.low - 1:+.2%} to {span.high - 1:+.2%})" if span else ""
         if span is not None and span.low <= 1 <= span.high:
-            trade.kept.append(f"{said}: may be chance")
+            trade.kept.append(f"{text}: may be chance")
         elif ratio > 1:
-            trade.given_up.append(said)
+            trade.given_up.append(text)
         else:
-            trade.kept.append(f"{said}: not worse")
+            trade.kept.append(f"{text}: not worse")
     if kl := quality.kl_divergence:
-        known = floor.kl_divergence if floor else None
-        said = f"mean KL divergence {kl.mean:.2g} nats a token"
-        said += f" ({known.mean:.2g} is rounding alone)" if known else ""
-        (trade.kept if known and kl.high <= known.high else trade.given_up).append(said)
+        noise = floor.kl_divergence if floor else None
+        text = f"mean KL divergence {kl.mean:.2g} nats a token"
+        text += f" ({noise.mean:.2g} is rounding alone)" if noise else ""
+        own, known = quality.kl_interval, floor.kl_interval if floor else None
+        is_noise = own is not None and known is not None and own.high <= known.high
+        (trade.kept if is_noise else trade.given_up).append(text)
     if quality.top1_agreement is not None and quality.top1_agreement < 1:
         trade.given_up.append(f"another first choice at {1 - quality.top1_agreement:.2%} of tokens")
     if cases := quality.regression:
@@ -166,16 +172,16 @@ def _weigh_quality(trade: _Trade, quality: Quality, floor: Quality | None) -> No
             trade.gained.append(f"{_counted(cases.fixed, 'case')} that the baseline fails")
     for task in quality.harness.tasks if quality.harness else ():
         if task.broken:
-            said = f"{task.task}: {_counted(task.broken, 'sample')} that the baseline gets right"
-            trade.given_up.append(said)
+            text = f"{task.task}: {_counted(task.broken, 'sample')} that the baseline gets right"
+            trade.given_up.append(text)
         if task.fixed:
-            said = f"{task.task}: {_counted(task.fixed, 'sample')} that the baseline gets wrong"
-            trade.gained.append(said)
+            text = f"{task.task}: {_counted(task.fixed, 'sample')} that the baseline gets wrong"
+            trade.gained.append(text)
 
 
 def _checklist(comparison: Comparison, variant: Variant, place: str) -> tuple[Item, ...]:
     return (
-        Item("Goal", comparison.goal, "said when comparing (--goal)", "no goal was given: --goal"),
+        Item("Goal", comparison.goal, "given with --goal", "no goal was given: --goal"),
         _engine(variant, place),
         _calibration(variant),
         _evaluation(comparison, variant, place),
@@ -189,8 +195,8 @@ def _engine(variant: Variant, place: str) -> Item:
         return Item(topic, None, missing="not run in any engine: compare without --no-bench")
     if reason := cost.missing.get("all figures"):
         return Item(topic, f"does not run in {cost.engine}: {reason}", f"{place}.cost", holds=False)
-    said = f"loaded and ran in {cost.engine} on {cost.device}; other engines weren't tried"
-    return Item(topic, said, f"{place}.cost")
+    text = f"loaded and ran in {cost.engine} on {cost.device}; other engines weren't tried"
+    return Item(topic, text, f"{place}.cost")
 
 
 def _calibration(variant: Variant) -> Item:
@@ -213,16 +219,16 @@ def _evaluation(comparison: Comparison, variant: Variant, place: str) -> Item:
     topic, quality = "Evaluation", variant.quality
     if quality is None or comparison.suite is None:
         return Item(topic, None, missing="not judged by a suite")
-    said = f"suite {comparison.suite}: {quality.rows} rows of {quality.sequence_length} tokens"
+    text = f"suite {comparison.suite}: {quality.rows} rows of {quality.sequence_length} tokens"
     if quality.regression:
-        said += f", {quality.regression.total} cases"
+        text += f", {quality.regression.total} cases"
     if quality.harness:
-        said += f", {_counted(len(quality.harness.tasks), 'harness task')}"
+        text += f", {_counted(len(quality.harness.tasks), 'harness task')}"
     if not variant.gates:
-        return Item(topic, f"{said}; the suite has no gates", f"{place}.quality", holds=False)
+        return Item(topic, f"{text}; the suite has no gates", f"{place}.quality", holds=False)
     passed = sum(gate.passed for gate in variant.gates)
-    said += f"; {passed} of {len(variant.gates)} gates passed: {variant.verdict}"
-    return Item(topic, said, f"{place}.gates", holds=variant.verdict == Verdict.PASS)
+    text += f"; {passed} of {len(variant.gates)} gates passed: {variant.verdict}"
+    return Item(topic, text, f"{place}.gates", holds=variant.verdict == Verdict.PASS)
 
 
 def _baseline_evidence(comparison: Comparison, variant: Variant) -> str:

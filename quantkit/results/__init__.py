@@ -1,1 +1,1 @@
-"""What was measured and decided: frozen dataclasses that become JSON."""
+"""What was measured and decided, as frozen dataclasses that become JSON."""

@@ -1,6 +1,6 @@
 """The comparison of a baseline with its artifacts, as frozen dataclasses that become JSON.
 
-Numbers keep full precision here; they are rounded only where they are printed.
+Numbers keep their full precision here; only what prints them rounds.
 """
 
 from __future__ import annotations
@@ -9,14 +9,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from quantkit.results.cost import Cost
-from quantkit.results.localization import Localisation
+from quantkit.results.localization import Localization
 from quantkit.results.quality import Quality
 from quantkit.results.verdict import GateOutcome, Verdict
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the comparison: the baseline, the noise floor, or an artifact."""
+    """One model of the comparison: the baseline, a reference, or an artifact.
+
+    recipe: its name and version; method, format: None and the checkpoint's format for what isn't
+    quantized; disk_bytes: of the files that hold weights; gates, verdict: for artifacts alone;
+    manifest, run: the content of quantkit.json and run.json, where there are such files.
+    """
 
     name: str
     path: str
@@ -29,9 +34,9 @@ class Variant:
     cost: Cost | None = None
     gates: tuple[GateOutcome, ...] = ()
     verdict: Verdict | None = None
-    localisation: Localisation | None = None
-    manifest: dict[str, Any] | None = None  # quantkit.json, where the artifact has one
-    run: dict[str, Any] | None = None  # run.json
+    localization: Localization | None = None
+    manifest: dict[str, Any] | None = None
+    run: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -43,7 +48,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class CaseInput:
-    """What a regression case asks and what its answer must be, as text."""
+    """What a regression case asks, and what its answer must be, as text for reports."""
 
     id: str
     prompt: str
@@ -52,9 +57,10 @@ class CaseInput:
 
 @dataclass(frozen=True)
 class Occasion:
-    """When, by what and on which machine a comparison was made.
+    """When, from which model and on which machine a comparison was made.
 
-    model: the baseline as it was named; finished: UTC, ISO 8601.
+    model: the baseline's name or path as given; finished: UTC, ISO 8601; quantkit, libraries:
+    versions.
     """
 
     model: str
@@ -67,14 +73,17 @@ class Occasion:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The whole table, what differs between its rows, and the verdict over all.
+    """All models side by side, how they differ, and the verdict over all artifacts.
 
-    goal: what the artifacts are for, in their owner's words.
+    suite: its name and version; references: models to read the artifacts' figures by, which are
+    the noise floor, the base without adapters and the baseline as GGUF; differences: sentences
+    about what differs between the models, and judging's remarks; way_back: how to serve the
+    baseline again; goal: what the artifacts are for, in their owner's words.
     """
 
     suite: str | None
     baseline: Variant
-    references: tuple[Variant, ...]  # the noise floor; the baseline in another engine
+    references: tuple[Variant, ...]
     variants: tuple[Variant, ...]
     differences: tuple[str, ...]
     way_back: str
@@ -85,7 +94,7 @@ class Comparison:
 
     @property
     def models(self) -> tuple[Variant, ...]:
-        """All rows."""
+        """The baseline, the references and the artifacts, in this order."""
         return (self.baseline, *self.references, *self.variants)
 
     def to_json(self) -> dict[str, Any]:

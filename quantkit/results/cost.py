@@ -1,4 +1,4 @@
-"""What running an artifact takes: memory, time and rates."""
+"""What running a model takes: memory, latency and throughput."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ class Load:
 
 @dataclass(frozen=True)
 class Cost:
-    """What running it takes, measured in a fresh process.
+    """The cost of one model in one engine, measured in a process of its own.
 
-    weights_bytes: parameters as the engine holds them; resident_bytes after loading and
-    peak_bytes at the end, of the whole process; rates in tokens a second, medians of ``repeats``;
-    ttft_ms: time to the first token of a ``prompt_tokens`` prompt; tpot_ms: time for each
-    further token at batch 1. A figure that the engine can't give is None, and ``missing`` says why.
+    threads: of the CPU; prompt_tokens, new_tokens: the measured request; repeats: rates and times
+    are medians of so many. weights_bytes: the parameters as the engine holds them;
+    resident_bytes, peak_bytes: memory of the whole process after loading, and at its peak;
+    ttft_ms: time from a prompt to the first token; tpot_ms: time of each further token at batch 1.
+    A figure that the engine can't give is None, and ``missing`` has the reason by the figure's
+    name.
     """
 
     engine: str
@@ -50,7 +52,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """What measuring gives: the baseline, its BF16 GGUF, and each artifact."""
+    """The costs of all models of a comparison.
+
+    baseline_gguf: of the baseline written as BF16 GGUF, which GGUF artifacts are compared with.
+    """
 
     baseline: Cost | None
     baseline_gguf: Cost | None

@@ -1,18 +1,21 @@
-"""What tasks of lm-evaluation-harness gave, on either side of a comparison."""
+"""Results of lm-evaluation-harness tasks, beside the baseline's."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
+# Metrics of ours that every task with samples has beside lm-eval's own.
 PAIRED = ("broken", "fixed", "difference")
 
 
 @dataclass(frozen=True)
 class SampleOutcome:
-    """One sample of a harness task on either side; 1 where ``metric`` calls it right.
+    """One sample of a task, answered by both models.
 
-    doc_hash: of the document, by lm-eval; response: JSON, as filtered by the task.
+    doc_hash: lm-eval's hash of the document; metric: what decides whether an answer is right;
+    value, baseline_value: 1 where it is right, 0 where it is not; response: the filtered
+    response as JSON.
     """
 
     doc_id: int
@@ -26,9 +29,9 @@ class SampleOutcome:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """A task or group of lm-evaluation-harness: its metrics on either side, by lm-eval's names.
+    """A task or a group of tasks: the metrics of both models, by lm-eval's names.
 
-    samples: none for a group, or where no sample is right or wrong.
+    samples: empty for a group, and for a task whose samples are neither right nor wrong.
     """
 
     task: str
@@ -39,21 +42,21 @@ class TaskResult:
 
     @property
     def broken(self) -> int:
-        """Samples that the baseline gets right, and this doesn't."""
+        """How many samples the baseline gets right and this model gets wrong."""
         return sum(sample.value < sample.baseline_value for sample in self.samples)
 
     @property
     def fixed(self) -> int:
-        """Samples that the baseline gets wrong, and this doesn't."""
+        """How many samples the baseline gets wrong and this model gets right."""
         return sum(sample.value > sample.baseline_value for sample in self.samples)
 
     @property
     def difference(self) -> float:
-        """Share of samples got right minus the baseline's."""
+        """The share of samples that are right, minus the baseline's share."""
         return (self.fixed - self.broken) / len(self.samples)
 
     def metric(self, name: str) -> float | None:
-        """A metric by lm-eval's name, or one that compares the sides; None if there is none."""
+        """A metric by lm-eval's name, or one of ``PAIRED``; None where it wasn't measured."""
         if name in PAIRED:
             return float(getattr(self, name)) if self.samples else None
         return self.metrics.get(name)
@@ -61,12 +64,12 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class HarnessResult:
-    """Tasks of lm-evaluation-harness."""
+    """All tasks of lm-evaluation-harness that a suite runs."""
 
     tasks: tuple[TaskResult, ...]
 
-    def find(self, name: str) -> tuple[TaskResult, str] | None:
-        """``TASK.METRIC`` as the task and its metric; None where there is no such task."""
+    def split(self, name: str) -> tuple[TaskResult, str] | None:
+        """``TASK.METRIC`` as the task and the metric's name; None where there is no such task."""
         for task in self.tasks:
             if name.startswith(f"{task.task}."):
                 return task, name.removeprefix(f"{task.task}.")
@@ -74,8 +77,8 @@ class HarnessResult:
 
     def metric(self, name: str) -> float | None:
         """A metric by ``TASK.METRIC``; None when it wasn't measured."""
-        found = self.find(name)
-        return found[0].metric(found[1]) if found else None
+        parts = self.split(name)
+        return parts[0].metric(parts[1]) if parts else None
 
     def to_json(self) -> list[dict[str, Any]]:
         return [

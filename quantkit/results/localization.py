@@ -1,4 +1,4 @@
-"""Where an artifact loses quality and what would fix it, as frozen dataclasses for the results."""
+"""Where an artifact loses quality, and the recipe that would fix it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 class PlaceLoss:
     """What one place of an artifact costs.
 
-    modules: full names of what a recipe treats as one; error: predicted, how much of what their
-    layer makes changes when they are put back (squared, relative; of the weights themselves
-    outside the layers); kl_divergence: the artifact's mean with this place alone in the
-    baseline's weights, None where it wasn't measured.
+    modules: full names of the linears or embeddings that a recipe can only treat together; error:
+    the relative squared change of their layer's output when they alone get the baseline's weights
+    back (outside the layers, of the weights themselves); kl_divergence: the mean KL divergence of
+    the artifact with this place alone restored, None where it wasn't measured.
     """
 
     modules: tuple[str, ...]
@@ -25,9 +25,10 @@ class PlaceLoss:
 class Patch:
     """A derived recipe that gives more bits to the places that cost most.
 
-    recipe: all of it; changes: what it adds, in the recipe's own language; nbytes: planned size
-    of its artifact, added_bytes more than now; predicted: metrics with those places in the
-    baseline's weights; fixes: every gate on likelihood would hold then, None where none failed.
+    recipe: its whole content; changes: the entries that it adds to ``overrides`` or ``ignore``;
+    nbytes: planned size of its artifact; added_bytes: how much larger that is than the recipe's
+    without the changes; predicted: metrics with those places in the baseline's weights; fixes:
+    whether every likelihood gate is predicted to pass, None where none of them failed.
     """
 
     recipe: dict[str, Any]
@@ -39,11 +40,11 @@ class Patch:
 
 
 @dataclass(frozen=True)
-class Localisation:
-    """Where an artifact loses quality, on the first ``rows`` rows of the suite's text.
+class Localization:
+    """Where an artifact loses quality, measured on the first ``rows`` rows of the suite's text.
 
-    kl_divergence: its mean there; places: the greatest predicted error first; patch: None where
-    there is nothing to fix or, for the reason that ``no_patch`` gives, no way to.
+    kl_divergence: the artifact's mean on these rows; places: in order of falling ``error``; patch:
+    None where nothing failed, or where nothing can be fixed for the reason in ``no_patch``.
     """
 
     rows: int

@@ -1,8 +1,8 @@
-"""The names of what is measured, by which gates bound it."""
+"""The names of what is measured, as gates bound them."""
 
 from __future__ import annotations
 
-# Of all cases, or of a slice as regression.tags.TAG.NAME.
+# Of all cases, or of one tag's as regression.tags.TAG.NAME.
 SLICE_METRICS = ("passed", "pass_rate", "difference", "broken", "broken_critical", "fixed")
 REGRESSION_METRICS = (
     *SLICE_METRICS,
@@ -10,20 +10,24 @@ REGRESSION_METRICS = (
     "worst_slice",
     "worst_slice_difference",
 )
-METRICS = (
+KL_MEAN = "kl_divergence.mean"
+# The ends of the mean's 95% interval, as metrics of their own: the name, and which end it is.
+KL_ENDS = {"kl_divergence.low": "low", "kl_divergence.high": "high"}
+# Measured by likelihood alone, without any answer.
+LIKELIHOOD_METRICS = (
     "perplexity.value",
     "perplexity.ratio",
-    "kl_divergence.mean",
+    KL_MEAN,
     "kl_divergence.high",
     "kl_divergence.p99",
     "top1_agreement",
-    *(f"regression.{name}" for name in REGRESSION_METRICS),
 )
-# Those of which an interval can be given, so that a gate may ask for confidence.
+METRICS = (*LIKELIHOOD_METRICS, *(f"regression.{name}" for name in REGRESSION_METRICS))
+# The metrics that have an interval, so that a gate may ask for confidence.
 INTERVAL_METRICS = (
     "perplexity.value",
     "perplexity.ratio",
-    "kl_divergence.mean",
+    KL_MEAN,
     "top1_agreement",
     "regression.pass_rate",
     "regression.difference",
@@ -42,7 +46,10 @@ def split_tag(metric: str) -> tuple[str | None, str]:
 
 
 def is_metric(name: str) -> bool:
-    """Whether a gate may name it. What a harness task measures, only lm-eval knows."""
+    """Whether a gate may bound ``name``.
+
+    Any name below ``harness.`` may be one: only lm-eval knows what its tasks measure.
+    """
     if name.startswith(HARNESS):
         return "." in name.removeprefix(HARNESS)
     tag, rest = split_tag(name)
@@ -50,7 +57,7 @@ def is_metric(name: str) -> bool:
 
 
 def has_interval(name: str) -> bool:
-    """Whether a gate on it may ask for confidence."""
+    """Whether a gate on ``name`` may ask for confidence."""
     if name.startswith(HARNESS):
         return name.endswith(".difference")
     tag, rest = split_tag(name)

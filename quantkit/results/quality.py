@@ -1,4 +1,4 @@
-"""How well an artifact predicts and answers, and how certain each figure is."""
+"""How well an artifact predicts text and answers cases, and how certain each figure is."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from quantkit.results.harness import HarnessResult
-from quantkit.results.metrics import HARNESS, REGRESSION_METRICS, split_tag
+from quantkit.results.metrics import HARNESS, KL_ENDS, KL_MEAN, REGRESSION_METRICS, split_tag
 from quantkit.results.regression import RegressionResult
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Where a metric's true value lies, judged by ``samples`` independent rows or cases (``unit``).
+    """A two-sided confidence interval of a metric.
 
-    Two-sided: at ``confidence`` 0.95 the truth lies below ``low`` in 2.5% of all such samples, and
-    above ``high`` in 2.5%. kind: how it was made.
+    confidence: 0.95 leaves 2.5% beyond either end; kind: the method that made it; samples: how
+    many independent rows, cases or samples (``unit``) it rests on.
     """
 
     low: float
@@ -28,10 +28,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class RowSums:
-    """Sums over the predicted tokens of each row of likelihood text, nats.
+    """Sums over the predicted tokens of each row of likelihood text; one entry a row.
 
-    nll and baseline_nll: negative log-likelihoods of the true tokens; kl: KL(baseline ‖ variant);
-    agreed: tokens where both rank the same token first. All intervals over rows follow from these.
+    tokens: how many were predicted; nll, baseline_nll: negative log-likelihoods of the true
+    tokens, in nats; kl: KL(baseline ‖ variant), in nats; agreed: tokens where both models rank the
+    same token first. Every interval over rows can be computed again from these.
     """
 
     tokens: tuple[int, ...]
@@ -43,7 +44,11 @@ class RowSums:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp of the mean negative log-likelihood; stderr over sequences; ratio to the baseline's."""
+    """exp of the mean negative log-likelihood of a token.
+
+    stderr: standard error, with rows as the independent units; ratio: to the baseline's
+    perplexity, None for the baseline itself.
+    """
 
     value: float
     stderr: float
@@ -52,19 +57,19 @@ class Perplexity:
 
 @dataclass(frozen=True)
 class KlDivergence:
-    """KL(baseline ‖ variant) a token, in nats: mean with its 95% interval over sequences, p99."""
+    """KL(baseline ‖ variant) of the predicted distributions, in nats: mean and 99th percentile
+    over tokens. The mean's interval is ``Quality.kl_interval``."""
 
     mean: float
-    low: float
-    high: float
     p99: float
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Regression cases with one tag, or all (tag None): rates with 95% intervals.
+    """Regression cases with one tag, or all of them (tag None), with 95% intervals of the rates.
 
-    p_value: McNemar's exact test, two-sided, of broken against fixed.
+    broken: cases that only the baseline passes; fixed: cases that only the variant passes;
+    p_value: of McNemar's exact two-sided test that both are equally likely.
     """
 
     tag: str | None
@@ -80,9 +85,11 @@ class Slice:
 
 @dataclass(frozen=True)
 class Quality:
-    """How an artifact predicts and answers, against the baseline on the same inputs.
+    """How a model predicts and answers, compared with the baseline on the same inputs.
 
-    intervals: of the metrics that have one, by name, at 95%; slices: all cases, then each tag.
+    dtype: in which it computed; rows and sequence_length: the likelihood text's shape in tokens;
+    intervals: the 95% interval of each metric that has one, by the metric's name; slices: all
+    cases, then those of each tag.
     """
 
     perplexity: Perplexity
@@ -97,10 +104,17 @@ class Quality:
     slices: tuple[Slice, ...] = ()
     harness: HarnessResult | None = None
 
+    @property
+    def kl_interval(self) -> Interval | None:
+        """The 95% interval of the mean KL divergence."""
+        return self.intervals.get(KL_MEAN)
+
     def metric(self, name: str) -> float | None:
         """A metric by the dotted name that gates use; None when it wasn't measured."""
         if name.startswith(HARNESS):
             return self.harness.metric(name.removeprefix(HARNESS)) if self.harness else None
+        if name in KL_ENDS:
+            return getattr(self.kl_interval, KL_ENDS[name], None)
         value: Any = self
         tag, name = split_tag(name)
         if tag is not None:
@@ -110,7 +124,11 @@ class Quality:
         return float(value) if isinstance(value, (int, float)) else None
 
     def to_json(self) -> dict[str, Any]:
+        """All fields, and beside them the figures that follow from them."""
         result = asdict(self)
+        if self.kl_divergence is not None:
+            ends = {end: self.metric(name) for name, end in KL_ENDS.items()}
+            result["kl_divergence"] |= ends
         if self.regression is not None:
             names = ("total", "baseline_passed", *REGRESSION_METRICS)
             figures = {name: getattr(self.regression, name) for name in names}
@@ -122,9 +140,11 @@ class Quality:
 
 @dataclass(frozen=True)
 class Qualities:
-    """What judging gives: the baseline, its own dtype against float32, and each artifact.
+    """The qualities of all the models that one suite has judged together.
 
-    base: the baseline without its adapters, where it has some; remarks: what to know of them all.
+    noise_floor: the baseline in its own dtype compared with itself in float32; base: the baseline
+    without its adapters, None where it has none; remarks: sentences that a reader of all these
+    figures should know.
     """
 
     baseline: Quality

@@ -1,4 +1,4 @@
-"""How an artifact answers the regression cases of a suite, beside the baseline's answers."""
+"""How a model answers the regression cases of a suite, beside the baseline's answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CheckOutcome:
-    """One check of a case on either side, and why it failed."""
+    """Whether one check of a case passes for either model, and the reason where it fails."""
 
     check: str
     passed: bool
@@ -18,7 +18,7 @@ class CheckOutcome:
 
 @dataclass(frozen=True)
 class CaseOutcome:
-    """One regression case: what was answered, and whether that passed, on either side."""
+    """The two models' answers to one regression case, and whether they pass all its checks."""
 
     id: str
     passed: bool
@@ -33,9 +33,9 @@ class CaseOutcome:
 
 @dataclass(frozen=True)
 class RegressionResult:
-    """Cases that pass, and how that differs from the baseline's.
+    """All cases, with the counts and rates that follow from them.
 
-    slice_cases: a tag with fewer cases is no slice for the worst slice to be looked for in.
+    slice_cases: the fewest cases that a tag must have to be searched for the worst slice.
     """
 
     cases: tuple[CaseOutcome, ...]
@@ -55,7 +55,7 @@ class RegressionResult:
 
     @property
     def weighted_pass_rate(self) -> float:
-        """Share of the cases' weight that passes."""
+        """The share of the cases' total weight that passes."""
         return sum(c.weight for c in self.cases if c.passed) / sum(c.weight for c in self.cases)
 
     @property
@@ -69,39 +69,40 @@ class RegressionResult:
 
     @property
     def broken(self) -> int:
-        """Passed by the baseline, failed now."""
+        """How many cases the baseline passes and this model fails."""
         return sum(case.baseline_passed and not case.passed for case in self.cases)
 
     @property
     def broken_critical(self) -> int:
+        """How many of the broken cases are critical."""
         return sum(c.baseline_passed and not c.passed and c.critical for c in self.cases)
 
     @property
     def fixed(self) -> int:
-        """Failed by the baseline, passed now."""
+        """How many cases the baseline fails and this model passes."""
         return sum(case.passed and not case.baseline_passed for case in self.cases)
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """The tags that cases have, in the order of the cases."""
+        """Every tag of a case, in the order in which the cases bring them."""
         return tuple(dict.fromkeys(tag for case in self.cases for tag in case.tags))
 
     def tagged(self, tag: str) -> RegressionResult | None:
-        """The cases with one tag alone, or None where there are none."""
+        """The cases with one tag, or None where there are none."""
         cases = tuple(case for case in self.cases if tag in case.tags)
         return RegressionResult(cases, self.slice_cases) if cases else None
 
     def slices(self) -> list[RegressionResult]:
-        """The slices by tag that have enough cases."""
-        found = (self.tagged(tag) for tag in self.tags)
-        return [part for part in found if part and part.total >= self.slice_cases]
+        """The cases of each tag that has at least ``slice_cases`` of them."""
+        by_tag = (self.tagged(tag) for tag in self.tags)
+        return [part for part in by_tag if part and part.total >= self.slice_cases]
 
     @property
     def worst_slice(self) -> float | None:
-        """The lowest pass rate of a slice."""
+        """The lowest pass rate of a slice; None without slices."""
         return min((part.pass_rate for part in self.slices()), default=None)
 
     @property
     def worst_slice_difference(self) -> float | None:
-        """The lowest difference of a slice to the baseline's pass rate on it."""
+        """The lowest of the slices' differences from the baseline; None without slices."""
         return min((part.difference for part in self.slices()), default=None)

@@ -11,7 +11,7 @@ from quantkit.results.quality import Interval
 
 
 class Verdict(enum.StrEnum):
-    """What the gates say."""
+    """The decision of one gate, or of several together."""
 
     PASS = "PASS"
     FAIL = "FAIL"
@@ -19,17 +19,19 @@ class Verdict(enum.StrEnum):
 
     @classmethod
     def over(cls, verdicts: Iterable[Verdict]) -> Verdict:
-        """One verdict over many: the first of FAIL, INCONCLUSIVE, PASS that is among them."""
-        found = set(verdicts)
-        return next((v for v in (cls.FAIL, cls.INCONCLUSIVE) if v in found), cls.PASS)
+        """FAIL if any verdict is FAIL, else INCONCLUSIVE if any is, else PASS."""
+        given = set(verdicts)
+        return next((v for v in (cls.FAIL, cls.INCONCLUSIVE) if v in given), cls.PASS)
 
 
 @dataclass(frozen=True)
 class GateOutcome:
-    """One gate: the bounds, what was measured, and what that says.
+    """One gate applied to one artifact.
 
-    interval: what was compared with the bounds, where the gate asks for confidence; more: about so
-    many further rows or cases would decide an inconclusive one, None where no number would.
+    value: the metric as measured, None where it wasn't; min, max: the gate's inclusive bounds;
+    confidence, interval: where the gate asks for confidence, the metric's interval decides in
+    place of the value; more: about how many further rows or cases would decide an inconclusive
+    gate, None where no number would.
     """
 
     metric: str

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from quantkit.judging.gates import hold
+from quantkit.judging.gates import apply_gate
 from quantkit.judging.intervals import with_intervals
 from quantkit.judging.variants import apply_gates, differences
 from quantkit.recipes.suite import Gate
@@ -30,13 +30,13 @@ def quality(kl: float = 0.01, broken: int = 0) -> Quality:
         CaseOutcome(f"c{i}", i >= broken, True, i == 0, (), "no|w", "before") for i in range(4)
     )
     return Quality(
-        Perplexity(10.0, 0.1, 1.01),
-        KlDivergence(kl, kl * 0.9, kl * 1.1, kl * 5),
-        0.97,
-        RegressionResult(cases),
-        "float32",
-        8,
-        256,
+        perplexity=Perplexity(10.0, 0.1, 1.01),
+        kl_divergence=KlDivergence(mean=kl, p99=kl * 5),
+        top1_agreement=0.97,
+        regression=RegressionResult(cases),
+        dtype="float32",
+        rows=8,
+        sequence_length=256,
     )
 
 
@@ -79,7 +79,7 @@ def test_one_failed_gate_fails_all_of_it() -> None:
 
 
 def test_a_metric_that_was_not_measured_fails() -> None:
-    quality_without = Quality(Perplexity(1, 0, 1), None, None, None, "float32", 1, 8)
+    quality_without = replace(quality(), regression=None)
     decided = apply_gates(
         variant(quality=quality_without), [Gate(metric="regression.broken_critical", max=0)]
     )
@@ -97,7 +97,9 @@ def over_rows(kl: list[float]) -> Quality:
     zeros = (0.0,) * count
     sums = RowSums((100,) * count, zeros, zeros, tuple(100 * x for x in kl), (100,) * count)
     mean = sum(kl) / count
-    return replace(quality(), kl_divergence=KlDivergence(mean, 0, 1, 1), rows=count, row_sums=sums)
+    return replace(
+        quality(), kl_divergence=KlDivergence(mean=mean, p99=1), rows=count, row_sums=sums
+    )
 
 
 SPREAD = [0.01 * (1 + 0.5 * math.sin(i)) for i in range(64)]  # mean 0.0100, ± 9%
@@ -119,7 +121,7 @@ SPREAD = [0.01 * (1 + 0.5 * math.sin(i)) for i in range(64)]  # mean 0.0100, ± 
 )
 def test_with_confidence_the_whole_interval_decides(bound: dict[str, Any], verdict: str) -> None:
     gate = Gate(metric="kl_divergence.mean", confidence=0.95, **bound)
-    outcome = hold(gate, over_rows(SPREAD))
+    outcome = apply_gate(gate, over_rows(SPREAD))
     assert outcome.verdict == Verdict(verdict)
     found = present(outcome.interval)
     assert found.low < present(outcome.value) < found.high and found.confidence == 0.95
@@ -128,34 +130,34 @@ def test_with_confidence_the_whole_interval_decides(bound: dict[str, Any], verdi
 
 
 def test_an_end_on_the_bound_is_inside() -> None:
-    end = hold(Gate(metric="kl_divergence.mean", max=1, confidence=0.95), over_rows(SPREAD))
+    end = apply_gate(Gate(metric="kl_divergence.mean", max=1, confidence=0.95), over_rows(SPREAD))
     bound = present(end.interval).high
     for most, verdict in ((bound, "PASS"), (bound * (1 - 1e-12), "INCONCLUSIVE")):
         gate = Gate(metric="kl_divergence.mean", max=most, confidence=0.95)
-        assert hold(gate, over_rows(SPREAD)).verdict == Verdict(verdict)
+        assert apply_gate(gate, over_rows(SPREAD)).verdict == Verdict(verdict)
 
 
 @pytest.mark.parametrize(("most", "verdict"), [(0.0104, "PASS"), (0.0095, "FAIL")])
 def test_so_many_more_rows_would_decide(most: float, verdict: str) -> None:
     gate = Gate(metric="kl_divergence.mean", max=most, confidence=0.95)
-    outcome = hold(gate, over_rows(SPREAD))
+    outcome = apply_gate(gate, over_rows(SPREAD))
     needed = 64 + present(outcome.more)
     assert 64 < needed < 1000
     more = [SPREAD[i % 64] for i in range(math.ceil(1.1 * needed / 64) * 64)]
-    assert hold(gate, over_rows(more)).verdict == Verdict(verdict)
+    assert apply_gate(gate, over_rows(more)).verdict == Verdict(verdict)
     fewer = [SPREAD[i % 64] for i in range(int(0.6 * needed / 64) * 64 or 64)]
-    assert hold(gate, over_rows(fewer)).verdict is Verdict.INCONCLUSIVE
+    assert apply_gate(gate, over_rows(fewer)).verdict is Verdict.INCONCLUSIVE
 
 
 def test_a_figure_on_its_bound_is_decided_by_no_number() -> None:
     even = over_rows([0.25, 0.75] * 32)
-    outcome = hold(Gate(metric="kl_divergence.mean", max=0.5, confidence=0.95), even)
+    outcome = apply_gate(Gate(metric="kl_divergence.mean", max=0.5, confidence=0.95), even)
     assert outcome.verdict is Verdict.INCONCLUSIVE and outcome.more is None
     row = apply_gates(
         variant(quality=even), [Gate(metric="kl_divergence.mean", max=0.5, confidence=0.9)]
     )
     said = notes(replace(comparison(), variants=(row,)))
-    assert any("lies on the bound" in line for line in said)
+    assert any("is on the bound" in line for line in said)
 
 
 def test_a_fail_outweighs_inconclusive_and_that_outweighs_pass() -> None:
@@ -191,7 +193,7 @@ def test_what_is_not_finite_fails(figure: float, confidence: float | None) -> No
     assert "kl_divergence.mean" not in broken.intervals and "perplexity.ratio" in broken.intervals
     for bound in ({"min": 0.0}, {"max": 1.0}):
         gate = Gate(metric="kl_divergence.mean", confidence=confidence, **bound)
-        assert hold(gate, broken).verdict is Verdict.FAIL
+        assert apply_gate(gate, broken).verdict is Verdict.FAIL
 
 
 def comparison() -> Comparison:

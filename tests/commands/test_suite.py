@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from quantkit.judging.regression import load_cases
+from quantkit.judging.cases import load_cases
 from quantkit.recipes.suite import load_suite
 from tests.helpers.cli import refused, run
 
@@ -72,7 +72,7 @@ def test_init_leaves_nothing_behind_when_it_can_not(tmp_path: Path) -> None:
     prompts.write_text('{"prompt": "a"}\n{"promt": "b"}\n{\n')
     said = refused(2, *arguments)
     assert "p.jsonl:2: promt: unknown key; did you mean prompt?" in said
-    assert "p.jsonl:3: isn't valid JSON" in said
+    assert "p.jsonl:3: the line isn't valid JSON" in said
     prompts.write_text('{"prompt": "a", "max_new_tokens": 1}')
     assert "likelihoods need at least 16" in refused(2, *arguments)
     assert not out.exists() and not out.with_name("mine.partial").exists()
@@ -118,7 +118,7 @@ def test_check_knows_what_gates_ask_of_the_cases(tmp_path: Path) -> None:
     gates = [{"metric": "regression.tags.facts.pass_rate", "min": 1}]
     result = run("suite", "check", write_suite(tmp_path, [case], gates=gates))
     assert result.exit_code == 2
-    assert "gates.0: no case has the tag facts. Tags: sums." in result.stdout
+    assert "gates.0: no case has the tag facts. The cases' tags are sums." in result.stdout
 
 
 def test_check_finds_calibration_text_in_a_suite(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def questions() -> Job:
     """What every engine is asked, its path and dtype left open."""
     from quantkit.calibration.text import load_tokenizer, pack
     from quantkit.engines import transformers as hf
-    from quantkit.judging.regression import encode_prompt, load_cases
+    from quantkit.judging.cases import encode_prompt, load_cases
 
     tokenizer = load_tokenizer(demo_model())
     cases = load_cases(suites() / "demo-regression.jsonl")

@@ -8,7 +8,8 @@ from typing import Any
 from quantkit.results.comparison import CaseInput, Comparison, Occasion, Variant
 from quantkit.results.cost import Cost
 from quantkit.results.harness import HarnessResult, SampleOutcome, TaskResult
-from quantkit.results.localization import Localisation, PlaceLoss
+from quantkit.results.localization import Localization, PlaceLoss
+from quantkit.results.metrics import KL_MEAN
 from quantkit.results.quality import Interval, KlDivergence, Perplexity, Quality, RowSums, Slice
 from quantkit.results.regression import CaseOutcome, CheckOutcome, RegressionResult
 from quantkit.results.verdict import GateOutcome, Verdict
@@ -19,7 +20,7 @@ HOSTILE = (
     ' & \x00\x1b "quoted" <style>@import url(//e.example/y)</style>'
 )
 
-LOSSES = Localisation(
+LOSSES = Localization(
     rows=8,
     kl_divergence=0.05,
     places=(PlaceLoss(("model.layers.0.mlp.down_proj",), 0.2, 0.03),),
@@ -78,7 +79,8 @@ def quality(kl: float, broken: int = 0) -> Quality:
         row_sums=RowSums((255,) * 64, rows, rows, rows, (250,) * 64),
         slices=by_tag(cases(broken)),
         perplexity=Perplexity(10.0, 0.1, 1 + kl),
-        kl_divergence=KlDivergence(kl, kl * 0.9, kl * 1.1, kl * 5),
+        kl_divergence=KlDivergence(mean=kl, p99=kl * 5),
+        intervals={KL_MEAN: Interval(kl * 0.9, kl * 1.1, 0.95, "bootstrap-t", 64, "rows")},
         top1_agreement=1 - kl,
         regression=cases(broken),
         dtype="float32",
@@ -165,7 +167,7 @@ def artifact(method: str, kl: float, megabytes: float, broken: int, verdict: Ver
         ),
         verdict=verdict,
         manifest=manifest(method, kl),
-        localisation=None if verdict is Verdict.PASS else LOSSES,
+        localization=None if verdict is Verdict.PASS else LOSSES,
         run={"model": "demo", "device": "cpu", "finished": "2026-11-20T10:00:00Z", "seconds": 9.5},
     )
 
@@ -180,7 +182,15 @@ def sample(goal: str | None = "Answers in 8 GB of memory") -> Comparison:
         "bits_per_weight": 16.0,
         "disk_bytes": 5_300_000,
     }
-    own = Quality(Perplexity(9.9, 0.1), None, None, cases(0), "float32", 64, 256)
+    own = Quality(
+        perplexity=Perplexity(9.9, 0.1),
+        kl_divergence=None,
+        top1_agreement=None,
+        regression=cases(0),
+        dtype="float32",
+        rows=64,
+        sequence_length=256,
+    )
     base = Variant("BF16", **plain, quality=own, cost=cost("transformers", 5.3, 370.0))
     floor = Variant("BF16 vs FP32", **plain, quality=quality(4e-5))
     return Comparison(

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from quantkit.judging.checks import Answer, Check, Choice, similarity
+from quantkit.judging.answers import Answer, check_answer, similarity
+from quantkit.judging.checks import Check, Choice
 from quantkit.judging.schemas import compile_path
 
 PERSON = {
@@ -22,7 +23,7 @@ ADA = '{"name": "Ada", "age": 36, "likes": ["tea", "sums"]}'
 
 
 def why(check: dict[str, Any], text: str, *, baseline: str = "", tokens: int = 0) -> list[str]:
-    found = Check(**check).outcomes(Answer(text, tokens), Answer(baseline), {})
+    found = check_answer(Check(**check), Answer(text, tokens), Answer(baseline), {})
     return [reason for reason in found.values() if reason is not None]
 
 
@@ -82,7 +83,7 @@ def test_a_choice_is_the_likeliest_option() -> None:
     assert choice.choice is not None and choice.choice.best([-1.0, -1.5]) == "yes"
     by_length = Check(choice=Choice(options=["yes", "surely"], expected="yes", per_character=True))
     assert by_length.choice is not None and by_length.choice.best([-1.0, -1.5]) == "surely"
-    wrong = choice.outcomes(Answer("surely", scores=(-2.0, -1.0)), Answer(""), {})
+    wrong = check_answer(choice, Answer("surely", scores=(-2.0, -1.0)), Answer(""), {})
     assert wrong == {"choice": "'surely' (-1.00) is likelier than 'yes' (-2.00)"}
 
 
@@ -121,10 +122,10 @@ def test_a_function_says_whether_and_why(tmp_path: Path) -> None:
     )
     check = Check(python="own_checks:short").resolve(tmp_path)
     told = {"limit": 3}
-    assert check.outcomes(Answer("abc"), Answer(""), told) == {"python": None}
-    assert check.outcomes(Answer("abcd"), Answer(""), told) == {"python": "4 characters"}
+    assert check_answer(check, Answer("abc"), Answer(""), told) == {"python": None}
+    assert check_answer(check, Answer("abcd"), Answer(""), told) == {"python": "4 characters"}
     crash = Check(python="own_checks:crash").resolve(tmp_path)
-    (reason,) = crash.outcomes(Answer("abc"), Answer(""), told).values()
+    (reason,) = check_answer(crash, Answer("abc"), Answer(""), told).values()
     assert reason == "own_checks:crash raised IndexError: string index out of range"
     for name in ("own_checks:nothing", "no_such_module:f"):
         with pytest.raises(ValueError, match="can't be imported"):
@@ -134,7 +135,7 @@ def test_a_function_says_whether_and_why(tmp_path: Path) -> None:
 def test_a_schema_may_lie_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "person.json").write_text(json.dumps(PERSON))
     check = Check(json_schema="person.json").resolve(tmp_path)
-    assert check.outcomes(Answer(ADA), Answer(""), {}) == {"json_schema": None}
+    assert check_answer(check, Answer(ADA), Answer(""), {}) == {"json_schema": None}
     with pytest.raises(ValueError, match="can't be read"):
         Check(json_schema="nowhere.json").resolve(tmp_path)
 

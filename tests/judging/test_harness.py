@@ -19,7 +19,7 @@ from quantkit.base import resources
 from quantkit.base.errors import InputError
 from quantkit.base.resources import demo_model
 from quantkit.calibration.text import load_tokenizer
-from quantkit.judging.harness import Harness, Ran, compare
+from quantkit.judging.harness import Harness, HarnessRun, pair_runs
 from quantkit.recipes.suite import HarnessTasks
 from tests.helpers.cli import run
 
@@ -149,8 +149,8 @@ def test_groups_limits_and_examples(tmp_path: Path, own_tasks_only: None) -> Non
     prompt = ran.samples["demo_sums"][0]["arguments"][0][0]
     assert prompt.count("<|user|>\n<|user|>") in (1, 3)  # through the template, after examples
     assert "harness: 5 of 5 requests" in said
-    assert compare(ran, ran).metric("demo_all.acc") == pytest.approx(mean)
-    assert compare(ran, ran).metric("demo_all.broken") is None
+    assert pair_runs(ran, ran).metric("demo_all.acc") == pytest.approx(mean)
+    assert pair_runs(ran, ran).metric("demo_all.broken") is None
 
 
 @lm_eval
@@ -160,10 +160,10 @@ def test_groups_limits_and_examples(tmp_path: Path, own_tasks_only: None) -> Non
         (
             [{"metric": "harness.demo_sums.acc", "min": 1}],
             {},
-            "no such metric: harness.demo_sums.acc",
+            "the suite's tasks don't measure harness.demo_sums.acc",
         ),
         ([], {"tasks": ["demo_nothing"]}, "lm-eval knows no task demo_nothing"),
-        ([], {"include_path": "nowhere"}, "no such folder"),
+        ([], {"include_path": "nowhere"}, "there is no folder"),
     ],
 )
 def test_mistakes_are_found_before_work(
@@ -207,10 +207,12 @@ def test_without_lm_eval_it_says_what_to_install(
 
 
 def test_other_samples_are_not_compared() -> None:
-    def ran(doc_hash: str) -> Ran:
+    def ran(doc_hash: str) -> HarnessRun:
         sample = {"doc_id": 0, "doc_hash": doc_hash, "prompt_hash": "p", "filter": "none"}
-        return Ran({"t": {"acc": 1.0}}, {"t": [{**sample, "acc": 1.0, "filtered_resps": []}]}, {})
+        return HarnessRun(
+            {"t": {"acc": 1.0}}, {"t": [{**sample, "acc": 1.0, "filtered_resps": []}]}, {}
+        )
 
-    assert compare(ran("a"), ran("a")).metric("t.broken") == 0
+    assert pair_runs(ran("a"), ran("a")).metric("t.broken") == 0
     with pytest.raises(RuntimeError, match="isn't the same on both sides"):
-        compare(ran("a"), ran("b"))
+        pair_runs(ran("a"), ran("b"))

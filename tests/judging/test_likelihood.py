@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import quantkit.judging.likelihood as likelihood
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.judging.intervals import with_intervals
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
 from tests.helpers.tiny import Tiny
@@ -49,10 +50,10 @@ def test_equal_to_the_whole_model(
         likelihood, "slices", lambda n: [slice(i, min(i + 40, n)) for i in range(0, n, 40)]
     )
     sides = [
-        likelihood.finish(Stream(Skeleton(checkpoint), source, device), rows)
+        likelihood.final_states(Stream(Skeleton(checkpoint), source, device), rows)
         for source in (checkpoint, Noisy(checkpoint))
     ]
-    result = likelihood.compare(sides[0], sides[1])
+    result = likelihood.compare_predictions(sides[0], sides[1])
 
     models = [AutoModelForCausalLM.from_pretrained(directory).eval() for _ in range(2)]
     noisy = Noisy(checkpoint)
@@ -72,8 +73,10 @@ def test_equal_to_the_whole_model(
     means = expected_kl.mean(1)
     half = stdtrit(5, 0.975) * means.std().item() / math.sqrt(6)  # no end within Student's t
     assert kl.mean == pytest.approx(means.mean().item(), rel=1e-5)  # float32 exponentials
-    assert 0 < kl.low <= (kl.mean - half) * (1 + 1e-5)
-    assert (kl.mean + half) * (1 - 1e-5) <= kl.high < 1
+    interval = with_intervals(result.quality("float32")).kl_interval
+    assert interval is not None
+    assert 0 < interval.low <= (kl.mean - half) * (1 + 1e-5)
+    assert (kl.mean + half) * (1 - 1e-5) <= interval.high < 1
     assert kl.p99 == pytest.approx(torch.quantile(expected_kl.flatten(), 0.99).item(), rel=1e-4)
     perplexity = result.perplexity()
     assert perplexity.value == pytest.approx((-logs[1].gather(-1, labels)).mean().exp().item())
@@ -84,7 +87,9 @@ def test_equal_to_the_whole_model(
 def test_a_model_against_itself_has_no_divergence(tiny: Tiny) -> None:
     checkpoint = Checkpoint(tiny("llama"))
     rows = torch.randint(0, 96, (4, 20))
-    side = likelihood.finish(Stream(Skeleton(checkpoint), checkpoint, torch.device("cpu")), rows)
-    result = likelihood.compare(side, side)
+    side = likelihood.final_states(
+        Stream(Skeleton(checkpoint), checkpoint, torch.device("cpu")), rows
+    )
+    result = likelihood.compare_predictions(side, side)
     assert result.kl_divergence().p99 < 1e-12
     assert result.top1_agreement() == 1 and result.perplexity().ratio == 1

@@ -17,7 +17,7 @@ from quantkit.base.resources import demo_model, suites
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.commands.quantize import prepare, quantize
 from quantkit.formats.packed import open_artifact
-from quantkit.judging.places import Localiser
+from quantkit.judging.restoring import Localizer
 from quantkit.model.skeleton import Skeleton
 from quantkit.plan.fix import fix
 from quantkit.plan.recipe import plan_recipe
@@ -81,7 +81,7 @@ def test_the_patch_turns_fail_into_pass(
 ) -> None:
     code, row = judged(broken, harmed, suite, "--out", tmp_path / "eval.json")
     assert code == 1 and row["verdict"] == "FAIL"
-    found = row["localisation"]
+    found = row["localization"]
     worst, *others = found["places"]
     assert worst["modules"] == [f"model.layers.{HARMED}.mlp.down_proj"]
     assert worst["error"] > 10 * others[0]["error"]
@@ -103,7 +103,7 @@ def test_the_patch_turns_fail_into_pass(
     assert manifest["weights_bytes"] - before == pytest.approx(patch["added_bytes"], rel=0.01)
 
     code, row = judged(tmp_path / "fixed", harmed, suite)
-    assert code == 0 and row["verdict"] == "PASS" and row["localisation"] is None
+    assert code == 0 and row["verdict"] == "PASS" and row["localization"] is None
     reached = row["quality"]["kl_divergence"]["mean"]
     assert reached == pytest.approx(patch["predicted"]["kl_divergence.mean"], rel=0.01)
 
@@ -116,7 +116,7 @@ def test_what_people_see(harmed: Path, broken: Path, suite: Path, tmp_path: Path
     place = f"model.layers.{HARMED}.mlp.down_proj"
     for said in (" ".join(done.stdout.split()), " ".join(text.split())):
         assert f"match: {place} skip: true" in said
-        assert "KL divergence predicted 0.00" in said and "1 weight, +0.19 MB" in said
+        assert "predicted KL divergence 0.00" in said and "1 weight, +0.19 MB" in said
     assert "## Where rtn-w4-g128 loses" in text and f"| {place} |" in text
     assert (tmp_path / "told" / "rtn-w4-g128-fixed.yaml").is_file()
 
@@ -134,7 +134,7 @@ def test_a_gguf_is_fixed_by_another_type(harmed: Path, tmp_path: Path) -> None:
     strict.write_text(SUITE.format(dataset=suites() / "demo-heldout.jsonl", bound=0.004))
     code, row = judged(out, harmed, strict, "--out", tmp_path / "eval.json")
     assert code == 1
-    patch = row["localisation"]["patch"]
+    patch = row["localization"]["patch"]
     assert all(change["type"] == "Q8_0" for change in patch["changes"])
     assert all(change["match"].startswith(("blk.", "token_embd")) for change in patch["changes"])
     fixed = next(tmp_path.glob("*-fixed.yaml"))
@@ -150,7 +150,7 @@ def test_without_a_manifest_there_is_a_ranking_and_no_patch(
     foreign = Path(shutil.copytree(broken, tmp_path / "foreign"))
     (foreign / "quantkit.json").unlink()
     _, row = judged(foreign, harmed, suite)
-    found = row["localisation"]
+    found = row["localization"]
     assert f"model.layers.{HARMED}.mlp.down_proj" in found["places"][0]["modules"]
     assert found["patch"] is None and "no quantkit.json" in found["no_patch"]
 
@@ -163,15 +163,15 @@ def test_a_damaged_tensor_is_found(harmed: Path, broken: Path, suite: Path, tmp_
     save_file(tensors, file, metadata={"format": "pt"})
     code, row = judged(spoilt, harmed, suite)
     assert code == 1
-    finite = [p for p in row["localisation"]["places"][:5] if (p["kl_divergence"] or 9) < 9]
+    finite = [p for p in row["localization"]["places"][:5] if (p["kl_divergence"] or 9) < 9]
     assert [place["modules"] for place in finite] == [["model.layers.1.mlp.down_proj"]]
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Localiser]:
-    """The demo and its localiser for an artifact of the given recipe."""
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Localizer]:
+    """The demo and its localizer for an artifact of the given recipe."""
 
-    def make(recipe: str, *settings: str) -> Localiser:
+    def make(recipe: str, *settings: str) -> Localizer:
         out = tmp_path_factory.mktemp("pair") / "artifact"
         job = prepare(load_recipe(recipe, list(settings)), "demo")
         quantize(job, out, device="cpu", force=False, progress=Silent(), cache=False)
@@ -179,7 +179,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Localiser]:
         skeletons = (Skeleton(baseline, torch.float32), Skeleton(baseline, torch.float32))
         rows = torch.randint(0, 1024, (4, 64), generator=torch.Generator().manual_seed(0))
         cpu = torch.device("cpu")
-        return Localiser(skeletons, baseline, open_artifact(out), rows, cpu, rescaled=False)
+        return Localizer(skeletons, baseline, open_artifact(out), rows, cpu, rescaled=False)
 
     return make
 
@@ -187,30 +187,30 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Localiser]:
 @pytest.mark.parametrize(
     "recipe", ["rtn-w4-g128", "awq-w4-g128", "int8-w8a8", "fp8", "gguf-q4-k-m"]
 )
-def test_with_every_place_put_back_it_is_the_baseline(
-    pair: Callable[..., Localiser], recipe: str
+def test_with_every_place_restored_it_is_the_baseline(
+    pair: Callable[..., Localizer], recipe: str
 ) -> None:
-    """Exactly so, whatever was scaled, rounded or permuted; and nothing stays put back."""
+    """Exactly, whatever was scaled, rounded or permuted; and nothing stays restored afterwards."""
     samples = [] if recipe in ("rtn-w4-g128", "fp8") else ["calibration.samples=1"]
-    localiser = pair(recipe, *samples)
-    places = localiser.rank()
+    localizer = pair(recipe, *samples)
+    places = localizer.rank()
     scaled = recipe in ("awq-w4-g128", "int8-w8a8")
     parts = {tuple(name.rpartition(".")[2] for name in place.modules) for place in places}
     assert (("q_proj", "k_proj", "v_proj", "o_proj") in parts) == scaled
-    before, put_back, one, after = localiser.measure([[], places, places[:1], []])
+    before, restored, one, after = localizer.measure([[], places, places[:1], []])
     assert before.kl.mean() > 1e-5
-    assert put_back.kl.max() < 1e-9
+    assert restored.kl.max() < 1e-9
     assert one.kl.mean() > 0 and not torch.equal(one.kl, before.kl)
     assert torch.equal(before.kl, after.kl)
 
 
-def test_trials_together_are_what_they_are_alone(pair: Callable[..., Localiser]) -> None:
-    localiser = pair("rtn-w4-g128", "quantize.bits=2", "quantize.format=gptq")
-    places = localiser.rank()
+def test_trials_together_are_what_they_are_alone(pair: Callable[..., Localizer]) -> None:
+    localizer = pair("rtn-w4-g128", "quantize.bits=2", "quantize.format=gptq")
+    places = localizer.rank()
     trials = [places[:1], places[3:5], places[-1:]]
-    together = localiser.measure(trials)
+    together = localizer.measure(trials)
     for trial, found in zip(trials, together, strict=True):
-        (alone,) = localiser.measure([trial])
+        (alone,) = localizer.measure([trial])
         assert torch.equal(alone.kl, found.kl)
 
 
@@ -259,6 +259,6 @@ def test_a_loss_that_is_spread_is_not_patched(tmp_path: Path, suite: Path) -> No
     strict = tmp_path / "strict.yaml"
     strict.write_text(SUITE.format(dataset=suites() / "demo-heldout.jsonl", bound=0.001))
     code, row = judged(out, demo_model(), strict)
-    assert code == 1 and row["localisation"]["patch"] is None
-    assert "the loss is spread" in row["localisation"]["no_patch"]
-    assert "more bits" in row["localisation"]["no_patch"]
+    assert code == 1 and row["localization"]["patch"] is None
+    assert "the loss is spread" in row["localization"]["no_patch"]
+    assert "more bits" in row["localization"]["no_patch"]

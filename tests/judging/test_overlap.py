@@ -97,8 +97,8 @@ def test_what_can_not_be_checked_is_said(artifact: Path, tmp_path: Path) -> None
     (tmp_path / "text.txt").write_text("changed")
     (said,) = check_overlap([artifact], [], allow=False)
     assert said == (
-        "artifact was calibrated on text.txt, which isn't at hand as it was: "
-        "overlap with the suite isn't checked."
+        "artifact was calibrated on text.txt, which is missing or has changed since: "
+        "overlap with the suite wasn't checked."
     )
     (artifact / "quantkit.json").unlink()
     (said,) = check_overlap([artifact], [], allow=False)

@@ -15,8 +15,10 @@ from quantkit.base.errors import InputError
 from quantkit.base.resources import demo_model
 from quantkit.calibration.text import load_tokenizer
 from quantkit.engines import transformers as hf
-from quantkit.judging.checks import Answer, Check, Choice
-from quantkit.judging.regression import Case, answer, encode_prompt, judge, load_cases
+from quantkit.judging.answers import Answer
+from quantkit.judging.cases import Case, encode_prompt, load_cases
+from quantkit.judging.checks import Check, Choice
+from quantkit.judging.regression import answer_cases, judge_answers
 
 
 def said(*texts: str) -> list[Answer]:
@@ -28,7 +30,7 @@ def test_what_moved_is_counted() -> None:
         Case(id=str(i), prompt="p", check=[Check(exact="yes")], critical=i == 0, weight=1.0 + i)
         for i in range(4)
     ]
-    result = judge(cases, said("no", "no", "yes", "yes"), said("yes", "yes", "yes", "no"))
+    result = judge_answers(cases, said("no", "no", "yes", "yes"), said("yes", "yes", "yes", "no"))
     assert (result.passed, result.total, result.pass_rate) == (2, 4, 0.5)
     assert (result.broken, result.broken_critical, result.fixed) == (2, 1, 1)
     assert result.weighted_pass_rate == pytest.approx((3 + 4) / (1 + 2 + 3 + 4))
@@ -36,7 +38,7 @@ def test_what_moved_is_counted() -> None:
 
 def test_all_checks_must_hold_and_each_is_kept() -> None:
     case = Case(id="a", prompt="p", check=[Check(contains="a", regex="b"), Check(contains="c")])
-    (outcome,) = judge([case], said("ab"), said("abc")).cases
+    (outcome,) = judge_answers([case], said("ab"), said("abc")).cases
     assert not outcome.passed and outcome.baseline_passed
     kept = [(check.check, check.passed, check.why) for check in outcome.checks]
     assert kept == [
@@ -84,7 +86,7 @@ def test_a_choice_is_scored_not_generated(demo: Demo) -> None:
         Case(id="choice", messages=question, check=[Check(choice=choice)]),
         Case(id="text", prompt="The cat is ", check=[Check(choice=other)]),
     ]
-    answers = answer(cases, tokenizer, generate, score)
+    answers = answer_cases(cases, tokenizer, generate, score)
     assert answers[1].text in ("yes", "no") and len(answers[1].scores) == 3
     assert answers[1].text == options[max(range(3), key=answers[1].scores.__getitem__)]
     assert answers[0].tokens > 0 and not answers[0].scores
@@ -186,7 +188,7 @@ def test_code_runs_where_it_is_allowed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--allow-code"):
         load_cases(path)
     (case,) = load_cases(path, allow_code=True)
-    assert judge([case], said("YES"), said("no")).fixed == 1
+    assert judge_answers([case], said("YES"), said("no")).fixed == 1
 
 
 def test_no_cases_is_an_error(tmp_path: Path) -> None:

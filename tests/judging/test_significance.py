@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest, multinomial
 
-from quantkit.judging.intervals import interval
+from quantkit.judging.intervals import metric_interval
 from quantkit.judging.significance import difference_interval, mcnemar, mean_interval, rate_interval
 from quantkit.results.quality import Perplexity, Quality
 from quantkit.results.regression import CaseOutcome, RegressionResult
@@ -141,7 +141,15 @@ def answered(passes: dict[str, list[bool]], slice_cases: int = 5) -> Quality:
         for i, passed in enumerate(outcomes)
     )
     result = RegressionResult(cases, slice_cases)
-    return Quality(Perplexity(1, 0, 1), None, None, result, "float32", 2, 8)
+    return Quality(
+        perplexity=Perplexity(1, 0, 1),
+        kl_divergence=None,
+        top1_agreement=None,
+        regression=result,
+        dtype="float32",
+        rows=2,
+        sequence_length=8,
+    )
 
 
 def test_the_interval_of_the_worst_slice_covers_the_worst_true_rate() -> None:
@@ -151,7 +159,7 @@ def test_the_interval_of_the_worst_slice_covers_the_worst_true_rate() -> None:
     draws = 400
     for _ in range(draws):
         drawn = {tag: (generator.random(20) < rate).tolist() for tag, rate in true.items()}
-        found = present(interval(answered(drawn), "regression.worst_slice", 0.95))
+        found = present(metric_interval(answered(drawn), "regression.worst_slice", 0.95))
         misses += (found.low > 0.7, found.high < 0.7)
     assert (misses / draws <= 0.025).all()
 
@@ -164,7 +172,7 @@ def test_slices_are_metrics() -> None:
     assert quality.metric("regression.worst_slice") == 0.5  # "few" is no slice
     assert quality.metric("regression.worst_slice_difference") == -0.5
     assert quality.metric("regression.difference") == pytest.approx(-7 / 15)
-    found = present(interval(quality, "regression.tags.b.c.pass_rate", 0.95))
+    found = present(metric_interval(quality, "regression.tags.b.c.pass_rate", 0.95))
     assert (found.low, found.high) == pytest.approx(rate_interval(3, 6))
     assert (found.kind, found.samples, found.unit) == ("Clopper-Pearson", 6, "cases")
     assert answered({"few": [True]}).metric("regression.worst_slice") is None

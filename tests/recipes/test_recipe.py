@@ -11,7 +11,7 @@ from quantkit.base import resources
 from quantkit.base.errors import InputError
 from quantkit.cli import app
 from quantkit.commands.quantize import prepare
-from quantkit.judging.regression import load_cases
+from quantkit.judging.cases import load_cases
 from quantkit.recipes.recipe import Awq, load_recipe, shipped_recipes
 from quantkit.recipes.suite import load_suite
 

@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from quantkit.judging.case_inputs import case_inputs
+from quantkit.judging.cases import case_inputs
 from quantkit.reports.changes import changes
 from quantkit.reports.html.charts import (
     Axis,

@@ -28,6 +28,7 @@ from quantkit.base.resources import suites
 from quantkit.results.verdict import Verdict
 from tests.helpers.sample_comparison import HOSTILE, sample
 
+ROOT = Path(__file__).parents[2]
 VOID = {"meta", "link", "br"}
 
 
@@ -118,7 +119,7 @@ def test_what_is_not_known_is_said_to_be_empty() -> None:
     row = replace(sample().variants[0], manifest=None, cost=None, run=None)
     comparison = replace(sample(goal=None), variants=(row,), references=(), cases=(), occasion=None)
     checklist = {item.topic: item for item in cards(comparison)[0].checklist}
-    assert [topic for topic, item in checklist.items() if item.said is None] == [
+    assert [topic for topic, item in checklist.items() if item.statement is None] == [
         *("Goal", "Engine support", "Calibration")
     ]
     text = Page(comparison_html(comparison)).text
@@ -138,7 +139,7 @@ def test_an_engine_that_did_not_run_is_no_support() -> None:
     cost = replace(present(row.cost), missing={"all figures": "no kernel"})
     comparison = replace(sample(), variants=(replace(row, cost=cost),))
     item = cards(comparison)[0].checklist[1]
-    assert not item.holds and item.said == "does not run in quantkit-int4: no kernel"
+    assert not item.holds and item.statement == "does not run in quantkit-int4: no kernel"
 
 
 def test_what_got_worse_is_given_up_and_noise_is_kept() -> None:
@@ -148,7 +149,7 @@ def test_what_got_worse_is_given_up_and_noise_is_kept() -> None:
     assert any("2 of the 19 cases" in text for text in card.given_up)
     assert "sums: 1 sample that the baseline gets right" in card.given_up
     assert any("within 5%" in text for text in card.kept)
-    assert "quantkit-int4, against BF16 in transformers" in card.against
+    assert "quantkit-int4, compared with BF16 in transformers" in card.against
 
 
 def test_junit_has_every_gate_and_every_case() -> None:
@@ -195,6 +196,20 @@ def test_a_comparison_can_be_read_again(tmp_path: Path) -> None:
         *("comparison.json", "comparison.md", "report.html", "comparison.csv", "junit.xml")
     ]
     assert read_comparison(written[0]) == sample()
+
+
+def test_a_comparison_of_before_the_renaming_can_be_read(tmp_path: Path) -> None:
+    """tests/data has one as 0.1.0.dev wrote it, with ``localisation`` and a patch that ``mends``."""
+    old = ROOT / "tests" / "data" / "comparison_0.1.0.dev.json"
+    assert '"localisation": {' in old.read_text() and '"mends": true' in old.read_text()
+    (row,) = read_comparison(old).variants
+    assert row.localization is not None and row.localization.patch is not None
+    assert row.localization.patch.fixes is True
+    assert row.localization.places[0].modules == ("model.layers.0.mlp.down_proj",)
+    out = tmp_path / "page.html"
+    assert CliRunner().invoke(app, ["report", str(old), "--out", str(out)]).exit_code == 0
+    text = Page(out.read_text()).text
+    assert "Where it loses" in text and "rtn-w4-mended 1.1.0" in text
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Charts as SVG, from plain values: scatter, strips, bars, heat map, rates.
+"""Charts as SVG, from plain values: scatter plot, strips, bars, heat map, rates.
 
-All are made for a column of 440 pixels, so that a phone shows them whole. Marks are named directly
-instead of by legends. ``kind`` is a class of the style sheet: artifact, fail, reference.
+All are 440 pixels wide, so that a phone shows them whole. Marks have labels beside them in place of
+a legend. ``kind`` is a class of the style sheet: artifact, fail, unsure or reference.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Point:
-    """A dot with its interval; ``low`` and ``high`` are those of y."""
+    """A dot, with the interval ``low`` to ``high`` of its y."""
 
     name: str
     x: float
@@ -51,28 +51,30 @@ class Point:
 
 @dataclass(frozen=True)
 class Strip:
-    """Many values under one name, their mean with its interval, and the mean as text."""
+    """Many values under one name, and their mean with its interval; ``label``: the mean as text."""
 
     name: str
     values: tuple[float, ...]
     mean: float
     low: float
     high: float
-    said: str
+    label: str
     kind: str
 
 
 @dataclass(frozen=True)
 class Bar:
+    """One value with its label; None where it is missing, which the label then explains."""
+
     name: str
     value: float | None
-    said: str
+    label: str
     kind: str
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One square of a heat map, by its row's name and its column's number."""
+    """One cell of a heat map, by the name of its row and the number of its column."""
 
     row: str
     column: int
@@ -88,12 +90,12 @@ class Rate:
     low: float
     high: float
     baseline: float
-    said: str
+    label: str
     kind: str
 
 
 def front(points: Sequence[Point]) -> list[Point]:
-    """The Pareto front: points that no other beats in x or y without losing in the other."""
+    """The Pareto front: the points to which no other is at least equal in both x and y."""
     best, kept = math.inf, []
     for point in sorted(points, key=lambda p: (p.x, p.y)):
         if point.y < best:
@@ -105,7 +107,7 @@ def front(points: Sequence[Point]) -> list[Point]:
 def scatter(
     title: str, points: Sequence[Point], x: Axis, y: Axis, floor: tuple[float, str] | None
 ) -> Markup:
-    """Points with intervals, the front that they make, and a floor across (value, its name)."""
+    """Points with intervals, their Pareto front, and a horizontal line at ``floor`` (y, name)."""
     frame = Box(58, 14, WIDTH - 14, 266 + 16 * max(len(points) - 6, 0))  # room for labels
     across = Scale.around([p.x for p in points], frame.left + 30, frame.right - 30, log=x.log)
     values = [v for p in points for v in (p.y, p.low, p.high)] + ([floor[0]] if floor else [])
@@ -117,17 +119,17 @@ def scatter(
         marks.append(
             text(frame.left - 6, up(value) + 4, number(value), anchor="end", class_="tick")
         )
-    taken = []
+    blocked = []  # where labels can't go
     if floor:
         height = up(floor[0])
         marks.append(line(frame.left, height, frame.right, height, "floor"))
         marks.append(text(frame.right, height - 5, floor[1], anchor="end", class_="quiet"))
-        taken.append(Box(frame.right - 6.7 * len(floor[1]), height - 16, frame.right, height))
+        blocked.append(Box(frame.right - 6.7 * len(floor[1]), height - 16, frame.right, height))
     edge = front(points)
     corners = _steps([(across(p.x), up(p.y)) for p in edge], frame)
     path = "M" + "L".join(f"{left:.1f} {height:.1f}" for left, height in corners)
     marks.append(element("path", d=path, class_="front"))
-    taken += [
+    blocked += [
         Box(min(a, c) - 1, min(b, d) - 1, max(a, c) + 1, max(b, d) + 1)
         for (a, b), (c, d) in pairwise(corners)
     ]
@@ -136,9 +138,9 @@ def scatter(
     for point, (left, top) in zip(points, spots, strict=True):
         marks.append(line(left, up(point.low), left, up(point.high), f"whisker {point.kind}"))
         class_ = f"dot {point.kind}" + ("" if point in edge else " beaten")
-        said = f"{point.name}: {number_said(point.x)}; {number_said(point.y)}"
-        marks.append(element("circle", tip(said), cx=left, cy=top, r=5.0, class_=class_))
-    for name, (left, base) in zip(names, label_places(spots, names, frame, taken), strict=True):
+        hint = f"{point.name}: {rounded(point.x)}; {rounded(point.y)}"
+        marks.append(element("circle", tip(hint), cx=left, cy=top, r=5.0, class_=class_))
+    for name, (left, base) in zip(names, label_places(spots, names, frame, blocked), strict=True):
         marks.append(text(left, base, name, class_="label"))
     marks.append(text(0, 10, y.title, class_="axis-title"))
     return drawing(WIDTH, frame.bottom + 38, title, marks)
@@ -154,9 +156,9 @@ def strips(title: str, rows: Sequence[Strip], axis: Axis) -> Markup:
     for index, row in enumerate(rows):
         top = index * step
         marks.append(text(left, top + 14, shortened(row.name, 250), class_="label"))
-        marks.append(text(right, top + 14, row.said, anchor="end", class_="figure"))
+        marks.append(text(right, top + 14, row.label, anchor="end", class_="figure"))
         dots = [
-            # The golden ratio spreads neighbours, and the same rows are drawn the same.
+            # The golden ratio spreads neighboring dots, and the same rows get the same picture.
             element("circle", cx=scale(v), cy=top + 24 + 16 * ((i * 0.618034) % 1), r=2.2)
             for i, v in enumerate(_thinned(row.values))
         ]
@@ -169,7 +171,7 @@ def strips(title: str, rows: Sequence[Strip], axis: Axis) -> Markup:
 
 
 def bars(title: str, rows: Sequence[Bar]) -> Markup:
-    """Bars from zero, each with its figure; a value that is missing has its reason instead."""
+    """Bars from zero, each with its label; only the label where the value is missing."""
     step, left, right = 24.0, 132.0, WIDTH - 74
     most = max((row.value or 0.0 for row in rows), default=0.0) or 1.0
     marks = []
@@ -184,12 +186,16 @@ def bars(title: str, rows: Sequence[Bar]) -> Markup:
             box = {"x": left, "y": top + 4, "width": max(width, 1.0), "height": step - 9}
             marks.append(element("rect", **box, rx=1.5, class_=f"bar {row.kind}"))
         class_ = "quiet" if row.value is None else "figure"
-        marks.append(text(left + width + 6, top + 15.5, row.said, class_=class_))
+        marks.append(text(left + width + 6, top + 15.5, row.label, class_=class_))
     return drawing(WIDTH, step * len(rows) + 2, title, marks)
 
 
 def heat(title: str, cells: Sequence[Cell], domain: tuple[float, float]) -> Markup:
-    """Rows by kind, columns by block; the stronger the larger, on a log scale over ``domain``."""
+    """A heat map with a row for each kind of linear and a column for each block.
+
+    The larger a value, the stronger its shade, on a log scale from the first of ``domain`` to the
+    second.
+    """
     rows = list(dict.fromkeys(cell.row for cell in sorted(cells, key=lambda c: c.column)))
     first, last = min(c.column for c in cells), max(c.column for c in cells)
     left, size = 110.0, 20.0
@@ -221,7 +227,7 @@ def heat(title: str, cells: Sequence[Cell], domain: tuple[float, float]) -> Mark
 
 
 def rates(title: str, rows: Sequence[Rate], axis: Axis, lowest: float) -> Markup:
-    """Shares from ``lowest`` to 1 with intervals; the ring is the baseline's."""
+    """Rates with their intervals, on an axis from ``lowest`` to 1; rings are the baseline's."""
     step, left, right = 24.0, 118.0, WIDTH - 62
     scale = Scale(lowest, 1.0, left + 8, right - 8)
     bottom = step * len(rows) + 4
@@ -233,17 +239,17 @@ def rates(title: str, rows: Sequence[Rate], axis: Axis, lowest: float) -> Markup
         marks.append(line(scale(row.low), y, scale(row.high), y, f"span {row.kind}"))
         marks.append(element("circle", cx=scale(row.baseline), cy=y, r=6.5, class_="ring"))
         marks.append(element("circle", cx=scale(row.value), cy=y, r=4.0, class_=f"dot {row.kind}"))
-        marks.append(text(WIDTH - 2, y + 4, row.said, anchor="end", class_="figure"))
+        marks.append(text(WIDTH - 2, y + 4, row.label, anchor="end", class_="figure"))
     return drawing(WIDTH, bottom + 38, title, marks + axis_below(scale, bottom, axis.title, 4))
 
 
-def number_said(value: float) -> str:
-    """A figure in words around a chart: three digits that count."""
+def rounded(value: float) -> str:
+    """A value with three significant digits, for the text around a chart."""
     return number(float(f"{value:.3g}"))
 
 
 def _steps(spots: Sequence[tuple[float, float]], frame: Box) -> list[tuple[float, float]]:
-    """The corners of the front as a staircase, from the top of the frame to its right."""
+    """The corners of the front drawn as a staircase, from the frame's top to its right side."""
     corners = [(spots[0][0], frame.top)]
     for left, height in spots:
         corners += [(left, corners[-1][1]), (left, height)]
@@ -251,7 +257,7 @@ def _steps(spots: Sequence[tuple[float, float]], frame: Box) -> list[tuple[float
 
 
 def _thinned(values: Sequence[float]) -> list[float]:
-    """All values, or as many of their quantiles as can be told apart."""
+    """All values, or ``MOST_DOTS`` quantiles of them where there are more."""
     if len(values) <= MOST_DOTS:
         return list(values)
     ranked = sorted(values)
@@ -259,5 +265,6 @@ def _thinned(values: Sequence[float]) -> list[float]:
 
 
 def _apart(domain: tuple[float, float]) -> tuple[float, float]:
+    """``domain``, widened where both ends are equal, since a scale needs some width."""
     low, high = domain
     return (low, high) if high > low else (low / 2, high)

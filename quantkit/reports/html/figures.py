@@ -1,4 +1,4 @@
-"""From a comparison to the charts of its page, each with what a reader must know of it."""
+"""The charts of a comparison's page, each with a note on how to read it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from markupsafe import Markup
 from quantkit.reports.html import charts
 from quantkit.reports.html.charts import Axis, Bar, Cell, Point, Rate, Strip
 from quantkit.results.comparison import Comparison, Variant
+from quantkit.results.quality import KlDivergence, Quality
 from quantkit.results.verdict import Verdict
 
 _KL = "KL divergence from the baseline, nats a token"
@@ -22,7 +23,7 @@ _MOST_TAGS = 12
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart under a heading; ``aside`` goes on with it; ``note``: how to read the chart."""
+    """One chart. aside: small text beside the heading; note: how to read the chart."""
 
     heading: str
     chart: Markup
@@ -35,15 +36,15 @@ def front(comparison: Comparison) -> list[Panel]:
     points = []
     for row in comparison.variants:
         kl = row.quality.kl_divergence if row.quality else None
-        if kl and kl.mean > 0:
-            point = Point(row.name, row.disk_bytes / 1e6, kl.mean, kl.low, kl.high, kind(row))
-            points.append(point)
+        if row.quality and kl and kl.mean > 0:
+            low, high = _kl_ends(row.quality, kl)
+            points.append(Point(row.name, row.disk_bytes / 1e6, kl.mean, low, high, kind(row)))
     if not points:
         return []
     floor = comparison.references[0] if comparison.references else None
-    known = floor.quality.kl_divergence if floor and floor.quality else None
+    noise = floor.quality.kl_divergence if floor and floor.quality else None
     across = (
-        (known.mean, f"{floor.name}: rounding alone") if floor and known and known.mean else None
+        (noise.mean, f"{floor.name}: rounding alone") if floor and noise and noise.mean else None
     )
     chart = charts.scatter(
         "Mean KL divergence against size on disk, by artifact",
@@ -56,7 +57,7 @@ def front(comparison: Comparison) -> list[Panel]:
     note = (
         "Lower and further left is better. The line is the Pareto front: no artifact is both "
         "smaller and closer to the baseline than one on it. Bars are 95% intervals. "
-        f"The baseline itself ({size:,.1f} MB) would lie at zero."
+        f"The baseline itself ({size:,.1f} MB) would be at zero."
     )
     return [Panel("Quality against size", chart, note)]
 
@@ -66,12 +67,14 @@ def divergence(comparison: Comparison) -> list[Panel]:
     rows = []
     for model in (*comparison.references, *comparison.variants):
         quality = model.quality
-        kl, sums = (quality.kl_divergence, quality.row_sums) if quality else (None, None)
+        if quality is None:
+            continue
+        kl, sums = quality.kl_divergence, quality.row_sums
         if kl is None or sums is None or not any(value > 0 for value in sums.kl):
             continue
         values = tuple(kl / tokens for kl, tokens in zip(sums.kl, sums.tokens, strict=True))
-        said = f"mean {charts.number_said(kl.mean)}"
-        rows.append(Strip(model.name, values, kl.mean, kl.low, kl.high, said, kind(model)))
+        label = f"mean {charts.rounded(kl.mean)}"
+        rows.append(Strip(model.name, values, kl.mean, *_kl_ends(quality, kl), label, kind(model)))
     if not rows:
         return []
     count = max(len(row.values) for row in rows)
@@ -82,31 +85,38 @@ def divergence(comparison: Comparison) -> list[Panel]:
     return [Panel("KL divergence row by row", chart, note)]
 
 
+def _kl_ends(quality: Quality, kl: KlDivergence) -> tuple[float, float]:
+    """The ends of the mean's interval; the mean itself where there is none."""
+    interval = quality.kl_interval
+    return (interval.low, interval.high) if interval else (kl.mean, kl.mean)
+
+
 def slices(comparison: Comparison) -> list[Panel]:
-    """Pass rates by tag beside the baseline's, those first that lost most."""
+    """Pass rates by tag beside the baseline's, in order of falling loss."""
     panels = []
     judged = [(model, model.quality.slices) for model in comparison.variants if model.quality]
     lowest = min((part.pass_rate.low for _, parts in judged for part in parts), default=0.0)
     lowest = max(math.floor(10 * lowest - 0.5) / 10, 0.0)
     for model, parts in judged:
-        found = list(parts)
-        found.sort(key=lambda part: (part.tag is not None, part.passed - part.baseline_passed))
+        ordered = sorted(
+            parts, key=lambda part: (part.tag is not None, part.passed - part.baseline_passed)
+        )
         rows = [
             Rate(
-                part.tag or "all cases",
-                part.passed / part.total,
-                part.pass_rate.low,
-                part.pass_rate.high,
-                part.baseline_passed / part.total,
-                f"{part.passed}/{part.total}",
-                "fail" if part.passed < part.baseline_passed else "artifact",
+                name=part.tag or "all cases",
+                value=part.passed / part.total,
+                low=part.pass_rate.low,
+                high=part.pass_rate.high,
+                baseline=part.baseline_passed / part.total,
+                label=f"{part.passed}/{part.total}",
+                kind="fail" if part.passed < part.baseline_passed else "artifact",
             )
-            for part in found[:_MOST_TAGS]
+            for part in ordered[:_MOST_TAGS]
         ]
         if not rows:
             continue
-        left_out = len(found) - len(rows)
-        lost = sum(part.passed < part.baseline_passed for part in found[_MOST_TAGS:])
+        left_out = len(ordered) - len(rows)
+        lost = sum(part.passed < part.baseline_passed for part in ordered[_MOST_TAGS:])
         note = f"{left_out} more tags are in comparison.json" if left_out > 0 else ""
         note += f"; {lost or 'none'} of them lost cases." if note else ""
         title = f"{model.name}: pass rate by tag"
@@ -118,13 +128,13 @@ def slices(comparison: Comparison) -> list[Panel]:
 def costs(comparison: Comparison) -> list[Panel]:
     """Size, memory, latency and throughput, a panel for each figure."""
     panels = []
-    for heading, better, value, said in _COSTS:
+    for heading, better, value_of, text in _COSTS:
         rows = []
         for model in comparison.models:
-            found = value(model)
-            if found is None and model.cost is None:
+            value = value_of(model)
+            if value is None and model.cost is None:
                 continue
-            rows.append(Bar(model.name, found, said(found) if found else "–", kind(model)))
+            rows.append(Bar(model.name, value, text(value) if value else "–", kind(model)))
         if any(row.value for row in rows):
             panels.append(Panel(heading, charts.bars(heading, rows), aside=f"{better} is better"))
     return panels
@@ -132,8 +142,8 @@ def costs(comparison: Comparison) -> list[Panel]:
 
 def _cost(name: str, factor: float = 1.0) -> Callable[[Variant], float | None]:
     def value(model: Variant) -> float | None:
-        found = getattr(model.cost, name, None)
-        return None if found is None else found * factor
+        figure = getattr(model.cost, name, None)
+        return None if figure is None else figure * factor
 
     return value
 
@@ -157,10 +167,8 @@ _COSTS: tuple[tuple[str, str, Callable[[Variant], float | None], Callable[[float
 
 
 def layers(comparison: Comparison) -> list[Panel]:
-    """The error of every linear, from the manifests: one heat map an artifact.
-
-    Shades are shared among artifacts whose errors are of the same kind.
-    """
+    """The error of every linear, from the manifests: a heat map for each artifact."""
+    # Artifacts whose errors are of the same kind share one scale of shades.
     found = [(row, row.manifest.get("layers", [])) for row in comparison.variants if row.manifest]
     domains: dict[str, list[float]] = defaultdict(list)
     for _, reports in found:
@@ -175,7 +183,7 @@ def layers(comparison: Comparison) -> list[Panel]:
             if place:
                 cells.append(Cell(place[2], int(place[1]), report["error"]))
             else:
-                others.append(f"{report['name']} {charts.number_said(report['error'])}")
+                others.append(f"{report['name']} {charts.rounded(report['error'])}")
         if not cells:
             continue
         cells = _shorter(cells)
@@ -185,9 +193,9 @@ def layers(comparison: Comparison) -> list[Panel]:
         chart = charts.heat(f"{row.name}: error of every linear by block", cells, domain)
         worst = max(cells, key=lambda cell: cell.value)
         note = (
-            f"Relative squared error of {measured}; faintest {charts.number_said(domain[0])}, "
-            f"strongest {charts.number_said(domain[1])}. Worst: block {worst.column}, {worst.row}, "
-            f"{charts.number_said(worst.value)}."
+            f"Relative squared error of {measured}; faintest {charts.rounded(domain[0])}, "
+            f"strongest {charts.rounded(domain[1])}. Worst: block {worst.column}, {worst.row}, "
+            f"{charts.rounded(worst.value)}."
         )
         note += f" Outside the blocks: {', '.join(others)}." if others else ""
         exact = len(reports) - len(changed)
@@ -197,7 +205,7 @@ def layers(comparison: Comparison) -> list[Panel]:
 
 
 def _shorter(cells: Sequence[Cell]) -> list[Cell]:
-    """Rows named by the last part of their names, where that tells them apart."""
+    """The same cells with the last part of each row's name, where that is unique."""
     names = {cell.row: cell.row.removesuffix(".weight").rpartition(".")[2] for cell in cells}
     if len(set(names.values())) < len(names):
         return list(cells)
@@ -205,7 +213,7 @@ def _shorter(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def kind(model: Variant) -> str:
-    """The class of a model's marks."""
+    """The style sheet's class for the marks of a model."""
     if model.verdict is None:
         return "artifact" if model.method else "reference"
     return {Verdict.FAIL: "fail", Verdict.INCONCLUSIVE: "unsure"}.get(model.verdict, "artifact")

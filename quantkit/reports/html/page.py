@@ -1,6 +1,6 @@
-"""The comparison as one HTML page that needs nothing else: no request, no script.
+"""The comparison as one HTML page, without scripts or anything to load.
 
-Text is escaped by the template; the page's Content-Security-Policy forbids whatever would load.
+The template escapes all text, and the page's Content-Security-Policy forbids loading.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from quantkit.reports import tradeoff
-from quantkit.reports.cells import failures, gate_said, missing, table
+from quantkit.reports.cells import failures, gate_sentence, missing, table
 from quantkit.reports.changes import Piece, changes
-from quantkit.reports.details import Detail, slices
+from quantkit.reports.details import Detail, slice_table
 from quantkit.reports.html import figures
 from quantkit.reports.html.figures import Panel
 from quantkit.reports.losses import HEADERS, rows, summary
@@ -33,7 +33,7 @@ _LONGEST = 6000  # characters of a prompt or an answer
 
 @dataclass(frozen=True)
 class Chapter:
-    """Charts under one heading, and a table below them."""
+    """A section of charts, with a table below them."""
 
     id: str
     heading: str
@@ -44,7 +44,7 @@ class Chapter:
 
 @dataclass(frozen=True)
 class BrokenAnswer:
-    """What one artifact answered, against the baseline's answer."""
+    """One artifact's answer, as its difference from the baseline's. reason: why it fails."""
 
     name: str
     reason: str
@@ -66,7 +66,10 @@ class BrokenCase:
 
 @dataclass(frozen=True)
 class ArtifactCard:
-    """The trade-off card, with why the verdict is what it is, gates and provenance."""
+    """The trade-off card of an artifact, and what the page shows with it.
+
+    reasons: the gates that didn't pass; losses, patch: of the localization; recipe: as YAML.
+    """
 
     trade: tradeoff.Card
     description: str
@@ -118,21 +121,21 @@ def _title(comparison: Comparison) -> str:
 
 
 def _summary(comparison: Comparison) -> str:
-    """The verdict in a sentence."""
+    """The verdicts in a sentence."""
     variants, base = comparison.variants, comparison.baseline.name
     if comparison.verdict is None:
         return f"The suite has no gates: figures of {len(variants)} artifacts against {base}."
     counts = {value: sum(row.verdict == value for row in variants) for value in Verdict}
-    said = [
+    parts = [
         f"{counts[value]} {words}"
         for value, words in (
             (Verdict.PASS, "passed every gate"),
             (Verdict.FAIL, "failed at least one"),
-            (Verdict.INCONCLUSIVE, "can't be told from so few samples"),
+            (Verdict.INCONCLUSIVE, "need more samples to be decided"),
         )
         if counts[value]
     ]
-    return f"Of {len(variants)} artifacts, judged against {base}: {', '.join(said)}."
+    return f"Of {len(variants)} artifacts, judged against {base}: {', '.join(parts)}."
 
 
 def _chapters(comparison: Comparison) -> list[Chapter]:
@@ -162,22 +165,22 @@ def _chapters(comparison: Comparison) -> list[Chapter]:
             "Regression cases by tag",
             "Dot: the artifact; ring: the baseline; line: the artifact's 95% interval.",
             figures.slices(comparison),
-            slices(comparison.variants),
+            slice_table(comparison.variants),
         ),
     ]
 
 
 def _broken(comparison: Comparison) -> list[BrokenCase]:
-    """Broken cases, critical ones first, each with the artifacts that break it."""
+    """The broken cases with the artifacts that break them, critical and most broken ones first."""
     inputs = {case.id: case for case in comparison.cases}
-    found: dict[str, list[tuple[Variant, CaseOutcome]]] = {}
+    outcomes_by_case: dict[str, list[tuple[Variant, CaseOutcome]]] = {}
     for row in comparison.variants:
         regression = row.quality.regression if row.quality else None
         for case in regression.cases if regression else ():
             if case.baseline_passed and not case.passed:
-                found.setdefault(case.id, []).append((row, case))
+                outcomes_by_case.setdefault(case.id, []).append((row, case))
     broken = []
-    for name, outcomes in found.items():
+    for name, outcomes in outcomes_by_case.items():
         case, given = outcomes[0][1], inputs.get(name)
         answers = [
             BrokenAnswer(
@@ -189,13 +192,13 @@ def _broken(comparison: Comparison) -> list[BrokenCase]:
         ]
         broken.append(
             BrokenCase(
-                name,
-                case.critical,
-                case.tags,
-                _cut(given.prompt) if given else "",
-                given.expected if given else "",
-                _cut(case.baseline_answer),
-                answers,
+                id=name,
+                critical=case.critical,
+                tags=case.tags,
+                prompt=_cut(given.prompt) if given else "",
+                expected=given.expected if given else "",
+                baseline_answer=_cut(case.baseline_answer),
+                answers=answers,
             )
         )
     return sorted(broken, key=lambda case: (not case.critical, -len(case.answers)))
@@ -204,21 +207,23 @@ def _broken(comparison: Comparison) -> list[BrokenCase]:
 def _card(card: tradeoff.Card, variant: Variant) -> ArtifactCard:
     manifest = variant.manifest or {}
     recipe = manifest.get("recipe", {}).get("content")
-    lost = variant.localisation
+    lost = variant.localization
     return ArtifactCard(
-        card,
-        (recipe or {}).get("description") or "",
-        [gate_said(gate) for gate in variant.gates if not gate.passed],
-        [_gate(gate) for gate in variant.gates],
-        None if lost is None else Detail("Where it loses", HEADERS, tuple(rows(lost)), ""),
-        "" if lost is None else summary(lost),
-        _provenance(variant),
-        yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) if recipe else "",
+        trade=card,
+        description=(recipe or {}).get("description") or "",
+        reasons=[gate_sentence(gate) for gate in variant.gates if not gate.passed],
+        gates=[_gate(gate) for gate in variant.gates],
+        losses=None
+        if lost is None
+        else Detail("Where it loses quality", HEADERS, tuple(rows(lost)), ""),
+        patch="" if lost is None else summary(lost),
+        provenance=_provenance(variant),
+        recipe=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) if recipe else "",
     )
 
 
 def _gate(gate: GateOutcome) -> dict[str, str]:
-    return {"verdict": gate.verdict.value, "said": gate_said(gate)}
+    return {"verdict": gate.verdict.value, "sentence": gate_sentence(gate)}
 
 
 def _provenance(variant: Variant) -> list[tuple[str, str]]:
@@ -263,7 +268,7 @@ def _occasion(comparison: Comparison) -> dict[str, Any] | None:
 
 
 def _moment(stamp: str) -> str:
-    """ISO 8601 in UTC as people write it, to the minute."""
+    """An ISO 8601 time in UTC as people write it, to the minute."""
     return f"{stamp[:16].replace('T', ' ')} UTC"
 
 

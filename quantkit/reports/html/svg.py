@@ -1,6 +1,6 @@
-"""What charts are made of: SVG elements, scales with their ticks, labels that keep apart.
+"""What charts are made of: SVG elements, scales with ticks, labels that don't overlap.
 
-Colours, fonts and dark mode are the style sheet's: marks carry classes only.
+Colors, fonts and dark mode are in the style sheet: marks have classes only.
 """
 
 from __future__ import annotations
@@ -17,19 +17,23 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def element(tag: str, *children: str | Markup, **attributes: object) -> Markup:
-    """One element. ``class_`` is class and ``_`` is ``-``; text is escaped, None left out."""
+    """An SVG element. Children that aren't Markup are escaped.
+
+    attributes: ``_`` in a name becomes ``-``, as the last character it is dropped (``class_``);
+    those that are None are left out.
+    """
     names = (
         (name.removesuffix("_").replace("_", "-"), value)
         for name, value in attributes.items()
         if value is not None
     )
-    said = "".join(f' {name}="{_attribute(value)}"' for name, value in names)
-    inside = Markup("").join(children)  # escapes what isn't markup
-    return Markup(f"<{tag}{said}>{inside}</{tag}>") if inside else Markup(f"<{tag}{said}/>")
+    opening = tag + "".join(f' {name}="{_attribute(value)}"' for name, value in names)
+    inside = Markup("").join(children)
+    return Markup(f"<{opening}>{inside}</{tag}>") if inside else Markup(f"<{opening}/>")
 
 
 def drawing(width: float, height: float, title: str, marks: Sequence[Markup]) -> Markup:
-    """A whole picture; ``title`` is what a screen reader says."""
+    """A whole picture; a screen reader reads ``title``."""
     return element(
         "svg",
         *marks,
@@ -40,24 +44,24 @@ def drawing(width: float, height: float, title: str, marks: Sequence[Markup]) ->
     )
 
 
-def text(x: float, y: float, said: str, *, anchor: str = "start", class_: str = "") -> Markup:
-    """One line of text; ``anchor``: start, middle or end."""
-    return element("text", said, x=x, y=y, text_anchor=anchor, class_=class_ or None)
+def text(x: float, y: float, content: str, *, anchor: str = "start", class_: str = "") -> Markup:
+    """One line of text; ``anchor`` is start, middle or end."""
+    return element("text", content, x=x, y=y, text_anchor=anchor, class_=class_ or None)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
     return element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
 
 
-def tip(said: str) -> Markup:
-    """What the pointer shows over the element that this is a child of."""
-    return element("title", said)
+def tip(content: str) -> Markup:
+    """The tooltip of the element that this is a child of."""
+    return element("title", content)
 
 
-def shortened(said: str, width: float) -> str:
-    """``said`` cut to about ``width`` pixels."""
+def shortened(content: str, width: float) -> str:
+    """``content`` cut to about ``width`` pixels."""
     room = max(int(width / _CHARACTER), 2)
-    return said if len(said) <= room else said[: room - 1] + "…"
+    return content if len(content) <= room else content[: room - 1] + "…"
 
 
 def number(value: float) -> str:
@@ -72,7 +76,7 @@ def number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Scale:
-    """From ``low``…``high`` to pixels ``start``…``end``; what lies outside is held at the edge."""
+    """From values ``low``…``high`` to pixels ``start``…``end``; values outside go to the edge."""
 
     low: float
     high: float
@@ -84,14 +88,14 @@ class Scale:
     def around(
         cls, values: Sequence[float], start: float, end: float, *, log: bool = False
     ) -> Scale:
-        """A scale that holds all ``values`` with some air. A log scale leaves out zeros."""
+        """A scale that holds all ``values`` and a margin; a log scale ignores those up to zero."""
         kept = [v for v in values if math.isfinite(v) and (v > 0 or not log)] or [1.0]
         low, high = min(kept), max(kept)
         if log:
-            air = max((high / low) ** 0.06, 1.2)
-            return cls(low / air, high * air, start, end, True)
-        air = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
-        return cls(low - air, high + air, start, end)
+            margin = max((high / low) ** 0.06, 1.2)
+            return cls(low / margin, high * margin, start, end, True)
+        margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+        return cls(low - margin, high + margin, start, end)
 
     def __call__(self, value: float) -> float:
         held = min(max(value, self.low), self.high)
@@ -107,11 +111,11 @@ class Scale:
             return _round_steps(self.low, self.high, wanted)
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
         for factors in ((1,), (1, 3), (1, 2, 5)):
-            found = [f * 10.0**e for e in range(first, last + 1) for f in factors]
-            found = [value for value in found if self.low <= value <= self.high]
-            if len(found) >= 3:
-                return found[:: math.ceil(len(found) / (wanted + 2))]
-        return found if len(found) > 1 else _round_steps(self.low, self.high, wanted)
+            ticks = [f * 10.0**e for e in range(first, last + 1) for f in factors]
+            ticks = [value for value in ticks if self.low <= value <= self.high]
+            if len(ticks) >= 3:
+                return ticks[:: math.ceil(len(ticks) / (wanted + 2))]
+        return ticks if len(ticks) > 1 else _round_steps(self.low, self.high, wanted)
 
 
 def _round_steps(low: float, high: float, wanted: int) -> list[float]:
@@ -123,7 +127,7 @@ def _round_steps(low: float, high: float, wanted: int) -> list[float]:
 
 
 def axis_below(scale: Scale, y: float, title: str, wanted: int = 5) -> list[Markup]:
-    """Ticks under ``y``, and the axis' title under them."""
+    """The ticks of a horizontal axis at ``y``, and its title below them."""
     low, high = sorted((scale.start, scale.end))
     marks: list[Markup] = []
     for value in scale.ticks(wanted):
@@ -143,32 +147,37 @@ class Box:
     bottom: float
 
     def shared(self, other: Box) -> float:
-        """Area that both cover."""
+        """The area of the overlap."""
         width = min(self.right, other.right) - max(self.left, other.left)
         height = min(self.bottom, other.bottom) - max(self.top, other.top)
         return max(width, 0) * max(height, 0)
 
 
 def label_places(
-    spots: Sequence[tuple[float, float]], labels: Sequence[str], frame: Box, taken: Sequence[Box]
+    spots: Sequence[tuple[float, float]], labels: Sequence[str], frame: Box, blocked: Sequence[Box]
 ) -> list[tuple[float, float]]:
-    """Where each spot's label begins (x, baseline), by trial: clear of others and in the frame."""
-    boxes = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in spots] + list(taken)
-    found = []
+    """Where each spot's label begins, (x, baseline).
+
+    Of eight places around the spot, the one that overlaps least with spots, earlier labels and
+    ``blocked``, and is least outside ``frame``.
+    """
+    boxes = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in spots] + list(blocked)
+    places = []
     for (x, y), label in zip(spots, labels, strict=True):
         width = len(label) * _CHARACTER
         sides = ((9, 4), (-width - 9, 4), (-width / 2, -11), (-width / 2, 20))
         corners = ((8, -9), (8, 17), (-width - 8, -9), (-width - 8, 17))
-        tried = []
+        trials = []
         for dx, dy in sides + corners:
             box = Box(x + dx, y + dy - 10, x + dx + width, y + dy + 3)
             inside = box.shared(frame)
             outside = (box.right - box.left) * (box.bottom - box.top) - inside
-            tried.append((4 * outside + sum(box.shared(other) for other in boxes), box))
-        _, best = min(tried, key=lambda pair: round(pair[0], 3))
+            trials.append((4 * outside + sum(box.shared(other) for other in boxes), box))
+        # Rounded, so that the order of the places decides where rounding errors would.
+        _, best = min(trials, key=lambda pair: round(pair[0], 3))
         boxes.append(best)
-        found.append((best.left, best.bottom - 3))
-    return found
+        places.append((best.left, best.bottom - 3))
+    return places
 
 
 def _attribute(value: object) -> str:

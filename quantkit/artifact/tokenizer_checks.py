@@ -1,4 +1,7 @@
-"""Texts and chats by which two tokenizers are compared, and an engine is made to speak."""
+"""Checks that an artifact's tokenizer and chat template are those of the baseline.
+
+They are compared on texts and chats; the same chats are prompts for an engine on trial.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,12 @@ CHATS: tuple[list[dict[str, str]], ...] = (
         {"role": "user", "content": "  And a year?\n\n1) 52 weeks  2) 12"},
     ],
 )
-# GGUF's key → the tokenizer's attribute.
-_SPECIAL = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id"}
+# Under these names both in GGUF's metadata, after "tokenizer.ggml.", and as tokenizers' attributes.
+_SPECIAL = ("bos_token_id", "eos_token_id")
 
 
-def rendered(tokenizer: Any, template: str | None) -> list[str | None]:
-    """The chats by a template; None for each that it refuses."""
+def _render_chats(tokenizer: Any, template: str | None) -> list[str | None]:
+    """Each of ``CHATS`` as the template renders it; None where the template refuses the chat."""
     results: list[str | None] = []
     kept, tokenizer.chat_template = tokenizer.chat_template, template
     try:
@@ -46,48 +49,51 @@ def rendered(tokenizer: Any, template: str | None) -> list[str | None]:
     return results
 
 
-def texts(tokenizer: Any, marks_beginnings: bool = False) -> list[str]:
-    """A corpus of scripts, code and spaces, and the chats as the tokenizer's template has them.
+def sample_texts(tokenizer: Any, marks_beginnings: bool = False) -> list[str]:
+    """Texts to compare tokenizers on: scripts, code, spaces, and chats as the template has them.
 
-    ``marks_beginnings``: the other side marks the beginning of a text even before a space, so
-    that texts which begin with one aren't compared.
+    marks_beginnings: leaves out the texts that begin with a space, for an engine that marks the
+    beginning of those too.
     """
-    chats = rendered(tokenizer, tokenizer.chat_template)
-    found = [*CORPUS, *(text for text in chats if text is not None)]
-    return [text for text in found if not (marks_beginnings and text.startswith(" "))]
+    chats = _render_chats(tokenizer, tokenizer.chat_template)
+    all_texts = [*CORPUS, *(text for text in chats if text is not None)]
+    return [text for text in all_texts if not (marks_beginnings and text.startswith(" "))]
 
 
-def openings(tokenizer: Any) -> list[list[int]]:
-    """Prompts as token ids: chats where there is a template, plain text otherwise."""
-    chats = [text for text in rendered(tokenizer, tokenizer.chat_template) if text is not None]
+def sample_prompts(tokenizer: Any) -> list[list[int]]:
+    """Prompts as token ids: chats where there is a chat template, plain text otherwise."""
+    chats = [t for t in _render_chats(tokenizer, tokenizer.chat_template) if t is not None]
     if chats:
         return [tokenizer.encode(text, add_special_tokens=False) for text in chats]
     return [tokenizer.encode(text) for text in PLAIN]
 
 
 def compare_template(original: Any, own: Any, template: Any) -> Iterator[Check]:
-    """The chat template, and what it makes of chats."""
+    """Whether the chat template ``template`` of the artifact is the baseline's, and renders alike.
+
+    original, own: the tokenizers of the baseline and the artifact.
+    """
     if original.chat_template is None and template is None:
         yield Check("chat template", True, "neither has one")
         return
     same = original.chat_template == template
-    well = f"the same {len(str(template))} characters"
-    yield Check("chat template", same, well if same else _differ(original.chat_template, template))
-    theirs = rendered(original, original.chat_template)
-    mine = rendered(own, template)
-    wrong = [
-        number for number, pair in enumerate(zip(theirs, mine, strict=True)) if len({*pair}) > 1
-    ]
+    detail = f"the same {len(str(template))} characters"
+    if not same:
+        detail = _difference(original.chat_template, template)
+    yield Check("chat template", same, detail)
+    expected = _render_chats(original, original.chat_template)
+    rendered = _render_chats(own, template)
+    differing = [pair for pair in zip(expected, rendered, strict=True) if pair[0] != pair[1]]
     detail = f"{len(CHATS)} rendered equally"
-    if wrong:
-        detail = f"became {mine[wrong[0]]!r}, not {theirs[wrong[0]]!r}"
-    yield Check("chats", not wrong, detail)
+    if differing:
+        detail = f"became {differing[0][1]!r}, not {differing[0][0]!r}"
+    yield Check("chats", not differing, detail)
 
 
 def compare_ids(
     texts: Sequence[str], original: Sequence[list[int]], own: Sequence[list[int]]
 ) -> Check:
-    """The token ids of texts, before and after."""
+    """Whether texts have the same token ids by the baseline's tokenizer and by the artifact's."""
     for text, before, after in zip(texts, original, own, strict=True):
         if list(before) != list(after):
             place = next(
@@ -104,15 +110,15 @@ def compare_ids(
 
 
 def compare_special_ids(original: Any, metadata: dict[str, Any]) -> Check:
-    """The ids that begin and end a text, in a GGUF file's metadata."""
-    for key, name in _SPECIAL.items():
-        mine, theirs = metadata.get(f"tokenizer.ggml.{key}"), getattr(original, name)
-        if theirs is not None and mine != theirs:
-            return Check("special tokens", False, f"{key} is {mine}, not {theirs}")
+    """Whether a GGUF file's metadata has the baseline's ids that begin and end a text."""
+    for name in _SPECIAL:
+        own, expected = metadata.get(f"tokenizer.ggml.{name}"), getattr(original, name)
+        if expected is not None and own != expected:
+            return Check("special tokens", False, f"{name} is {own}, not {expected}")
     return Check("special tokens", True, "those of the baseline")
 
 
-def _differ(original: str | None, own: str | None) -> str:
+def _difference(original: str | None, own: str | None) -> str:
     if own is None:
         return "is missing"
     if original is None:

@@ -1,0 +1,214 @@
+"""Regression cases: prompts with checks of the answers, read from a JSONL file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from quantkit.base.errors import InputError
+from quantkit.calibration.text import render_chat
+from quantkit.documents.document import explain
+from quantkit.judging.checks import Check
+from quantkit.results.comparison import CaseInput
+
+_SHOWN = 10  # problems of a file that are listed
+
+
+class Case(BaseModel):
+    """A prompt or chat messages, and the checks that the answer must pass."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    id: str
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    check: Annotated[
+        list[Check],
+        Field(min_length=1),
+        BeforeValidator(lambda value: [value] if isinstance(value, dict) else value),
+    ]
+    max_new_tokens: Annotated[int, Field(ge=1)] = 32
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    critical: bool = False
+    tags: list[str] = []
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> Case:
+        if bool(self.prompt) == bool(self.messages):
+            raise ValueError("needs prompt or messages, and not both")
+        for message in self.messages or ():
+            if not isinstance(message.get("role"), str):
+                raise ValueError("each of messages needs a role")
+        if self.tools is not None and not self.messages:
+            raise ValueError("tools needs messages: a chat template shows them to the model")
+        return self
+
+    @model_validator(mode="after")
+    def _checks_agree(self) -> Case:
+        if self.choice is not None and sum(len(check.names) for check in self.check) > 1:
+            raise ValueError(
+                "choice must be the only check: its options are scored, none is generated"
+            )
+        for check in self.check:
+            if check.max_tokens is not None and check.max_tokens >= self.max_new_tokens:
+                raise ValueError(
+                    f"check.max_tokens {check.max_tokens} can't fail: "
+                    f"answers end at max_new_tokens {self.max_new_tokens}"
+                )
+        return self
+
+    @property
+    def choice(self) -> list[str] | None:
+        """The options to choose from; None where the answer is generated."""
+        return next((c.choice.options for c in self.check if c.choice is not None), None)
+
+
+def _parse(number: int, line: str) -> Any:
+    return json.loads(line)
+
+
+def load_cases(
+    path: Path, *, allow_code: bool = False, parse: Callable[[int, str], Any] = _parse
+) -> list[Case]:
+    """Read a JSONL file of cases, with the schemas and functions that their checks name.
+
+    allow_code: whether ``python`` checks may be imported and run; parse: turns the number and the
+    text of a line into the keys of a case. Raises InputError that lists the first ten mistakes,
+    each with its line and key.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"can't be read ({error})", subject=str(path)) from error
+    cases: dict[str, Case] = {}
+    problems: list[str] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            case = _case(partial(parse, number, line), path.parent, allow_code)
+            if case.id in cases:
+                raise _Malformed([f"id: {case.id!r} is used twice"])
+            cases[case.id] = case
+        except _Malformed as error:
+            problems += [f"{path}:{number}: {problem}" for problem in error.problems]
+    if problems:
+        more = len(problems) - _SHOWN
+        shown = problems[:_SHOWN] + ([f"and {more} more"] if more > 0 else [])
+        where, _, first = shown[0].partition(": ")
+        raise InputError(
+            "\n".join([first, *shown[1:]]), where=where, fix="docs/suites.md has every key."
+        )
+    if not cases:
+        raise InputError("holds no cases", subject=str(path))
+    return list(cases.values())
+
+
+class _Malformed(Exception):
+    """All that is wrong with one line."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(problems))
+
+
+def _case(parse: Callable[[], Any], directory: Path, allow_code: bool) -> Case:
+    try:
+        value = parse()
+    except json.JSONDecodeError as error:
+        raise _Malformed([f"the line isn't valid JSON ({error})"]) from error
+    try:
+        case = Case.model_validate(value)
+    except ValidationError as error:
+        single = isinstance(value, dict) and isinstance(value.get("check"), dict)
+        raise _Malformed([_explain(problem, single) for problem in error.errors()]) from error
+    if not allow_code and any(check.python is not None for check in case.check):
+        raise _Malformed(["check.python: runs code of the suite, which --allow-code must allow"])
+    try:
+        checks = [check.resolve(directory) for check in case.check]
+    except ValueError as error:
+        raise _Malformed([f"check: {error}"]) from error
+    return case.model_copy(update={"check": checks})
+
+
+def _explain(problem: Any, single: bool) -> str:
+    """A problem with its key; ``single``: the file has one check in place of a list of them."""
+    text = explain(Case, problem)
+    # The model has made a list of the single check, whose index the file's author never wrote.
+    return text.replace("check.0", "check", 1) if single and text.startswith("check.0") else text
+
+
+def encode_prompt(case: Case, tokenizer: Any) -> list[int]:
+    """Token ids of a case's prompt, up to where the answer begins.
+
+    Messages go through the chat template. Raises InputError where it refuses them.
+    """
+    return _encode(case, tokenizer, "")
+
+
+def _encode(case: Case, tokenizer: Any, continuation: str) -> list[int]:
+    if case.messages is None:
+        ids: list[int] = tokenizer.encode(f"{case.prompt}{continuation}")
+        return ids
+    text = render_chat(
+        case.messages, tokenizer, case.id, add_generation_prompt=True, tools=case.tools
+    )
+    ids = tokenizer.encode(text + continuation, add_special_tokens=False)
+    return ids
+
+
+def encode_options(
+    case: Case, tokenizer: Any, options: Sequence[str]
+) -> list[tuple[list[int], int]]:
+    """For each option, the token ids of prompt and option, and how many at their end are scored.
+
+    Raises InputError where the prompt leaves no token before the options.
+    """
+    prompt = encode_prompt(case, tokenizer)
+    # Prompt and option are tokenized as one text, since a token may hold the prompt's last space
+    # and the option's first word. So what all of these texts begin with counts as the prompt.
+    wholes = [_encode(case, tokenizer, option) for option in options]
+    longest = min(len(prompt), *(len(whole) - 1 for whole in wholes))
+    columns = zip(prompt[:longest], *wholes, strict=False)
+    shared = next((n for n, ids in enumerate(columns) if len(set(ids)) > 1), longest)
+    if shared < 1:
+        raise InputError("leaves no token before its options", subject=case.id)
+    return [(whole, len(whole) - shared) for whole in wholes]
+
+
+def case_inputs(path: Path) -> tuple[CaseInput, ...]:
+    """The cases of a JSONL file as text for a report; ``load_cases`` must accept the file."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return tuple(_input(json.loads(line)) for line in lines if line.strip())
+
+
+def _input(case: dict[str, Any]) -> CaseInput:
+    messages = case.get("messages") or ()
+    parts = [f"{message.get('role')}: {_content(message)}" for message in messages]
+    if tools := case.get("tools"):
+        parts.insert(0, f"tools: {_json(tools)}")
+    checks = case.get("check", ())
+    expected = [
+        f"{name}: {value if isinstance(value, str) else _json(value)}"
+        for check in ([checks] if isinstance(checks, dict) else checks)
+        for name, value in check.items()
+    ]
+    return CaseInput(case["id"], case.get("prompt") or "\n\n".join(parts), "; ".join(expected))
+
+
+def _content(message: dict[str, Any]) -> str:
+    """A message's text, with tool calls and parts that aren't text as JSON."""
+    rest = {key: value for key, value in message.items() if key not in ("role", "content")}
+    content = message.get("content")
+    text = content if isinstance(content, str) else _json(content) if content else ""
+    return f"{text}\n{_json(rest)}".strip() if rest else text
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
