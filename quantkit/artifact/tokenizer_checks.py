@@ -11,7 +11,7 @@ from typing import Any
 from quantkit.artifact.findings import Check
 from quantkit.base.errors import InputError
 from quantkit.calibration.text import render_chat
-from quantkit.formats.gguf.pretokenizer import CORPUS
+from quantkit.formats.gguf.corpus import CORPUS
 
 PLAIN = (
     "Once upon a time there was",

@@ -1,1 +1,1 @@
-"""How artifacts lie on disk: one format a file, each packs and unpacks.."""
+"""How artifacts are stored: a file or folder for each format, and a registry of them."""

@@ -1,1 +1,1 @@
-"""GGUF files: metadata, tokenizer, tensor names and types, written and read."""
+"""GGUF: llama.cpp's file format, planned, written and read."""

@@ -1,7 +1,6 @@
-"""GGUF files, planned: every tensor and the metadata.
+"""The plan of a GGUF file: every tensor and the metadata, before any weight is read.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3, alignment 32. The
-bytes are laid out by gguf-py, llama.cpp's own writer; dimensions are reversed there.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from torch import Tensor
 from quantkit.base.errors import InputError
 from quantkit.base.names import listed
 from quantkit.checkpoint.reader import Checkpoint, TensorSource
-from quantkit.formats.gguf import tokenizer as gguf_tokenizer
 from quantkit.formats.gguf.architectures.architecture import (
     OUTPUT,
     Architecture,
@@ -26,23 +24,24 @@ from quantkit.formats.gguf.architectures.architecture import (
     Metadata,
 )
 from quantkit.formats.gguf.architectures.table import architecture_of, with_defaults
-from quantkit.formats.gguf.mixes import Choice, Layout, TypeOverride, choose_types, find_mix
+from quantkit.formats.gguf.mixes import ModelTraits, find_mix
+from quantkit.formats.gguf.tensor_types import Choice, TypeOverride, choose_types
+from quantkit.formats.gguf.tokenizer import tokenizer_metadata
 from quantkit.formats.gguf.transforms import Keep, Transform
 from quantkit.methods.ggml.types import load_gguf, row_bytes
 
-# Buffers that old checkpoints carry; computed instead.
+# Buffers that old checkpoints carry. llama.cpp computes them.
 _UNUSED_SUFFIXES = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
 
 
 @dataclass(frozen=True)
 class GgufTensorPlan:
-    """One tensor of the file to be.
+    """One tensor that the file will have.
 
-    ``key``: the checkpoint's key, None for a tensor computed from the config. ``shape``: as in
-    torch. ``wanted``: the mix's type where ``type`` is a fallback for rows it can't hold.
-    ``transform``: what is done to the checkpoint's tensor; ``transform.rows`` says whether it can
-    be done in slices of rows: at multiples of so many, or (None) only to the whole tensor.
-    ``constant``: the value of a tensor without key.
+    ``name``: in the file. ``key``: in the checkpoint, None for a tensor that is computed from the
+    config, whose value is ``constant``. ``shape``: as in torch. ``type``: ggml's; ``wanted``: the
+    one that the mix has for it, where ``type`` is a fallback for rows that this can't hold.
+    ``transform``: from the checkpoint's tensor to the one that is stored.
     """
 
     name: str
@@ -59,9 +58,9 @@ class GgufTensorPlan:
         return self.type != self.wanted
 
     def value(self, source: TensorSource) -> Tensor:
-        """The whole tensor as it is to be stored, before quantizing.
+        """The whole tensor that is quantized and stored.
 
-        Raises InputError when the source's tensor has another shape than was planned.
+        Raises InputError when the source's tensor doesn't have the planned shape.
         """
         if self.key is None:
             if self.constant is None:
@@ -75,7 +74,7 @@ class GgufTensorPlan:
         return self.transform.apply(weight)
 
     def rows(self, source: Checkpoint, start: int, stop: int) -> Tensor:
-        """``value(source)[start:stop]``; of the file no more is read where that can be."""
+        """``value(source)[start:stop]``, without reading the rest where the transform allows it."""
         unit = self.transform.rows
         if self.key is None or unit is None or start % unit or stop % unit:
             return self.value(source)[start:stop]
@@ -84,7 +83,10 @@ class GgufTensorPlan:
 
 @dataclass(frozen=True)
 class GgufPlan:
-    """Everything about a file but the weights themselves."""
+    """Everything about a file but the weights themselves.
+
+    ``mix``: its name; ``architecture``: llama.cpp's name; ``metadata``: all of the file's keys.
+    """
 
     mix: str
     architecture: str
@@ -116,16 +118,18 @@ def plan_file(
     no_fallback: bool = False,
     pre_tokenizer: str | None = None,
 ) -> GgufPlan:
-    """Decide on every tensor and on the metadata; no weights are read.
+    """Decide on every tensor and on the metadata.
 
     ``name``: ``general.name`` (default: the directory's). ``imatrix``: importance weights will be
     given for the matrices of the blocks. ``no_fallback``: rows that the mix's type can't hold are
-    an error. ``pre_tokenizer``: llama.cpp's name for it, instead of the one that is found. An
-    output matrix beside tied embeddings is the exception that is read: it must be equal, and is
-    then left out.
+    an error. ``pre_tokenizer``: llama.cpp's name of the one to write, instead of the one that is
+    shown to split text as the tokenizer does.
+
+    No weights are read, except an output matrix beside tied embeddings: it must equal the
+    embedding, and is then left out.
 
     Raises InputError for a model, a tokenizer, a mix or an override that can't be written, and
-    when the checkpoint's keys and shapes are not just those that its config asks for.
+    when the checkpoint's keys and shapes are not exactly those that its config asks for.
     """
     recipe = find_mix(mix)
     where = str(source.directory)
@@ -138,13 +142,13 @@ def plan_file(
         "general.file_type": recipe.file_type,
         "general.quantization_version": int(load_gguf().GGML_QUANT_VERSION),
         **architecture.metadata(config, dimensions),
-        **gguf_tokenizer.metadata(source.directory, dimensions.vocabulary, pre_tokenizer),
+        **tokenizer_metadata(source.directory, dimensions.vocabulary, pre_tokenizer),
     }
-    found = _tensors(source, architecture, config, dimensions)
+    stored = _tensors(source, architecture, config, dimensions)
     constants = architecture.constants(config, dimensions)
-    shapes = {tensor.name: tensor.shape for tensor in found}
+    shapes = {tensor.name: tensor.shape for tensor in stored}
     shapes |= {gguf: tuple(tensor.shape) for gguf, tensor in constants.items()}
-    layout = Layout(
+    traits = ModelTraits(
         architecture.name,
         dimensions.layers,
         dimensions.heads,
@@ -153,12 +157,12 @@ def plan_file(
         imatrix=imatrix,
     )
     try:
-        choices = choose_types(shapes, recipe, layout, overrides)
+        choices = choose_types(shapes, recipe, traits, overrides)
     except InputError as error:
         raise InputError(error.what, where=error.where or where, fix=error.fix) from error
     if no_fallback:
         _refuse_fallbacks(choices, shapes, where)
-    tensors = [_planned(tensor, choices[tensor.name]) for tensor in found]
+    tensors = [_planned(tensor, choices[tensor.name]) for tensor in stored]
     tensors += [_constant(gguf, tensor) for gguf, tensor in constants.items()]
     return GgufPlan(mix, architecture.name, tuple(tensors), metadata)
 
@@ -166,7 +170,10 @@ def plan_file(
 def _tensors(
     source: Checkpoint, architecture: Architecture, config: Mapping[str, Any], sizes: Dimensions
 ) -> list[CheckpointTensor]:
-    """What goes into the file, in its order: proven to be all there is and all that is needed."""
+    """The checkpoint's tensors that the file needs, in its order.
+
+    Raises InputError where the checkpoint lacks one, or has one that the file has no place for.
+    """
     where = str(source.directory)
     head = f"{architecture.head}.weight"
     tensors = list(architecture.tensors(config, sizes))
@@ -220,19 +227,26 @@ def _output(
 def _planned(tensor: CheckpointTensor, choice: Choice) -> GgufTensorPlan:
     nbytes = math.prod(tensor.shape[:-1]) * row_bytes(choice.type, tensor.shape[-1])
     return GgufTensorPlan(
-        tensor.name,
-        tensor.key,
-        tensor.shape,
-        choice.type,
-        choice.wanted,
-        nbytes,
-        tensor.transform,
+        name=tensor.name,
+        key=tensor.key,
+        shape=tensor.shape,
+        type=choice.type,
+        wanted=choice.wanted,
+        nbytes=nbytes,
+        transform=tensor.transform,
     )
 
 
 def _constant(name: str, value: Tensor) -> GgufTensorPlan:
-    shape = tuple(value.shape)
-    return GgufTensorPlan(name, None, shape, "F32", "F32", 4 * value.numel(), constant=value)
+    return GgufTensorPlan(
+        name=name,
+        key=None,
+        shape=tuple(value.shape),
+        type="F32",
+        wanted="F32",
+        nbytes=4 * value.numel(),
+        constant=value,
+    )
 
 
 def _refuse_fallbacks(

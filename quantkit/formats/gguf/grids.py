@@ -1,4 +1,4 @@
-"""Integer grids in ggml's plain types, code for code.
+"""The GGUF format for integer grids: ggml's plain types hold them, code for code.
 
 ggml's blocks of 32 hold ``d · q`` (Q4_0, Q5_0, Q8_0: q is signed) or ``d · q + m`` (Q4_1, Q5_1),
 with d and m in fp16. A grid of as many bits with groups of 32 is the same thing: d is its scale
@@ -36,7 +36,7 @@ def ggml_type(grid: Grid) -> str:
 
 
 class GgufFormat(Format):
-    """Grids in groups of 32; the types of a mix are chosen in ``mixes.py``."""
+    """Grids in groups of 32. The types of a mix are chosen in ``tensor_types.py``."""
 
     name = "gguf"
     holds = (Grid,)
@@ -55,7 +55,7 @@ class GgufFormat(Format):
             for (bits, symmetric), type in _TYPES.items()
         )
         raise InputError(
-            f"gguf has no type for {grid}",
+            f"the gguf format has no type for {grid}",
             where=name,
             fix=f"Choose group_size: 32 with one of: {held}. Or name a mix (methods ggml and "
             "gptq), or take another format: awq, gptq, compressed-tensors.",
@@ -83,7 +83,7 @@ class GgufFormat(Format):
 
 
 def pack(tensor: QuantizedTensor, transform: Transform) -> GgmlTensor:
-    """Codes, scales and zeros → blocks, their rows in the order that ``transform`` gives them."""
+    """Codes, scales and zero points of a linear → blocks; ``transform``: what reorders its rows."""
     type = ggml_type(tensor.grid)
     codes, scales, zeros = map(transform.apply, (tensor.codes, tensor.scales, tensor.zeros))
     codes = codes.to(torch.int16)

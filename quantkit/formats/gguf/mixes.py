@@ -1,27 +1,23 @@
-"""Which type every tensor gets: llama.cpp's mixtures, as pure functions of names and shapes.
+"""llama.cpp's mixes: a base type, and rules that give single tensors another one.
 
-Reference: ``llama_tensor_get_type_impl``, ``tensor_type_fallback`` and ``tensor_requires_imatrix``
-in llama.cpp's ``src/llama-quant.cpp``, for models without experts. A mix is a row of ``MIXES``: a
-base type, and other types for single tensors.
+Reference: ``llama_tensor_get_type_impl`` in llama.cpp's ``src/llama-quant.cpp``, for models
+without experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Protocol
 
 from quantkit.base.errors import InputError
-from quantkit.methods.ggml.types import CASTS, block_size
 
 
 @dataclass(frozen=True)
-class Layout:
+class ModelTraits:
     """What the rules look at beside a tensor's name and shape.
 
     ``tied``: there is no output.weight, token_embd is the output matrix too. ``imatrix``: the
-    tensors inside the blocks will be quantized with importance weights.
+    matrices of the blocks will be quantized with importance weights.
     """
 
     architecture: str
@@ -38,45 +34,45 @@ class Layout:
         return self.architecture in ("llama", "qwen2") and self.layers == 80 and grouped
 
 
-Rule = Callable[[int, Layout], bool]  # of a layer's number and the layout
+Rule = Callable[[int, ModelTraits], bool]  # of a layer's number and the model
 
 
-def _always(layer: int, layout: Layout) -> bool:
+def _always(layer: int, model: ModelTraits) -> bool:
     return True
 
 
-def _more_bits(layer: int, layout: Layout) -> bool:
+def _more_bits(layer: int, model: ModelTraits) -> bool:
     """llama.cpp's ``use_more_bits``: the first and last eighth, and every third between."""
-    n = layout.layers
+    n = model.layers
     return layer < n // 8 or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2
 
 
 def _first(count: int) -> Rule:
-    return lambda layer, layout: layer < count
+    return lambda layer, model: layer < count
 
 
 def _first_part(divisor: int) -> Rule:
-    return lambda layer, layout: layer < layout.layers // divisor
+    return lambda layer, model: layer < model.layers // divisor
 
 
-def _middle(layer: int, layout: Layout) -> bool:
-    return layout.layers // 8 <= layer < 7 * layout.layers // 8
+def _middle(layer: int, model: ModelTraits) -> bool:
+    return model.layers // 8 <= layer < 7 * model.layers // 8
 
 
-def _grouped(layer: int, layout: Layout) -> bool:
-    return layout.heads // layout.kv_heads >= 4
+def _grouped(layer: int, model: ModelTraits) -> bool:
+    return model.heads // model.kv_heads >= 4
 
 
-def _imatrix(layer: int, layout: Layout) -> bool:
-    return layout.imatrix
+def _imatrix(layer: int, model: ModelTraits) -> bool:
+    return model.imatrix
 
 
-def _no_imatrix(layer: int, layout: Layout) -> bool:
-    return not layout.imatrix
+def _no_imatrix(layer: int, model: ModelTraits) -> bool:
+    return not model.imatrix
 
 
 def _both(first: Rule, second: Rule) -> Rule:
-    return lambda layer, layout: first(layer, layout) and second(layer, layout)
+    return lambda layer, model: first(layer, model) and second(layer, model)
 
 
 _EIGHTH, _SIXTEENTH = _first_part(8), _first_part(16)
@@ -84,13 +80,14 @@ _EIGHTH, _SIXTEENTH = _first_part(8), _first_part(16)
 
 @dataclass(frozen=True)
 class Mix:
-    """One mixture.
+    """One mix.
 
-    ``file_type``: llama.cpp's number for ``general.file_type``. ``base``: the type of whatever
-    no rule is about. ``blocks``: (part of a block, rule, type); the first rule that holds for a
-    layer wins, and attn_v stands for the fused attn_qkv too. ``output``: the output matrix, or
-    the embedding that is tied to it. ``embedding``: one that isn't tied; None is the base.
-    ``frugal``: of the mixes below three bits, which the rule for 70B models leaves alone.
+    ``file_type``: llama.cpp's number for ``general.file_type``. ``base``: the type of every tensor
+    that no rule names. ``blocks``: (part of a block, rule, type); the first rule that holds for a
+    layer wins, and those of attn_v are for the fused attn_qkv too. ``output``: the type of the
+    output matrix, or of the embedding that is tied to it. ``embedding``: the type of one that isn't
+    tied; None is the base. ``frugal``: a mix below three bits, which the rule for 70B models leaves
+    alone.
     """
 
     file_type: int
@@ -102,7 +99,7 @@ class Mix:
 
 
 def _below_three_bits(file_type: int, base: str, embedding: str, better: str, out: str) -> Mix:
-    """``better``: attn_v and the first ffn_down; ``out``: attn_output."""
+    """``better``: the type of attn_v and of the first ffn_down; ``out``: of attn_output."""
     rules = (
         ("attn_v", _grouped, "Q4_K"),
         ("attn_v", _always, better),
@@ -214,142 +211,9 @@ MIXES = {
     "tq1_0": Mix(36, "TQ1_0", embedding="Q4_K"),
 }
 
-# For rows that a type's blocks don't divide; where these don't either, F16.
-FALLBACKS = {
-    **dict.fromkeys(("Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
-    **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S"), "IQ4_NL"),
-    **dict.fromkeys(("IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
-    **{"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"},
-}
-
-# Hardly better than noise without importance weights; ggml itself refuses some of them.
-_NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
-_OUTPUT, _EMBEDDING = "output.weight", "token_embd.weight"
-
-
-class TypeOverride(Protocol):
-    """A glob on GGUF names and the type for what it matches."""
-
-    @property
-    def match(self) -> str: ...
-
-    @property
-    def type(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The type that a tensor gets, and the one that it would have without the fallback."""
-
-    type: str
-    wanted: str
-
 
 def find_mix(name: str) -> Mix:
     """Return a mix by name. Raises InputError for an unknown one."""
     if name not in MIXES:
         raise InputError(f"unknown mix {name!r}", fix=f"Known mixes: {', '.join(MIXES)}.")
     return MIXES[name]
-
-
-def quantizable(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a mix decides on the tensor; norms, biases and the like stay F32."""
-    return len(shape) > 1 and name.endswith(".weight") and not name.endswith("_norm.weight")
-
-
-def choose_types(
-    shapes: Mapping[str, tuple[int, ...]],
-    mix: Mix,
-    layout: Layout,
-    overrides: Iterable[TypeOverride] = (),
-) -> dict[str, Choice]:
-    """Return the type of every tensor of ``shapes`` (GGUF name → shape as in torch).
-
-    The last override that matches a name wins. Raises InputError for an override that matches
-    no tensor it could apply to, or whose type can't hold a tensor's rows, and for a type that
-    needs importance weights where there will be none.
-    """
-    choices = {}
-    for name, shape in shapes.items():
-        if quantizable(name, shape):
-            choices[name] = _choose(name, shape[-1], mix, layout)
-        else:
-            choices[name] = Choice("F32", "F32")
-    for override in overrides:
-        for name in _matching(override, shapes):
-            choices[name] = Choice(override.type, override.type)
-    for name, choice in choices.items():
-        _check_imatrix(name, choice.type, mix, layout)
-    return choices
-
-
-def _choose(name: str, columns: int, mix: Mix, layout: Layout) -> Choice:
-    wanted = _wanted(name, mix, layout)
-    is_output = name == _OUTPUT or (name == _EMBEDDING and layout.tied)
-    if is_output and not _fits(mix.base, columns):
-        return Choice(_that_fits("Q8_0", columns), wanted)
-    return Choice(_that_fits(wanted, columns), wanted)
-
-
-def _wanted(name: str, mix: Mix, layout: Layout) -> str:
-    if mix.base in CASTS:
-        return mix.base
-    if name == _OUTPUT or (name == _EMBEDDING and layout.tied):
-        return mix.output
-    if name == _EMBEDDING:
-        return mix.embedding or mix.base
-    parts = name.split(".")
-    if parts[0] != "blk":
-        return mix.base
-    layer = int(parts[1])
-    part = "attn_v" if parts[2] == "attn_qkv" else parts[2]
-    rules = (t for where, rule, t in mix.blocks if where == part and rule(layer, layout))
-    wanted = next(rules, mix.base)
-    promoted = part == "attn_v" and layout.is_70b and not mix.frugal
-    return "Q5_K" if promoted and wanted in ("Q3_K", "Q4_K") else wanted
-
-
-def _matching(override: TypeOverride, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    where = f"override {override.match}"
-    found = [
-        name
-        for name, shape in shapes.items()
-        if quantizable(name, shape) and fnmatchcase(name, override.match)
-    ]
-    if not found:
-        raise InputError(
-            "matches no tensor that can be quantized",
-            subject=where,
-            fix="Patterns match GGUF names such as blk.0.ffn_down.weight.",
-        )
-    for name in found:
-        if not _fits(override.type, shapes[name][-1]):
-            raise InputError(
-                f"{name} has rows of {shapes[name][-1]}, which {override.type}'s blocks of "
-                f"{block_size(override.type)[0]} don't divide",
-                where=where,
-            )
-    return found
-
-
-def _check_imatrix(name: str, type: str, mix: Mix, layout: Layout) -> None:
-    needed = type in _NEED_IMATRIX or (type == "Q2_K" and mix is MIXES["q2_k_s"])
-    if name in (_OUTPUT, _EMBEDDING):  # no importance is measured for these
-        if type in _NEED_IMATRIX:
-            raise InputError(f"{name} has no importance weights, which {type} needs")
-    elif needed and not layout.imatrix:
-        raise InputError(
-            f"{name} would be {type}, which needs importance weights",
-            fix="Add a calibration section to the recipe, or choose another mix.",
-        )
-
-
-def _fits(type: str, columns: int) -> bool:
-    return columns % block_size(type)[0] == 0
-
-
-def _that_fits(type: str, columns: int) -> str:
-    if _fits(type, columns):
-        return type
-    fallback = FALLBACKS.get(type)
-    return fallback if fallback and _fits(fallback, columns) else "F16"

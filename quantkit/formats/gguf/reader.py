@@ -1,7 +1,7 @@
-"""GGUF files, ours and llama.cpp's: their headers, and their weights one tensor at a time.
+"""GGUF models, ours and llama.cpp's: which files, what is in them, and the weights themselves.
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. A model may lie in several
-files (``NAME-00001-of-00003.gguf``), of which the first has the metadata.
+A model may be stored in several files (``NAME-00001-of-00003.gguf``), of which the first has the
+metadata.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CONSTANTS = re.compile(r"rope_(freqs|factors_long|factors_short)\.weight")
 
 @dataclass(frozen=True)
 class GgufEntry:
-    """Where one tensor lies: name, ggml type, shape as in torch, file, offset and bytes."""
+    """Where one tensor is stored: name, ggml type, shape as in torch, file, offset and bytes."""
 
     name: str
     type: str
@@ -47,31 +47,32 @@ def gguf_files(path: Path) -> list[Path]:
 
     Raises InputError where a directory holds several models, or a part is missing.
     """
-    found = [path] if path.suffix == ".gguf" and not path.is_dir() else sorted(path.glob("*.gguf"))
-    found = [file for file in found if not file.name.startswith("mmproj")]  # of another model
-    if not found:
+    files = [path] if path.suffix == ".gguf" and not path.is_dir() else sorted(path.glob("*.gguf"))
+    # mmproj files hold an encoder of images or sounds, which is a model of its own.
+    files = [file for file in files if not file.name.startswith("mmproj")]
+    if not files:
         return []
-    match = _PART.fullmatch(found[0].name)
+    match = _PART.fullmatch(files[0].name)
     if match is None:
-        if len(found) > 1:
+        if len(files) > 1:
             raise InputError(
-                f"holds {len(found)} .gguf files, not one",
+                f"holds {len(files)} .gguf files, not one",
                 subject=str(path),
-                fix=f"Name one of them: {found[0]}",
+                fix=f"Name one of them: {files[0]}",
             )
-        return found
-    folder, name, count = found[0].parent, match[1], match[3]
+        return files
+    folder, name, count = files[0].parent, match[1], match[3]
     parts = [folder / f"{name}-{n:05d}-of-{count}.gguf" for n in range(1, int(count) + 1)]
     for part in parts:
         if not part.is_file():
-            raise InputError("is missing: the model lies in parts", subject=str(part))
-    if others := set(found) - set(parts):
+            raise InputError(f"is missing: the model is in {int(count)} parts", subject=str(part))
+    if others := set(files) - set(parts):
         raise InputError(f"holds another model too: {min(others).name}", subject=str(path))
     return parts
 
 
 class GgufHeader:
-    """What a GGUF model says of itself.
+    """The metadata and the tensors of a GGUF model, in one file or in parts.
 
     ``metadata``: every key; ``entries``: its tensors, in the files' order.
     """
@@ -92,7 +93,10 @@ class GgufHeader:
         return str(self.metadata.get("general.architecture"))
 
     def dimensions(self) -> Dimensions:
-        """The sizes by the metadata; 0 for what it doesn't say."""
+        """The sizes that the metadata has; 0 for any other.
+
+        Raises InputError for a model whose layers differ in one.
+        """
 
         def number(key: str) -> int:
             value = self.metadata.get(f"{self.architecture}.{key}") or 0
@@ -130,8 +134,8 @@ class GgufWeights:
     def __init__(self, path: Path) -> None:
         """Read the header of the file, or of the one model in a directory.
 
-        Raises InputError for a damaged file, for an architecture that isn't known, and for
-        tensors that it doesn't have.
+        Raises InputError for a damaged file, an unknown architecture, and tensors that models of
+        the architecture don't have.
         """
         self.path = path
         self.files = gguf_files(path)
@@ -161,7 +165,8 @@ class GgufWeights:
         output = f"{self._architecture.head}.weight"
         embedding = f"{self._architecture.embedding}.weight"
         if output not in self._tensors and embedding in self._tensors:
-            # llama.cpp uses the embedding; checkpoints may name it
+            # Where a file has no output matrix, llama.cpp uses the embedding; a checkpoint that it
+            # is compared with may have both.
             self._tensors[output] = self._tensors[embedding]
         self.types = {key: entry.type for key, entry in self._tensors.items()}
 
@@ -198,13 +203,13 @@ class GgufWeights:
         return transform.undo(self._rows(key, start, min(stop, shape[0])))
 
     def _rows(self, key: str, start: int, stop: int) -> Tensor:
-        """Rows as they lie in the file, (stop - start, columns)."""
+        """Rows in the file's order, dequantized to float32, (stop - start, columns)."""
         entry = self._tensors[key]
         blocks = torch.empty(stop - start, entry.row_bytes, dtype=torch.uint8)
         with entry.file.open("rb") as file:
             file.seek(entry.offset + start * entry.row_bytes)
             if file.readinto(blocks.numpy().data) != blocks.nbytes:
-                raise InputError(f"ended while reading {entry.name}", subject=str(entry.file))
+                raise InputError(f"ends within {entry.name}", subject=str(entry.file))
         return GgmlTensor(entry.type, blocks, (stop - start, entry.shape[-1])).dequantize()
 
 

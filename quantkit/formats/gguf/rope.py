@@ -1,4 +1,4 @@
-"""Rotary embeddings: what config.json says of them, as GGUF metadata and tensors.
+"""Rotary embeddings: config.json's settings as GGUF metadata and tensors.
 
 References: transformers' ``modeling_rope_utils.py`` (what the settings mean), llama.cpp's
 ``src/llama-model.cpp`` (what it reads) and ``ggml_rope_ext`` (what it computes).
@@ -25,8 +25,9 @@ _DEFAULT_THETA = 10000.0
 class Rope:
     """The settings of the layers with full attention.
 
-    ``theta``: the base of the frequencies; ``partial``: the part of a head that is rotated;
-    ``local_theta``: the base in sliding layers, where it is another one. ``settings``: all else.
+    ``kind``: transformers' name of the scaling; ``theta``: the base of the frequencies;
+    ``partial``: the part of a head that is rotated; ``local_theta``: the base in sliding layers,
+    where it is another one; ``settings``: all others.
     """
 
     kind: str
@@ -39,20 +40,21 @@ class Rope:
         """A setting that must be there. Raises InputError when it isn't."""
         value = self.settings.get(name)
         if not isinstance(value, int | float):
-            raise InputError(f"rope type {self.kind} without a number {name}", where="config.json")
+            raise InputError(f"rope type {self.kind} has no number {name}", where="config.json")
         return float(value)
 
 
-def read(config: Mapping[str, Any]) -> Rope:
-    """Find the settings wherever they are.
+def read_rope(config: Mapping[str, Any]) -> Rope:
+    """The settings in a config.json of any age.
 
-    transformers 5 writes ``rope_parameters``, nested by the layers' kind where there are two;
-    before that it was ``rope_theta`` at top level and ``rope_scaling`` (``type`` before 4.43),
-    and ``rope_local_base_freq`` for sliding layers; GPT-NeoX had names of its own.
+    Raises InputError for a scaling of sliding layers, which GGUF has no key for.
     """
-    found = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    local = dict(found.get("sliding_attention") or {})
-    settings = dict(found.get("full_attention") or found)
+    # transformers 5 writes rope_parameters, nested by the layers' kind where there are two; before
+    # that it was rope_theta at top level and rope_scaling (type before 4.43), and
+    # rope_local_base_freq for sliding layers; GPT-NeoX had names of its own.
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    local = dict(rope.get("sliding_attention") or {})
+    settings = dict(rope.get("full_attention") or rope)
     kind = str(settings.get("rope_type") or settings.get("type") or "default")
     for key in ("original_max_position_embeddings", "max_position_embeddings"):
         if config.get(key) is not None:
@@ -66,18 +68,18 @@ def read(config: Mapping[str, Any]) -> Rope:
     partial = _first(settings, config, "partial_rotary_factor", "rotary_pct")
     local_theta = _first(local, config, "rope_theta" if local else "rope_local_base_freq")
     return Rope(
-        "longrope" if kind == "su" else kind,
-        float(theta or _DEFAULT_THETA),
-        1.0 if partial is None else float(partial),
-        None if local_theta is None else float(local_theta),
-        settings,
+        kind="longrope" if kind == "su" else kind,  # Phi-3's first name for it
+        theta=float(theta or _DEFAULT_THETA),
+        partial=1.0 if partial is None else float(partial),
+        local_theta=None if local_theta is None else float(local_theta),
+        settings=settings,
     )
 
 
-def metadata(rope: Rope) -> dict[str, Any]:
+def rope_metadata(rope: Rope) -> dict[str, Any]:
     """The keys of the scaling, without the architecture's prefix.
 
-    Raises InputError for a scaling that llama.cpp would compute otherwise.
+    Raises InputError for a scaling that llama.cpp would compute in another way.
     """
     if rope.kind in ("default", "llama3"):  # llama3: in the tensor rope_freqs.weight
         return {}
@@ -94,7 +96,7 @@ def metadata(rope: Rope) -> dict[str, Any]:
     raise InputError(f"rope type {rope.kind!r} can't be written as GGUF", where="config.json")
 
 
-def tensors(rope: Rope, width: int) -> dict[str, Tensor]:
+def rope_tensors(rope: Rope, width: int) -> dict[str, Tensor]:
     """Divisors of the ``width / 2`` frequencies, float32, by GGUF name; none for most kinds."""
     if rope.kind == "llama3":
         return {FREQS: _llama3_divisors(rope, width)}
@@ -107,7 +109,7 @@ def tensors(rope: Rope, width: int) -> dict[str, Tensor]:
 
 
 def _first(settings: Mapping[str, Any], config: Mapping[str, Any], *names: str) -> Any:
-    """The first of the names that is set, in the rope's settings or at top level."""
+    """The first of the names that is set, in the rope's settings, else at top level."""
     values = [settings.get(name) for name in names] + [config.get(name) for name in names]
     return next((value for value in values if value is not None), None)
 
@@ -145,7 +147,7 @@ def _longrope_attention(rope: Rope, original: float) -> float:
 
 
 def _llama3_divisors(rope: Rope, width: int) -> Tensor:
-    """Formula: ``_compute_llama3_parameters`` of transformers, divided out."""
+    """Default over scaled frequencies, by transformers' ``_compute_llama3_parameters``."""
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     factor, low, high, old_context = (rope.number(name) for name in names)
     exponents = torch.arange(0, width, 2, dtype=torch.float32) / width
@@ -159,5 +161,5 @@ def _llama3_divisors(rope: Rope, width: int) -> Tensor:
 def _listed_divisors(rope: Rope, name: str, width: int) -> Tensor:
     values = rope.settings.get(name)
     if not isinstance(values, list) or len(values) != width // 2:
-        raise InputError(f"longrope without {width // 2} numbers {name}", where="config.json")
+        raise InputError(f"longrope has no {width // 2} numbers {name}", where="config.json")
     return torch.tensor(values, dtype=torch.float32)

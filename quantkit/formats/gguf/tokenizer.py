@@ -1,8 +1,8 @@
 """tokenizer.json as GGUF metadata.
 
 Two kinds can be written: byte-level BPE (GGUF's model ``gpt2``), and BPE with byte fallback on
-``▁``-marked text, as converted from SentencePiece (model ``llama``, Gemma's too). That llama.cpp
-then makes the same ids of text is tried, not believed: ``gguf_pretokenizer``.
+``▁``-marked text, as converted from SentencePiece (model ``llama``, Gemma's too). Whether llama.cpp
+then makes the same ids of text is tried: ``pretokenizer.py``.
 
 References: ``src/llama-vocab.cpp`` (what every key does), ``conversion/base.py`` (token types).
 """
@@ -18,11 +18,10 @@ from typing import Any
 from quantkit.base.errors import InputError
 from quantkit.base.files import read_optional_json
 from quantkit.formats.gguf.architectures.architecture import Metadata
-from quantkit.formats.gguf.pretokenizer import Vocabulary, check_name, find
+from quantkit.formats.gguf.pretokenizer import check_pretokenizer, find_pretokenizer
+from quantkit.formats.gguf.vocabulary import TokenType, Vocabulary
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-
-# Added tokens that some tokenizers don't mark as special although they are.
+# Special tokens that some tokenizers add without marking them as special.
 _LOOKS_SPECIAL = re.compile(
     r"<\|.*\|>|<｜.*｜>|<pad>|<mask>|<2mass>|\[@BOS@\]|<unused.*>", re.DOTALL
 )
@@ -36,12 +35,15 @@ _SPECIAL = {
 }
 
 
-def metadata(directory: Path, vocab_size: int, pre_tokenizer: str | None = None) -> Metadata:
+def tokenizer_metadata(
+    directory: Path, vocab_size: int, pre_tokenizer: str | None = None
+) -> Metadata:
     """Return the ``tokenizer.*`` keys for the checkpoint in ``directory``.
 
     ``vocab_size``: rows of the embedding; ids that the tokenizer lacks become unused tokens.
-    ``pre_tokenizer``: llama.cpp's name, taken unproven; otherwise one is found that makes the
-    same ids of text. transformers is needed only where there is no tokenizer.json.
+    ``pre_tokenizer``: llama.cpp's name of one that is used without a proof; otherwise one is
+    looked for that makes the same ids of text. transformers is needed only where there is no
+    tokenizer.json.
 
     Raises InputError for a tokenizer of a kind that GGUF can't hold, or that llama.cpp doesn't
     agree with; MachineError when that can't be tried for want of llama.cpp's library.
@@ -51,11 +53,12 @@ def metadata(directory: Path, vocab_size: int, pre_tokenizer: str | None = None)
         tokenizer = _tokenizer(text)
         vocabulary = _vocabulary(json.loads(text), vocab_size)
         if vocabulary.model == "gpt2" and pre_tokenizer is not None:
-            check_name(pre_tokenizer)
+            check_pretokenizer(pre_tokenizer)
             vocabulary = replace(vocabulary, pre=pre_tokenizer)
         elif pre_tokenizer in (None, "default"):
-            cut_at = (CONTROL, USER_DEFINED)
-            vocabulary = find(vocabulary, tokenizer, cut_at, strict=pre_tokenizer is None)
+            cut_at = (TokenType.CONTROL, TokenType.USER_DEFINED)
+            strict = pre_tokenizer is None
+            vocabulary = find_pretokenizer(vocabulary, tokenizer, cut_at, strict=strict)
         else:
             raise InputError(f"SentencePiece has one pre-tokenizer, default, not {pre_tokenizer}")
     except InputError as error:
@@ -73,7 +76,7 @@ def metadata(directory: Path, vocab_size: int, pre_tokenizer: str | None = None)
 
 
 def _tokenizer_json(directory: Path) -> tuple[Path, str]:
-    """tokenizer.json and where it is, or what transformers makes of an older tokenizer's files."""
+    """The text of tokenizer.json and its path, or what transformers makes of older files."""
     path = directory / "tokenizer.json"
     if path.is_file():
         return path, path.read_text(encoding="utf-8")
@@ -84,8 +87,8 @@ def _tokenizer_json(directory: Path) -> tuple[Path, str]:
         return directory, tokenizer.backend_tokenizer.to_str()
     except (OSError, ValueError, AttributeError, ImportError) as error:
         raise InputError(
-            f"no such file, and transformers can't make it of other files ({error})",
-            where=str(path),
+            f"doesn't exist, and transformers can't make it of other files ({error})",
+            subject=str(path),
             fix="Save the fast tokenizer beside the weights: "
             "AutoTokenizer.from_pretrained(...).save_pretrained(DIR).",
         ) from error
@@ -107,7 +110,7 @@ def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _vocabulary(data: dict[str, Any], size: int) -> Vocabulary:
-    """The vocabulary of a tokenizer.json, settled but for the pre-tokenizer."""
+    """The vocabulary of a tokenizer.json, its pre-tokenizer still to be found."""
     model = data.get("model") or {}
     if model.get("type") != "BPE":
         raise InputError(f"a {model.get('type')} tokenizer can't be written as GGUF (BPE can)")
@@ -116,13 +119,13 @@ def _vocabulary(data: dict[str, Any], size: int) -> Vocabulary:
     merges = _merges(model)
     if sentencepiece:
         return Vocabulary("llama", tokens, types, [], _scores(tokens, types, merges))
-    # A space inside a merge's part is written as GPT-2's letter for it, as llama.cpp expects.
+    # A space joins the parts of a merge, so one inside a part is written as GPT-2's letter for it.
     joined = [" ".join(part.replace(" ", "Ġ") for part in pair) for pair in merges]
     return Vocabulary("gpt2", tokens, types, joined, [], bool(model.get("ignore_merges")))
 
 
 def _tokens(data: dict[str, Any], size: int, sentencepiece: bool) -> tuple[list[str], list[int]]:
-    """Return text and type of every id below ``size``."""
+    """Text and type of every id below ``size``; ids that the tokenizer lacks are unused."""
     model = data["model"]
     added = {token["id"]: token for token in data.get("added_tokens") or []}
     by_id = {index: text for text, index in model["vocab"].items()}
@@ -132,23 +135,23 @@ def _tokens(data: dict[str, Any], size: int, sentencepiece: bool) -> tuple[list[
             f"token id {largest} is outside the model's vocabulary of {size}",
             fix="Save the tokenizer that the model was trained with beside it.",
         )
-    tokens = []
-    types = []
+    tokens: list[str] = []
+    types: list[int] = []
     for index in range(size):
         if index in added:
             text = added[index]["content"]
             control = added[index]["special"] or _LOOKS_SPECIAL.fullmatch(text)
-            kind = CONTROL if control else USER_DEFINED
+            kind = TokenType.CONTROL if control else TokenType.USER_DEFINED
             if sentencepiece and text == model.get("unk_token"):
-                kind = UNKNOWN
-            elif sentencepiece and kind == USER_DEFINED:
+                kind = TokenType.UNKNOWN
+            elif sentencepiece and kind == TokenType.USER_DEFINED:
                 text = text.replace("▁", " ")  # llama.cpp looks for these in the raw text
         elif index in by_id:
             text = by_id[index]
             is_byte = sentencepiece and re.fullmatch(r"<0x[0-9A-F]{2}>", text)
-            kind = BYTE if is_byte else NORMAL
+            kind = TokenType.BYTE if is_byte else TokenType.NORMAL
         else:
-            text, kind = f"[PAD{index}]", UNUSED
+            text, kind = f"[PAD{index}]", TokenType.UNUSED
         tokens.append(text)
         types.append(kind)
     _check_tokens(tokens, types, sentencepiece)
@@ -160,30 +163,28 @@ def _check_tokens(tokens: list[str], types: list[int], sentencepiece: bool) -> N
     if len(set(tokens)) < len(tokens):
         twice = next(text for index, text in enumerate(tokens) if text in tokens[:index])
         raise InputError(f"{twice!r} is the text of two ids, which llama.cpp doesn't load")
-    if sentencepiece and types.count(BYTE) != 256:
-        raise InputError(f"has {types.count(BYTE)} of the 256 bytes to fall back to")
+    if sentencepiece and types.count(TokenType.BYTE) != 256:
+        raise InputError(f"the tokenizer has {types.count(TokenType.BYTE)} of the 256 byte tokens")
 
 
 def _scores(tokens: list[str], types: list[int], merges: list[tuple[str, str]]) -> list[float]:
-    """Scores that make llama.cpp merge in the order of the merges.
-
-    SentencePiece's BPE joins the pair whose result scores highest; Hugging Face's conversion
-    sorted the merges by just that, so a token's first place in the list gives the order back.
-    """
+    """Scores that make llama.cpp merge in the order of the merges."""
+    # SentencePiece's BPE joins the pair whose result scores highest. Hugging Face's conversion
+    # sorted the merges by these scores, so a token's first place in the list gives the order back.
     rank: dict[str, int] = {}
     for index, (left, right) in enumerate(merges):
         rank.setdefault(left + right, index)
     return [
-        -float(rank.get(text, len(merges))) if kind == NORMAL else 0.0
+        -float(rank.get(text, len(merges))) if kind == TokenType.NORMAL else 0.0
         for text, kind in zip(tokens, types, strict=True)
     ]
 
 
 def _special_ids(directory: Path, settings: dict[str, Any], tokens: list[str]) -> Metadata:
-    """Ids of the special tokens: tokenizer_config.json names them, config.json numbers them.
+    """Ids of the special tokens: by name in tokenizer_config.json, else by id in config.json.
 
-    The further tokens that end a generation, by generation_config.json, go to the two keys that
-    llama.cpp has for such, end of turn and end of message.
+    Further tokens that end a generation, by generation_config.json, go to llama.cpp's keys for end
+    of turn and end of message. Raises InputError for a tokenizer without EOS.
     """
     config = read_optional_json(directory / "config.json")
     index = {text: number for number, text in enumerate(tokens)}
@@ -196,7 +197,7 @@ def _special_ids(directory: Path, settings: dict[str, Any], tokens: list[str]) -
             result[key] = numbers[0]
     if "eos_token_id" not in result:
         raise InputError(
-            "names no EOS token, and llama.cpp would take any ordinary one for it",
+            "names no EOS token, and llama.cpp would use an ordinary token as such",
             subject=str(directory / "tokenizer_config.json"),
         )
     ends = _numbers(read_optional_json(directory / "generation_config.json").get("eos_token_id"))
@@ -205,7 +206,7 @@ def _special_ids(directory: Path, settings: dict[str, Any], tokens: list[str]) -
 
 
 def _numbers(value: object) -> list[int]:
-    """A token id or a list of them, as a list; None is none."""
+    """A token id, a list of them, or None, as a list."""
     values = value if isinstance(value, list) else [value]
     return [number for number in values if isinstance(number, int)]
 
@@ -213,8 +214,9 @@ def _numbers(value: object) -> list[int]:
 def _added_tokens(
     settings: dict[str, Any], tokenizer: Any, special: Metadata, path: Path
 ) -> Metadata:
-    """Whether BOS and EOS are added: transformers lets tokenizer_config.json decide, where it
-    does; otherwise what tokenizer.json does to a text is observed."""
+    """Whether BOS and EOS are added to a text. Raises InputError for any other addition."""
+    # tokenizer_config.json decides in transformers, where it says so; otherwise it is observed
+    # what tokenizer.json does to a text.
     names = ("add_bos_token", "add_eos_token")
     if any(settings.get(name) is not None for name in names):
         return {name: bool(settings.get(name)) for name in names}

@@ -16,7 +16,7 @@ class Transform(Protocol):
     """One change of a tensor, weight or bias, of any float dtype.
 
     ``rows``: a slice of the checkpoint's rows can be transformed by itself when it begins and
-    ends at a multiple of so many; None: only the whole tensor can.
+    ends at a multiple of this number; None: only the whole tensor can.
     """
 
     @property
@@ -33,7 +33,7 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class Keep:
-    """Stored as it is."""
+    """Stored as the checkpoint has it."""
 
     @property
     def rows(self) -> int:

@@ -1,9 +1,9 @@
 """GGUF files, written a few rows at a time.
 
-The header comes first, since every size is known from the plan; a tensor's rows are then read,
-quantized and compared in threads, and written where the header says. Format:
-https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3; the header's bytes are laid
-out by gguf-py, llama.cpp's own writer, where dimensions are reversed.
+The header comes first, since every size is known from the plan. Then a tensor's rows are read,
+quantized and compared with the original in threads, and written at the place that the header has
+for them. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3; the
+header's bytes are laid out by gguf-py, llama.cpp's own writer.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ _AHEAD = 4  # pieces of work a thread may be ahead of the writing
 
 @dataclass(frozen=True)
 class WrittenTensor:
-    """What quantizing did to one tensor, and where it lies in the file.
+    """What quantizing did to one tensor, and where it is stored in the file.
 
-    ``error``: ‖W-Ŵ‖²/‖W‖², or of the outputs (``measured_on``). ``weighted_error``: the former
-    with every input feature's squares multiplied by its importance; None without importance.
+    ``error``: ‖W-Ŵ‖²/‖W‖², or the same of the outputs (``measured_on``). ``weighted_error``:
+    ‖W-Ŵ‖²/‖W‖² with every input feature's squares multiplied by its importance; None without
+    importance weights. ``start`` and ``nbytes``: of its blocks in the file.
     """
 
     name: str
@@ -58,7 +59,7 @@ class WrittenTensor:
 
 @dataclass(frozen=True)
 class Made:
-    """A tensor that was quantized elsewhere; ``error`` as in ``WrittenTensor``."""
+    """A tensor that is quantized already; ``error`` and ``measured_on`` as in ``WrittenTensor``."""
 
     plan: GgufTensorPlan
     value: GgmlTensor
@@ -69,9 +70,9 @@ class Made:
 def write_blocks(
     path: Path, plan: GgufPlan, quantized: Iterable[Made], known: WrittenTensor | None
 ) -> list[WrittenTensor]:
-    """Write tensors that were quantized elsewhere.
+    """Write tensors that are quantized already.
 
-    ``known``: any tensor that lies in the file already; without one the file is begun.
+    ``known``: any tensor that an earlier call wrote into the file; None begins the file.
     """
     start = _data_start(path, plan, known)
     places = {}
@@ -88,15 +89,15 @@ def write_blocks(
             digest = hashlib.sha256(data).hexdigest()
             written.append(
                 WrittenTensor(
-                    tensor.name,
-                    tensor.key,
-                    tensor.type,
-                    made.error,
-                    None,
-                    place,
-                    tensor.nbytes,
-                    digest,
-                    made.measured_on,
+                    name=tensor.name,
+                    key=tensor.key,
+                    type=tensor.type,
+                    error=made.error,
+                    weighted_error=None,
+                    start=place,
+                    nbytes=tensor.nbytes,
+                    sha256=digest,
+                    measured_on=made.measured_on,
                 )
             )
     return written
@@ -117,10 +118,10 @@ def write_file(
 
     ``source`` gives the weights (a checkpoint, or one with an adapter folded in); ``importance``
     gives a checkpoint key's importance, (in_features,), or None. ``finished`` are the tensors
-    that an earlier run has written to ``path`` already (see ``intact``); ``record`` is told of
-    each further one when its bytes lie there. ``progress`` advances by one for every tensor.
+    that an earlier run has written to ``path`` already (see ``intact``); ``record`` is called with
+    each further one when its bytes are written. ``progress`` advances by one for every tensor.
 
-    Raises InputError naming the tensor for NaN, infinite values or a shape unlike the plan's.
+    Raises InputError naming the tensor for NaN, infinite values, or a shape other than the plan's.
     """
     done = {tensor.name: tensor for tensor in finished}
     start = _data_start(path, plan, next(iter(done.values()), None))
@@ -131,9 +132,9 @@ def write_file(
         for tensor in plan.tensors:
             if tensor.name not in done:
                 weights = _importance_of(tensor, importance)
-                found = _write(file, tensor, start, pieces, weights)
-                done[tensor.name] = found
-                record(found)
+                written = _write(file, tensor, start, pieces, weights)
+                done[tensor.name] = written
+                record(written)
             start += _padded(tensor.nbytes)
             if progress is not None:
                 progress.advance(doing=tensor.name)
@@ -153,8 +154,11 @@ def write_bf16(path: Path, source: Checkpoint) -> None:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Some rows of a tensor as blocks (rows, bytes), with what was lost of each column's squares
-    and what there was, both float32 (columns,)."""
+    """Some rows of a tensor.
+
+    blocks: uint8 (rows, bytes); lost: each column's sum of squared errors, whole: of squared
+    weights, both float32 (columns,).
+    """
 
     blocks: Tensor
     lost: Tensor
@@ -162,9 +166,10 @@ class _Piece:
 
 
 def _data_start(path: Path, plan: GgufPlan, known: WrittenTensor | None) -> int:
-    """Where the tensors begin; the header is written unless an earlier run has."""
+    """Where the tensors begin, in bytes; the header is written unless a tensor is ``known``."""
     if known is None:
         return _write_header(path, plan)
+    # The header is there already. Its length follows from the place of any tensor.
     start = known.start
     for tensor in plan.tensors:
         if tensor.name == known.name:
@@ -238,7 +243,7 @@ def _encode(
     if tuple(rows.shape) != (stop - start, tensor.shape[-1]):
         shape = (len(rows), *rows.shape[1:])
         raise InputError(
-            f"gave rows of {shape} where {tensor.shape} was planned", subject=tensor.key
+            f"has rows of {shape} where {tensor.shape} was planned", subject=tensor.key
         )
     try:
         blocks = encode(rows)
@@ -252,7 +257,7 @@ def _encode(
 def _in_order(
     workers: ThreadPoolExecutor, work: Iterator[Callable[[], _Piece]], ahead: int
 ) -> Iterator[_Piece]:
-    """Results in order, computed at most ``ahead`` pieces before they are wanted."""
+    """Results in order, computed at most ``ahead`` pieces before they are asked for."""
     under_way: deque[Future[_Piece]] = deque()
     try:
         for function in work:
@@ -290,14 +295,21 @@ def _write(
         weights = importance.double()
         weighted = _ratio(lost * weights, whole * weights)
     plain = _ratio(lost, whole)
-    kind, nbytes = tensor.type, tensor.nbytes
     return WrittenTensor(
-        tensor.name, tensor.key, kind, plain, weighted, start, nbytes, digest.hexdigest()
+        name=tensor.name,
+        key=tensor.key,
+        type=tensor.type,
+        error=plain,
+        weighted_error=weighted,
+        start=start,
+        nbytes=tensor.nbytes,
+        sha256=digest.hexdigest(),
     )
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:
-    """Sum by sum, the same for any number of threads."""
+    """The quotient of two sums; 0 where there is nothing to divide by."""
+    # fsum is exact, so the number of threads, and with it the order, changes nothing.
     total = math.fsum(whole.tolist())
     return math.fsum(part.tolist()) / total if total else 0.0
 
@@ -307,7 +319,7 @@ def _named(error: InputError, tensor: GgufTensorPlan) -> InputError:
 
 
 def _add_metadata(writer: Any, metadata: Metadata, types: Any) -> None:
-    """Add every key with the GGUF type that its Python type stands for."""
+    """Add every key with the GGUF type for its Python type."""
     scalars = {bool: types.BOOL, int: types.UINT32, float: types.FLOAT32, str: types.STRING}
     for key, value in metadata.items():
         if isinstance(value, list):

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from quantkit.base.errors import InputError
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.formats.gguf import rope as gguf_rope
 from quantkit.formats.gguf.architectures.architecture import Metadata
 from quantkit.formats.gguf.architectures.table import ARCHITECTURES, architecture_of, with_defaults
 from quantkit.formats.gguf.file import plan_file
 from quantkit.formats.gguf.reader import GgufWeights
+from quantkit.formats.gguf.rope import FREQS, read_rope, rope_tensors
 from quantkit.formats.gguf.transforms import AddOne, InterleaveHalves, Keep, ThreeParts, Transform
 from quantkit.formats.gguf.writer import write_bf16
 from tests.helpers.gguf_tiny import MODELS, change, checkpoint
@@ -175,7 +175,7 @@ def test_rope_freqs_are_transformers() -> None:
     }
     config = LlamaConfig(rope_parameters=llama3, max_position_embeddings=131072)
     frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-    divisors = gguf_rope.tensors(gguf_rope.read(config.to_dict()), 128).get(gguf_rope.FREQS)
+    divisors = rope_tensors(read_rope(config.to_dict()), 128).get(FREQS)
     assert divisors is not None and divisors.min() == 1.0 and divisors.max() == 32.0
     plain = 5e5 ** -(torch.arange(0, 128, 2) / 128)
     torch.testing.assert_close(plain / divisors, frequencies, rtol=2e-5, atol=0)

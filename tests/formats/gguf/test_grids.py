@@ -181,9 +181,9 @@ def test_mix_and_bits_tell_the_two_gptq_apart() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("quantize.bits=3", "gguf has no type for int3 g32"),
-        ("quantize.group_size=128", "gguf has no type for int4 g128"),
-        ("quantize.bits=8", "gguf has no type for int8 g32 asym"),
+        ("quantize.bits=3", "gguf format has no type for int3 g32"),
+        ("quantize.group_size=128", "gguf format has no type for int4 g128"),
+        ("quantize.bits=8", "gguf format has no type for int8 g32 asym"),
     ],
 )
 def test_what_no_type_holds_is_refused_before_work(

@@ -12,7 +12,8 @@ import pytest
 from quantkit.base.errors import InputError
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.gguf.file import plan_file
-from quantkit.formats.gguf.mixes import MIXES, Layout, choose_types
+from quantkit.formats.gguf.mixes import MIXES, ModelTraits
+from quantkit.formats.gguf.tensor_types import choose_types
 from quantkit.recipes.recipe import Mix
 from tests.helpers.gguf_tiny import checkpoint
 
@@ -66,7 +67,7 @@ def test_types_equal_llama_quantize(model: dict[str, Any]) -> None:
     assert set(model["mixes"]) == set(MIXES)
     for name, recorded in model["mixes"].items():
         for imatrix in (False, True):
-            layout = Layout(
+            traits = ModelTraits(
                 model["architecture"],
                 model["layers"],
                 model["heads"],
@@ -79,9 +80,9 @@ def test_types_equal_llama_quantize(model: dict[str, Any]) -> None:
                 facts = recorded.get("with_imatrix", facts)
             elif recorded.get("needs_imatrix"):
                 with pytest.raises(InputError, match="needs importance weights"):
-                    choose_types(shapes, MIXES[name], layout)
+                    choose_types(shapes, MIXES[name], traits)
                 continue
-            choices = choose_types(shapes, MIXES[name], layout)
+            choices = choose_types(shapes, MIXES[name], traits)
             wrong = {
                 tensor: (choice.type, fact)
                 for tensor, choice in choices.items()
@@ -96,11 +97,11 @@ def test_recipes_may_name_every_mix() -> None:
 
 def test_overrides() -> None:
     shapes = {"blk.0.ffn_down.weight": (8, 256), "blk.1.ffn_down.weight": (8, 192)}
-    layout = Layout("llama", layers=2, heads=1, kv_heads=1, tied=True)
+    traits = ModelTraits("llama", layers=2, heads=1, kv_heads=1, tied=True)
 
     def types(match: str, type: str) -> list[str]:
         override = SimpleNamespace(match=match, type=type)
-        chosen = choose_types(shapes, MIXES["q4_k_m"], layout, [override])
+        chosen = choose_types(shapes, MIXES["q4_k_m"], traits, [override])
         return [choice.type for choice in chosen.values()]
 
     assert types("blk.0.*", "Q3_K") == ["Q3_K", "Q8_0"]
@@ -117,10 +118,10 @@ def test_overrides() -> None:
 
 def test_no_importance_is_measured_outside_the_blocks() -> None:
     shapes = {"token_embd.weight": (8, 256)}
-    layout = Layout("llama", layers=1, heads=1, kv_heads=1, tied=True, imatrix=True)
+    traits = ModelTraits("llama", layers=1, heads=1, kv_heads=1, tied=True, imatrix=True)
     override = SimpleNamespace(match="token_embd.weight", type="IQ2_XXS")
     with pytest.raises(InputError, match=r"token_embd\.weight has no importance weights"):
-        choose_types(shapes, MIXES["q8_0"], layout, [override])
+        choose_types(shapes, MIXES["q8_0"], traits, [override])
 
 
 def test_fallbacks_are_named_or_refused(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from quantkit.base.errors import InputError, MachineError
-from quantkit.formats.gguf import pretokenizer as gguf_pretokenizer
-from quantkit.formats.gguf import tokenizer as gguf_tokenizer
+from quantkit.formats.gguf import vocabulary
+from quantkit.formats.gguf.tokenizer import tokenizer_metadata
+from quantkit.formats.gguf.vocabulary import TokenType
 from tests.helpers.gguf_tiny import GPT2, LLAMA3, QWEN2, VOCABULARY, change, checkpoint
 
 pytest.importorskip("gguf")
@@ -34,12 +35,12 @@ def split_by(regex: str) -> dict[str, object]:
 @pytest.mark.parametrize("bos", [False, True])
 def test_byte_level_tokenizer(tmp_path: Path, split: str, name: str, bos: bool) -> None:
     directory = checkpoint(tmp_path, split=split, bos=bos, num_hidden_layers=1)
-    values = gguf_tokenizer.metadata(directory, VOCABULARY)
+    values = tokenizer_metadata(directory, VOCABULARY)
     tokens, types = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]
     assert values["tokenizer.ggml.model"] == "gpt2" and values["tokenizer.ggml.pre"] == name
     assert len(tokens) == len(types) == VOCABULARY
-    assert tokens[:2] == ["<s>", "</s>"] and types[:2] == [gguf_tokenizer.CONTROL] * 2
-    assert tokens[-1] == f"[PAD{VOCABULARY - 1}]" and types[-1] == gguf_tokenizer.UNUSED
+    assert tokens[:2] == ["<s>", "</s>"] and types[:2] == [TokenType.CONTROL] * 2
+    assert tokens[-1] == f"[PAD{VOCABULARY - 1}]" and types[-1] == TokenType.UNUSED
     assert values["tokenizer.ggml.bos_token_id"] == 0
     assert values["tokenizer.ggml.eos_token_id"] == 1
     assert values["tokenizer.ggml.add_bos_token"] is bos
@@ -51,14 +52,14 @@ def test_byte_level_tokenizer(tmp_path: Path, split: str, name: str, bos: bool) 
 def test_every_token_that_ends_a_generation_is_named(model: Path, tmp_path: Path) -> None:
     directory = change(model, tmp_path)
     (directory / "generation_config.json").write_text('{"eos_token_id": [5, 1, 7]}')
-    values = gguf_tokenizer.metadata(directory, VOCABULARY)
+    values = tokenizer_metadata(directory, VOCABULARY)
     ends = [values[f"tokenizer.ggml.{key}_token_id"] for key in ("eos", "eot", "eom")]
     assert ends == [1, 5, 7]
     (directory / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
     change_config = json.loads((directory / "config.json").read_text()) | {"eos_token_id": None}
     (directory / "config.json").write_text(json.dumps(change_config))
     with pytest.raises(InputError, match="names no EOS"):
-        gguf_tokenizer.metadata(directory, VOCABULARY)
+        tokenizer_metadata(directory, VOCABULARY)
 
 
 def test_tokenizers_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_tokenizers_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
     def refused(match: str, **changes: object) -> None:
         path.write_text(json.dumps({**good, **changes}))
         with pytest.raises(InputError, match=match):
-            gguf_tokenizer.metadata(directory, VOCABULARY)
+            tokenizer_metadata(directory, VOCABULARY)
 
     unlike = "no pre-tokenizer that splits text as this tokenizer does"
     refused(unlike, normalizer={"type": "Lowercase"})
@@ -86,20 +87,20 @@ def test_tokenizers_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
     refused("is the text of two ids", added_tokens=[*good["added_tokens"], twice])
     with pytest.raises(InputError, match="outside the model's vocabulary"):
         path.write_text(json.dumps(good))
-        gguf_tokenizer.metadata(directory, 100)
+        tokenizer_metadata(directory, 100)
     path.unlink()
-    with pytest.raises(InputError, match="no such file"):
-        gguf_tokenizer.metadata(directory, VOCABULARY)
+    with pytest.raises(InputError, match="doesn't exist, and transformers can't make it"):
+        tokenizer_metadata(directory, VOCABULARY)
 
 
 def test_sentencepiece_scores_order_the_merges(tmp_path: Path) -> None:
     directory = checkpoint(tmp_path, split=None, num_hidden_layers=1)
-    values = gguf_tokenizer.metadata(directory, VOCABULARY)
+    values = tokenizer_metadata(directory, VOCABULARY)
     tokens, types = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.token_type"]
     score = dict(zip(tokens, values["tokenizer.ggml.scores"], strict=True))
     assert values["tokenizer.ggml.model"] == "llama"
     assert values["tokenizer.ggml.add_space_prefix"] is True
-    assert types[:3] == [3, 3, 2] and types[3:259] == [gguf_tokenizer.BYTE] * 256
+    assert types[:3] == [3, 3, 2] and types[3:259] == [TokenType.BYTE] * 256
     merges = json.loads((directory / "tokenizer.json").read_text())["model"]["merges"]
     results = [score["".join(merge)] for merge in merges]
     assert results == sorted(results, reverse=True) and len(merges) > 30
@@ -110,14 +111,14 @@ def test_an_override_is_taken_unproven(model: Path, tmp_path: Path) -> None:
     path = directory / "tokenizer.json"
     data = json.loads(path.read_text())
     path.write_text(json.dumps({**data, "normalizer": {"type": "Lowercase"}}))
-    values = gguf_tokenizer.metadata(directory, VOCABULARY, "dbrx")
+    values = tokenizer_metadata(directory, VOCABULARY, "dbrx")
     assert values["tokenizer.ggml.pre"] == "dbrx"
     with pytest.raises(InputError, match="knows no pre-tokenizer 'dbrxx'"):
-        gguf_tokenizer.metadata(directory, VOCABULARY, "dbrxx")
+        tokenizer_metadata(directory, VOCABULARY, "dbrxx")
     spm = checkpoint(tmp_path, split=None, num_hidden_layers=1)
     with pytest.raises(InputError, match="one pre-tokenizer, default, not dbrx"):
-        gguf_tokenizer.metadata(spm, VOCABULARY, "dbrx")
-    values = gguf_tokenizer.metadata(spm, VOCABULARY, "default")
+        tokenizer_metadata(spm, VOCABULARY, "dbrx")
+    values = tokenizer_metadata(spm, VOCABULARY, "default")
     assert values["tokenizer.ggml.add_space_prefix"] is True
 
 
@@ -134,17 +135,17 @@ def test_what_the_regex_does_is_found_on_the_same_vocabulary(
     path.write_text(json.dumps(data))
     if name is None:
         with pytest.raises(InputError, match="no pre-tokenizer that splits text"):
-            gguf_tokenizer.metadata(directory, VOCABULARY)
+            tokenizer_metadata(directory, VOCABULARY)
     else:
-        assert gguf_tokenizer.metadata(directory, VOCABULARY)["tokenizer.ggml.pre"] == name
+        assert tokenizer_metadata(directory, VOCABULARY)["tokenizer.ggml.pre"] == name
 
 
 def test_without_llama_cpp(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf_pretokenizer, "load_library", lambda symbols: None)
-    gguf_pretokenizer._llama.cache_clear()
+    monkeypatch.setattr(vocabulary, "load_library", lambda symbols: None)
+    vocabulary.llama_library.cache_clear()
     with pytest.raises(MachineError, match="isn't installed"):
-        gguf_tokenizer.metadata(model, VOCABULARY)
-    values = gguf_tokenizer.metadata(model, VOCABULARY, "gpt-2")
+        tokenizer_metadata(model, VOCABULARY)
+    values = tokenizer_metadata(model, VOCABULARY, "gpt-2")
     assert values["tokenizer.ggml.pre"] == "gpt-2"
 
 
@@ -153,7 +154,7 @@ def test_what_tokenizer_config_says_of_bos_counts(model: Path, tmp_path: Path) -
     path = directory / "tokenizer_config.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps({**settings, "add_bos_token": True}))
-    values = gguf_tokenizer.metadata(directory, VOCABULARY)
+    values = tokenizer_metadata(directory, VOCABULARY)
     assert values["tokenizer.ggml.add_bos_token"] is True
     assert values["tokenizer.ggml.add_eos_token"] is False
 

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from quantkit.base.errors import InputError
-from quantkit.formats.gguf import rope as gguf_rope
+from quantkit.formats.gguf.rope import Rope, read_rope, rope_metadata, rope_tensors
 from quantkit.formats.gguf.transforms import Keep, Transform
 from quantkit.methods.ggml.types import load_gguf
 
@@ -42,7 +42,7 @@ class Dimensions:
     vocabulary: int
 
     def size(self, name: str) -> int:
-        """A width by the word that the table below has for it."""
+        """A width by the word that ``Module.shape`` has for it."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         return {
             "hidden": self.hidden,
@@ -68,7 +68,8 @@ class Module:
     """A linear or a norm of a block.
 
     ``name``: after the layer's number in the checkpoint. ``shape``: of the weight, in the words
-    of ``Dimensions.size``. ``bias``: whether it has one, or the config's key that says so.
+    of ``Dimensions.size``. ``bias``: whether it has one, or the config's key that decides it.
+    ``change``: from the checkpoint's tensors to those that GGUF stores.
     """
 
     name: str
@@ -94,7 +95,7 @@ class Architecture:
     - ``blocks``, ``embedding``, ``norm``, ``head``: names in the checkpoint; ``modules``: of every
       block, in the file's order.
     - ``epsilon``: the GGUF key and the config's; ``copied``: GGUF key → config key, for settings
-      that the graph needs; ``defaults``: what transformers takes where a config is silent.
+      that the graph needs; ``defaults``: transformers' values for settings that a config lacks.
     - ``fixed``: config key → the values that the graph can compute; ``ropes``: kinds of rotary
       scaling; ``square``: the graph has heads * head_dim = hidden built in; ``unsupported``: what
       the graph can't compute of a model, where these fields can't express it.
@@ -149,7 +150,7 @@ class Architecture:
         }
 
     def tensors(self, config: Config, dimensions: Dimensions) -> Iterator[CheckpointTensor]:
-        """Every tensor that the config asks for, the output matrix apart, in the file's order."""
+        """Every tensor that the config asks for but the output matrix, in the file's order."""
         keys = {key: name for name, key in self.names(dimensions.layers).items()}
         whole = (dimensions.vocabulary, dimensions.hidden)
         yield CheckpointTensor(f"{self.embedding}.weight", EMBEDDING, whole, Keep())
@@ -163,7 +164,7 @@ class Architecture:
                 yield CheckpointTensor(bias, keys[bias], shape[:1], transform)
 
     def transform(self, key: str, dimensions: Dimensions) -> Transform:
-        """What is done to the tensor of a checkpoint key."""
+        """The change from the tensor of a checkpoint key to the one that is stored."""
         module = re.sub(rf"^{re.escape(self.blocks)}\.\d+\.", "", key.rpartition(".")[0])
         changes = {m.name: m.change for m in (*self.modules, self.norm)}
         return changes.get(module, keep)(dimensions)
@@ -171,9 +172,9 @@ class Architecture:
     def metadata(self, config: Config, dimensions: Dimensions) -> Metadata:
         """The keys that begin with the architecture's name.
 
-        Raises InputError, naming the reason, for a model that the graph would compute otherwise.
+        Raises InputError, naming the reason, for a model that the graph can't compute.
         """
-        rope = gguf_rope.read(config)
+        rope = read_rope(config)
         self._refuse(config, dimensions, rope)
         epsilon, epsilon_key = self.epsilon
         values: Metadata = {
@@ -189,7 +190,7 @@ class Architecture:
             "vocab_size": dimensions.vocabulary,
             "rope.dimension_count": int(dimensions.head_dim * rope.partial),
             "rope.freq_base": rope.theta,
-            **gguf_rope.metadata(rope),
+            **rope_metadata(rope),
         }
         if self.window != "unknown":
             values["attention.sliding_window"] = int(config.get("sliding_window") or 0)
@@ -202,8 +203,8 @@ class Architecture:
 
     def constants(self, config: Config, dimensions: Dimensions) -> dict[str, Tensor]:
         """Tensors that are computed from the config, by GGUF name."""
-        rope = gguf_rope.read(config)
-        return gguf_rope.tensors(rope, int(dimensions.head_dim * rope.partial))
+        rope = read_rope(config)
+        return rope_tensors(rope, int(dimensions.head_dim * rope.partial))
 
     def _block_modules(self, layers: int) -> dict[str, Module]:
         return {
@@ -213,18 +214,16 @@ class Architecture:
         }
 
     def _context(self, config: Config) -> int:
-        """Positions that the file may be used with.
-
-        A sliding window that the graph doesn't have is the same as full attention up to the
-        window, so the context ends there.
-        """
+        """Positions that the file may be used with."""
+        # A sliding window that the graph doesn't have is the same as full attention up to its
+        # width, so the context ends there.
         context = _number(config, "max_position_embeddings")
         window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
         if window is None or self.window == "computed":
             return context
         return min(context, int(window) or context)
 
-    def _refuse(self, config: Config, dimensions: Dimensions, rope: gguf_rope.Rope) -> None:
+    def _refuse(self, config: Config, dimensions: Dimensions, rope: Rope) -> None:
         for key, values in {"quantization_config": (), **self.fixed}.items():
             if config.get(key) is not None and config[key] not in values:
                 raise self.cannot_hold(f"{key} {config[key]!r}")
@@ -242,6 +241,7 @@ class Architecture:
             raise self.cannot_hold(what)
 
     def cannot_hold(self, what: str, fix: str = "") -> InputError:
+        """The error for a model with a setting that the graph can't compute."""
         return InputError(
             f"{what}: GGUF's {self.name} architecture can't hold such a model",
             where="config.json",

@@ -104,7 +104,7 @@ ARCHITECTURES = (
         modules=gemma_blocks(heads=False, after=False),
         norm=_GEMMA_NORM,
         defaults={"tie_word_embeddings": True, "head_dim": 256},
-        # Gemma 1 had "gelu" in its config before transformers corrected what it stands for.
+        # Gemma 1 had "gelu" in its config where the tanh formula was meant.
         fixed={**_GEMMA_FIXED, "hidden_act": ("gelu", *_TANH_GELU)},
         ropes=("default", "linear"),
         output="never",
@@ -248,7 +248,7 @@ ARCHITECTURES = (
         epsilon=("attention.layer_norm_epsilon", "layer_norm_eps"),
         copied={"use_parallel_residual": "use_parallel_residual"},
         defaults={"use_parallel_residual": True, "rotary_pct": 0.25},
-        # llama.cpp computes GELU by its tanh formula; the exact one differs by 1e-3 at most.
+        # llama.cpp computes every GELU by the tanh formula; the exact one differs by 1e-3 at most.
         fixed={"hidden_act": ("gelu", *_TANH_GELU), "attention_bias": (True,)},
         ropes=("default", "linear"),
         partial_rope=True,
@@ -259,16 +259,18 @@ ARCHITECTURES = (
 
 
 def find_architecture(name: str) -> Architecture:
-    """Return an architecture by llama.cpp's name. Raises InputError for another one."""
+    """An architecture by llama.cpp's name. Raises InputError for an unknown one."""
     for architecture in ARCHITECTURES:
         if architecture.name == name:
             return architecture
     known = ", ".join(architecture.name for architecture in ARCHITECTURES)
-    raise InputError(f"is of architecture {name!r}", fix=f"Those that can be read: {known}.")
+    raise InputError(
+        f"the architecture {name!r} can't be read", fix=f"Those that can be read: {known}."
+    )
 
 
 def architecture_of(config: Config) -> Architecture:
-    """Return the architecture that a config's model is written as.
+    """The architecture that a config's model is written as.
 
     Raises InputError, with the list of those that work, for another model_type.
     """
@@ -285,6 +287,6 @@ def architecture_of(config: Config) -> Architecture:
 
 
 def with_defaults(architecture: Architecture, config: Config) -> dict[str, Any]:
-    """The config with the settings that transformers would take where it is silent."""
+    """The config, with transformers' defaults for settings that it lacks."""
     mistral = {"sliding_window": 4096} if config.get("model_type") == "mistral" else {}
     return {**architecture.defaults, **mistral, **config}
