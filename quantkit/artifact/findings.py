@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from quantkit.formats.format import Loading
-from quantkit.plan.linears import Plan
+from quantkit.plan.base import Plan
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.lora.adapter import Adapter
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.lora.config import CONFIG_FILE
-from quantkit.methods.block import LayerReport
-from quantkit.plan.linears import Plan
+from quantkit.methods.linears import LayerReport
+from quantkit.plan.base import Plan
 from quantkit.recipes.recipe import Loaded
 from quantkit.results.comparison import Occasion
 from quantkit.results.manifest import MANIFEST, RUN

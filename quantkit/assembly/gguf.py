@@ -1,184 +1,256 @@
-"""One GGUF file: what the calibration rows tell first, where there are some, then the tensors."""
+"""Artifacts in GGUF: one file, whose matrices are quantized as rows pass or when it is written."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantkit.assembly.gguf_feedback import (
+from quantkit.assembly.blocks import assemble, put, quantize_linears
+from quantkit.assembly.gguf_output import (
     EMBEDDING,
+    FileMatrix,
     embedding_rows,
+    measure_output,
     output_matrix,
-    quantize_output,
-    quantize_readers,
 )
-from quantkit.assembly.grids import write_grids
-from quantkit.assembly.linears import put
-from quantkit.assembly.run import Run
-from quantkit.calibration.activations import HiddenStates
-from quantkit.calibration.passing import CalibrationPass, Wanted
+from quantkit.assembly.journal import Part, Step
+from quantkit.assembly.run import EmbeddingRows, Run
+from quantkit.calibration.needs import Needs
+from quantkit.calibration.passing import CalibrationPass
 from quantkit.calibration.statistics import InputStatistics
-from quantkit.checkpoint.journal import Step
-from quantkit.formats.gguf.writer import Made, WrittenTensor, intact, write_blocks, write_file
-from quantkit.methods.block import LayerReport
+from quantkit.checkpoint.writer import Written
+from quantkit.formats.gguf import grids
+from quantkit.formats.gguf.file import GgufTensorPlan
+from quantkit.formats.gguf.writer import write_blocks, write_file
 from quantkit.methods.ggml import types as ggml
+from quantkit.methods.ggml.method import MixMethod
+from quantkit.methods.grids import QuantizedTensor
+from quantkit.methods.linears import BlockResult, LayerReport, QuantizedLinear
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
-from quantkit.plan.linears import GgufFilePlan
-from quantkit.recipes.recipe import Awq, Ggml, Gptq, GptqGguf, Rtn
+from quantkit.plan.gguf import GgufFilePlan
+from quantkit.plan.linears import LinearPlan
 
 
-def write_gguf(
-    run: Run, plan: GgufFilePlan, name: str, method: Ggml | GptqGguf | Rtn | Gptq | Awq
-) -> list[LayerReport]:
+def write_gguf(run: Run, plan: GgufFilePlan, name: str) -> list[LayerReport]:
     """Write the planned file into ``run.directory``; ``name``: the model's.
 
-    With gptq the linears of the blocks are quantized as the rows pass, those whose type has
-    codes that can be chosen one at a time; with integer grids all of them are, as they are in
-    safetensors. All other tensors are ggml's, with importance weights where there are rows.
+    Linears on integer grids, and matrices with error feedback, are quantized as the calibration
+    rows pass through the blocks. All other tensors are quantized by ggml when the file is written,
+    with importance weights where rows have passed.
     """
     path = run.directory / f"{name}-{plan.file.mix.upper()}.gguf"
-    finished = _finished(run)
-    if finished and not intact(path, finished):
+    label = f"quantize ({plan.method}, {plan.file.mix})"
+    parts: _Grids | _Mix | None = None
+    if plan.linears is not None:
+        parts = _Grids(run, plan, plan.linears, path)
+    elif isinstance(plan.settings, MixMethod) and run.rows is not None:
+        stream = Stream(Skeleton(run.checkpoint), run.checkpoint, run.device)
+        parts = _Mix(run, plan, plan.settings, path, stream)
+    if parts is not None:
+        assemble(run, parts.stream, parts, label)
+    elif not _intact(path, run.journal.steps):
         run.progress.note("the unfinished work is damaged: starting again")
         run.journal.forget()
-    importance: dict[str, Tensor] = {}
-    if plan.linears is not None:
-        write_grids(run, plan, plan.linears, path)
-    elif isinstance(method, Ggml | GptqGguf) and run.rows is not None:
-        importance = _calibrate(run, plan, path, method)
-    with run.progress.task(f"quantize ({plan.file.mix})", len(plan.file.tensors)) as task:
-        written = write_file(
+    importance = {
+        key: _decode(text) for step in run.journal.steps for key, text in step.importance.items()
+    }
+    with run.progress.task(f"write {path.name}", len(plan.file.tensors)) as task:
+        write_file(
             path,
             plan.file,
             run.checkpoint,
             importance.get,
-            finished=_finished(run),
-            record=lambda tensor: run.journal.record({"tensors": [asdict(tensor)]}),
+            finished=_tensors(run.journal.steps),
+            record=lambda written, report: run.journal.record(
+                Step("tensor", (written,), (report,))
+            ),
             progress=task,
         )
-    return [LayerReport(t.name, t.type, t.error, t.measured_on, t.weighted_error) for t in written]
+    reports = {layer.name: layer for step in run.journal.steps for layer in step.layers}
+    return [reports[tensor.name] for tensor in plan.file.tensors]
 
 
-def _finished(run: Run) -> list[WrittenTensor]:
-    return [WrittenTensor(**t) for step in run.journal.steps for t in step.get("tensors", ())]
+def _tensors(steps: Sequence[Step]) -> list[Written]:
+    return [tensor for step in steps for tensor in step.tensors]
 
 
-def _calibrate(
-    run: Run, plan: GgufFilePlan, path: Path, method: Ggml | GptqGguf
-) -> dict[str, Tensor]:
-    """Mean square of each input feature, by the checkpoint key of the weight that reads it."""
-    steps = [step for step in run.journal.steps if "importance" in step]
-    skeleton = Skeleton(run.checkpoint)
-    count = len(skeleton.layers)
-    feedback = method if isinstance(method, GptqGguf) else None
-    label = "importance weights" if feedback is None else f"quantize (gptq, {method.mix})"
-    wanted = Wanted("gram", propagate=feedback.propagate) if feedback else Wanted("diagonal")
-    corrected = wanted.propagate == "corrected"
-    stream = Stream(skeleton, run.checkpoint, run.device)
-    # What becomes of the embedding is made up for: it must be known before the first block.
-    early = corrected and output_matrix(plan, stream).name == EMBEDDING
-    parts = count + (feedback is not None)  # with the output matrix
-
-    def record(step: Step, made: Iterable[Made], state: dict[str, Any] | None) -> None:
-        if feedback is not None:
-            written = write_blocks(path, plan.file, made, next(iter(_finished(run)), None))
-            step["tensors"] = [asdict(tensor) for tensor in written]
-        step["calibration"] = state
-        run.journal.record(step)
-        steps.append(step)
-
-    if len(steps) == parts:
-        return _importances(steps)
-    with run.progress.task(label, parts) as task:
-        task.advance(len(steps))
-        if early and not steps:
-            assert feedback is not None
-            inputs = _as_it_was(run, stream, partial(task.advance, 0))
-            record({"importance": {}}, quantize_output(run, plan, stream, inputs, feedback), None)
-            task.advance(doing="output matrix")
-        embedding = embedding_rows(run, plan, path, _finished(run)) if corrected else None
-        with run.calibration(stream, wanted, embedding) as calibration:
-            assert calibration is not None
-            if len(steps) > early and not calibration.restore(steps[-1]["calibration"]):
-                run.journal.forget()
-                del steps[int(early) :]
-                for step in steps:
-                    run.journal.record(step)
-            for index in range(len(steps) - early, count):
-                with stream.block(index) as block:
-                    step, made = _layer(run, plan, index, block, calibration, feedback)
-                record(step, made, calibration.state())
-                task.advance(doing=f"layer {index + 1} of {count}")
-            if feedback is not None and not early:
-                made = quantize_output(run, plan, stream, calibration.output(), feedback)
-                record({"importance": {}}, made, calibration.state())
-                task.advance(doing="output matrix")
-    return _importances(steps)
+def _intact(path: Path, steps: Sequence[Step]) -> bool:
+    """Whether the unfinished file holds what the steps have written."""
+    return all(tensor.intact(path) for tensor in _tensors(steps))
 
 
-def _importances(steps: Iterable[Step]) -> dict[str, Tensor]:
-    return {key: _decode(text) for step in steps for key, text in step["importance"].items()}
+class _Parts:
+    """What both kinds of GGUF artifact share of ``blocks.Parts``."""
+
+    def __init__(self, run: Run, plan: GgufFilePlan, path: Path, stream: Stream) -> None:
+        self.run, self.plan, self.path, self.stream = run, plan, path, stream
+        self._planned = {tensor.key: tensor for tensor in plan.file.tensors}
+
+    def resume(self, steps: Sequence[Step]) -> bool:
+        return _intact(self.path, steps)
+
+    def restart(self) -> None:
+        """The file's bytes are written over."""
+
+    def tensor(self, layer: int, name: str) -> GgufTensorPlan:
+        """The file's tensor for a parameter of a layer, by the name within the layer."""
+        skeleton = self.stream.skeleton
+        return self._planned[skeleton.key(f"{skeleton.layer_name(layer)}.{name}")]
+
+    def step(self, part: Part, linears: Mapping[str, QuantizedLinear]) -> Step:
+        """Write quantized tensors, by their names in the file, to their places there."""
+        known = next(iter(_tensors(self.run.journal.steps)), None)
+        written = write_blocks(self.path, self.plan.file, linears, known)
+        return Step(part, tuple(written), tuple(linear.report for linear in linears.values()))
 
 
-def _as_it_was(run: Run, stream: Stream, step: Callable[..., None]) -> InputStatistics:
-    """What the output matrix reads of the unquantized model."""
-    assert run.rows is not None
-    hidden = HiddenStates(run.journal.scratch, run.budget, "before")
-    calibration = CalibrationPass(stream, run.rows, Wanted("gram"), hidden=hidden)
-    count = len(stream.skeleton.layers)
-    for index in range(count):
-        with stream.block(index) as block:
-            calibration.carry(index, block, lambda: None)
-        step(doing=f"layer {index + 1} of {count}, as it was")
-    return calibration.output()
+class _Grids(_Parts):
+    """Linears of the blocks on integer grids, which some of ggml's types hold exactly."""
+
+    def __init__(self, run: Run, plan: GgufFilePlan, linears: LinearPlan, path: Path) -> None:
+        stream = Stream(linears.skeleton, run.checkpoint, run.device)
+        super().__init__(run, plan, path, stream)
+        self._linears = linears
+
+    @property
+    def needs(self) -> Needs | None:
+        return self._linears.settings.needs()
+
+    def outside(self) -> Step:
+        return Step("outside")
+
+    def embedding(self) -> None:
+        return None
+
+    def block(
+        self,
+        index: int,
+        block: nn.Module,
+        calibration: CalibrationPass | None,
+        tick: Callable[[], None],
+    ) -> Step:
+        result = quantize_linears(self._linears, index, block, calibration, tick)
+        return self.step("block", dict(self._packed(index, result)))
+
+    def output(self, calibration: CalibrationPass | None) -> Step:
+        return Step("output")
+
+    def _packed(self, layer: int, result: BlockResult) -> Iterator[tuple[str, QuantizedLinear]]:
+        for module, linear in result.linears.items():
+            assert isinstance(linear.tensor, QuantizedTensor)
+            tensor = self.tensor(layer, f"{module}.weight")
+            value = grids.pack(linear.tensor.cpu(), tensor.transform)
+            report = _report(tensor, linear.report.error, linear.report.measured_on)
+            yield tensor.name, QuantizedLinear(value, report)
+        for name, changed in result.changed.items():
+            tensor = self.tensor(layer, name)
+            stored = tensor.transform.apply(changed.cpu())
+            value = ggml.quantize(stored, tensor.type, threads=1)
+            yield tensor.name, QuantizedLinear(value, _report(tensor, 0.0, "weights"))
 
 
-def _layer(
-    run: Run,
-    plan: GgufFilePlan,
-    index: int,
-    block: nn.Module,
-    calibration: CalibrationPass,
-    feedback: GptqGguf | None,
-) -> tuple[Step, list[Made]]:
-    """Measure layer ``index``, in memory as ``block``; what error feedback made of it, if any."""
-    skeleton = calibration.stream.skeleton
-    corrected = calibration.wanted.propagate == "corrected"
-    inputs: Iterable[list[InputStatistics]] = (
-        ([group] for group in calibration.corrected(index, block, lambda: None))
-        if corrected
-        else [calibration.through(index, block)[0]]
-    )
-    planned = {tensor.key: tensor for tensor in plan.file.tensors}
-    importance: dict[str, str] = {}
-    made: list[Made] = []
-    for groups in inputs:
-        readers = {
-            consumer: planned[skeleton.key(f"{skeleton.layer_name(index)}.{consumer}.weight")]
-            for group in groups
-            for consumer in group.consumers
-        }
-        for group in groups:
-            weights = _encode(group.importance())
-            importance |= {str(readers[consumer].key): weights for consumer in group.consumers}
-        if feedback is not None:
-            made += quantize_readers(run, groups, readers, feedback)
-        if corrected:
-            values = {tensor.plan.name: tensor.value for tensor in made}
-            for consumer, tensor in readers.items():
-                value = values.get(tensor.name) or ggml.quantize(
-                    tensor.value(run.checkpoint), tensor.type, groups[0].importance().cpu()
-                )
-                put(block, f"{consumer}.weight", tensor.transform.undo(value.dequantize()))
-    return {"importance": importance}, made
+class _Mix(_Parts):
+    """Tensors of the types that a mix has for them."""
+
+    def __init__(
+        self, run: Run, plan: GgufFilePlan, method: MixMethod, path: Path, stream: Stream
+    ) -> None:
+        super().__init__(run, plan, path, stream)
+        self._method = method
+
+    @property
+    def needs(self) -> Needs:
+        return self._method.needs()
+
+    @property
+    def _corrects(self) -> bool:
+        return self.needs.propagate == "corrected"
+
+    @cached_property
+    def _output(self) -> GgufTensorPlan:
+        return output_matrix(self.plan, self.stream)
+
+    @property
+    def _output_first(self) -> bool:
+        # What quantizing the embedding does to the rows is corrected, so that a matrix which is
+        # the embedding too must be quantized before the first block.
+        return self._corrects and self._output.name == EMBEDDING
+
+    def outside(self) -> Step:
+        if not self._output_first:
+            return Step("outside")
+        return self._quantize_output("outside", measure_output(self.run, self.stream))
+
+    def embedding(self) -> EmbeddingRows | None:
+        if not self._corrects:
+            return None
+        return embedding_rows(self.run, self.plan, self.path, _tensors(self.run.journal.steps))
+
+    def block(
+        self,
+        index: int,
+        block: nn.Module,
+        calibration: CalibrationPass | None,
+        tick: Callable[[], None],
+    ) -> Step:
+        assert calibration is not None
+        inputs: Iterable[list[InputStatistics]] = (
+            ([group] for group in calibration.corrected(index, block, tick))
+            if self._corrects
+            else [calibration.through(index, block, tick)[0]]
+        )
+        importance: dict[str, str] = {}
+        quantized: dict[str, QuantizedLinear] = {}
+        for groups in inputs:
+            matrices = {
+                consumer: FileMatrix(self.tensor(index, f"{consumer}.weight"), self.run.checkpoint)
+                for group in groups
+                for consumer in group.consumers
+            }
+            for group in groups:
+                weights = _encode(group.importance())
+                importance |= {str(matrices[name].key): weights for name in group.consumers}
+            quantized |= self._method.quantize(groups, matrices)
+            if self._corrects:
+                self._apply(block, matrices, quantized, groups[0].importance().cpu())
+        return replace(self.step("block", quantized), importance=importance)
+
+    def output(self, calibration: CalibrationPass | None) -> Step:
+        if self._output_first or not self._method.measures_output:
+            return Step("output")
+        assert calibration is not None
+        return self._quantize_output("output", calibration.output())
+
+    def _quantize_output(self, part: Part, inputs: InputStatistics) -> Step:
+        matrix = FileMatrix(self._output, self.run.checkpoint)
+        tied = self._output.name == EMBEDDING
+        return self.step(part, self._method.quantize_output(inputs, matrix, tied=tied))
+
+    def _apply(
+        self,
+        block: nn.Module,
+        matrices: Mapping[str, FileMatrix],
+        quantized: Mapping[str, QuantizedLinear],
+        importance: Tensor,
+    ) -> None:
+        """Give the linears of ``block`` the weights that the file will hold."""
+        for consumer, matrix in matrices.items():
+            if matrix.name in quantized:
+                value = quantized[matrix.name].tensor
+            else:
+                value = ggml.quantize(matrix.whole(), matrix.type, importance)
+            put(block, f"{consumer}.weight", matrix.plan.transform.undo(value.dequantize()))
+
+
+def _report(tensor: GgufTensorPlan, error: float, measured_on: str) -> LayerReport:
+    return LayerReport(tensor.name, tensor.type, error, measured_on)
 
 
 def _encode(values: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""One run of making an artifact: where it works, what it knows, and what it is made of."""
+"""One run of making an artifact: its inputs, its place on disk, and its calibration pass."""
 
 from __future__ import annotations
 
@@ -14,26 +14,30 @@ from torch import Tensor
 
 from quantkit.artifact.manifest import file_digests, library_versions
 from quantkit.base.files import digests
+from quantkit.assembly.journal import Journal
 from quantkit.base.progress import Progress
 from quantkit.base.version import __version__
 from quantkit.calibration.activations import HiddenStates
 from quantkit.calibration.cache import Keeper, find
-from quantkit.calibration.passing import CalibrationPass, Wanted
+from quantkit.calibration.needs import Needs
+from quantkit.calibration.passing import CalibrationPass
 from quantkit.calibration.text import Rows
-from quantkit.checkpoint.journal import Journal
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import sidecars
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.model.stream import Stream
 
+# A function from the numbers of a first and a last row (exclusive) to these rows of the embedding.
+EmbeddingRows = Callable[[int, int], Tensor]
+
 
 @dataclass(frozen=True)
 class Run:
-    """What making an artifact has at hand.
+    """What is needed wherever a part of an artifact is made.
 
-    rows: calibration rows, where the recipe has some; directory: of the artifact to be; budget:
-    bytes that hidden states may take in memory; inputs: digests of all that decides the bytes;
-    cache: whether statistics are taken from, and kept on, disk.
+    rows: calibration rows, where the recipe has some; directory: where the artifact is made;
+    budget: bytes that hidden states may take in memory; inputs: digests of all that decides the
+    artifact's bytes; cache: whether statistics of earlier runs are used, and this run's are kept.
     """
 
     checkpoint: Checkpoint
@@ -48,40 +52,34 @@ class Run:
 
     @contextmanager
     def calibration(
-        self,
-        stream: Stream,
-        wanted: Wanted,
-        embedding: Callable[[int, int], Tensor] | None = None,
+        self, stream: Stream, needs: Needs | None, embedding: EmbeddingRows | None = None
     ) -> Iterator[CalibrationPass | None]:
-        """The rows on their way through ``stream``, where there are any.
+        """The pass of the calibration rows through ``stream``; None where nothing is measured.
 
-        embedding: what quantizing makes of its rows, where that is known (``CalibrationPass``).
+        embedding: as it is quantized, where that is known (see ``CalibrationPass``).
         """
-        if self.rows is None:
+        if self.rows is None or needs is None:
             yield None
             return
+        if needs.propagate == "corrected":
+            yield self._corrected(stream, needs, self.rows, embedding)
+            return
+        # The recipe doesn't decide statistics of the checkpoint: others find them by the rest.
         about = {name: value for name, value in self.inputs.items() if name != "recipe"}
         about["dtype"] = str(stream.skeleton.model.dtype)
-        if wanted.propagate == "corrected":
-            yield self._corrected(stream, wanted, self.rows, embedding)
-            return
         hidden = HiddenStates(self.journal.scratch, self.budget)
-        cached = self.cache and wanted.onward
-        kept = find(about, wanted.kind) if cached else None
+        cached = self.cache and needs.independent
+        kept = find(about, needs.kind) if cached else None
         if kept is not None:
-            self.progress.note("statistics are at hand from an earlier calibration")
+            self.progress.note("using the statistics of an earlier calibration")
         if not cached or kept is not None:
-            yield CalibrationPass(stream, self.rows, wanted, hidden=hidden, kept=kept)
+            yield CalibrationPass(stream, self.rows, needs, hidden=hidden, kept=kept)
             return
-        with Keeper(about, wanted.kind, len(stream.skeleton.layers) + 1) as keeper:
-            yield CalibrationPass(stream, self.rows, wanted, hidden=hidden, keeper=keeper)
+        with Keeper(about, needs.kind, len(stream.skeleton.layers) + 1) as keeper:
+            yield CalibrationPass(stream, self.rows, needs, hidden=hidden, keeper=keeper)
 
     def _corrected(
-        self,
-        stream: Stream,
-        wanted: Wanted,
-        rows: Rows,
-        embedding: Callable[[int, int], Tensor] | None,
+        self, stream: Stream, needs: Needs, rows: Rows, embedding: EmbeddingRows | None
     ) -> CalibrationPass:
         def states(name: str, share: int) -> HiddenStates:
             return HiddenStates(self.journal.scratch, self.budget // share, name)
@@ -90,7 +88,7 @@ class Run:
         # A block has few inputs, most of them as wide as the hidden states.
         spare = partial(states, share=16)
         return CalibrationPass(
-            stream, rows, wanted, hidden=hidden, drifted=drifted, embedding=embedding, spare=spare
+            stream, rows, needs, hidden=hidden, drifted=drifted, embedding=embedding, spare=spare
         )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,13 @@ from quantkit.base.parallel import return_free_blocks
 from quantkit.calibration.activations import HiddenStates, Snapshot
 from quantkit.calibration.cache import Keeper, Kept
 from quantkit.calibration.folds import Fold, find_folds
+from quantkit.calibration.needs import Needs
 from quantkit.calibration.replay import Replay
 from quantkit.calibration.statistics import (
     Diagonal,
     Drift,
     Gram,
     InputStatistics,
-    Kind,
     Meter,
     new_moment,
 )
@@ -33,25 +33,30 @@ _PROBE_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a method needs to know of the inputs.
+class CalibrationState:
+    """Where a pass stands after a block: all that ``restore`` needs to go on from there.
 
-    kind: of moment; folds: whether it must be found out what may be rescaled; propagate: whether
-    the rows go on through the block as it was, as ``carry`` finds it, or both (``corrected``).
+    hidden and drifted: the hidden states of the rows as they pass through the checkpoint's blocks
+    and through the quantized ones, where these are kept; folds: found in the last block.
     """
 
-    kind: Kind
-    folds: bool = False
-    propagate: Literal["original", "quantized", "corrected"] = "original"
+    hidden: Snapshot | None
+    drifted: Snapshot | None
+    folds: tuple[Fold, ...]
 
-    @property
-    def onward(self) -> bool:
-        """Whether the rows go on through the block as it was, and that is all."""
-        return self.propagate == "original"
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> CalibrationState:
+        """Inverse of ``dataclasses.asdict``."""
+        hidden, drifted = (
+            None if value[name] is None else Snapshot(**value[name])
+            for name in ("hidden", "drifted")
+        )
+        folds = (Fold(**{**fold, "consumers": tuple(fold["consumers"])}) for fold in value["folds"])
+        return cls(hidden, drifted, tuple(folds))
 
 
 class _Reached(Exception):
-    """The linear whose input is wanted was called."""
+    """The linear whose input is needs was called."""
 
 
 class _Remembered(Diagonal):
@@ -71,7 +76,7 @@ class CalibrationPass:
     hidden: where the rows wait between blocks; kept: statistics of an earlier pass, with which
     nothing needs to be carried but a short probe for finding folds; keeper: takes those of this
     one. steps: how often ``step`` will be called for each block. drifted: where the rows that
-    pass through quantized blocks wait, where both are wanted; embedding: its rows
+    pass through quantized blocks wait, where both are needs; embedding: its rows
     from the first to before the last of two numbers, as these read them, None where they stay as
     they are; spare: where a block's inputs wait.
     """
@@ -80,7 +85,7 @@ class CalibrationPass:
         self,
         stream: Stream,
         rows: Rows,
-        wanted: Wanted,
+        needs: Needs,
         *,
         hidden: HiddenStates | None = None,
         kept: Kept | None = None,
@@ -90,7 +95,7 @@ class CalibrationPass:
         spare: Callable[[str], HiddenStates] = lambda name: HiddenStates(name=name),
     ) -> None:
         self.stream = stream
-        self.wanted = wanted
+        self.needs = needs
         self._kept, self._keeper = kept, keeper
         self._folds: list[Fold] = []
         self._batches: list[Batch] = []
@@ -98,24 +103,24 @@ class CalibrationPass:
         self._hidden.start(self._embedded(rows))
         self._drifted = HiddenStates(name="drifted") if drifted is None else drifted
         self._spare = spare
-        if wanted.propagate == "corrected":
+        if needs.propagate == "corrected":
             if embedding is None:
                 self._drifted.start(map(self._hidden.read, range(len(self._batches))))
             else:
                 size = self._batches[0].ids.shape[0]
                 beginning = stream.beginning(rows.ids, size, embedding)
                 self._drifted.start(batch.hidden for batch in beginning)
-        self._probe = len(self._batches) - 1 if wanted.folds else len(self._batches)
+        self._probe = len(self._batches) - 1 if needs.folds else len(self._batches)
         self._snapshot: Snapshot | None = None
         self._drift: Snapshot | None = None
-        self.steps = self._probe + (0 if wanted.onward else len(self._batches))
+        self.steps = self._probe + (0 if needs.independent else len(self._batches))
 
     def _embedded(self, rows: Rows) -> Iterator[Tensor]:
         """The first hidden states; the probe's come last."""
         parts = []
         if self._kept is None:
             parts.append((rows.ids, max(1, _TOKENS_PER_BATCH // rows.ids.shape[1])))
-        if self.wanted.folds:
+        if self.needs.folds:
             parts.append((rows.ids[:1, :_PROBE_TOKENS], 1))
         for ids, size in parts:
             for batch in self.stream.beginning(ids, size):
@@ -137,9 +142,9 @@ class CalibrationPass:
             return_free_blocks()
             if self._keeper is not None:
                 self._keeper.save(index, inputs)
-        if self.wanted.folds:
+        if self.needs.folds:
             self._folds = self._find_folds(index, block, inputs)
-        if self.wanted.onward:
+        if self.needs.independent:
             self._snapshot = self._hidden.turn()
         if self._keeper is not None and index + 1 == len(self.stream.skeleton.layers):
             self._keeper.save(index + 1, [self.output()])
@@ -154,8 +159,8 @@ class CalibrationPass:
             self.stream.skeleton.config.get_text_config().hidden_size,
             self.stream.device,
         )
-        found = InputStatistics([], width, new_moment(self.wanted.kind, width, device))
-        corrected = self.wanted.propagate == "corrected"
+        found = InputStatistics([], width, new_moment(self.needs.kind, width, device))
+        corrected = self.needs.propagate == "corrected"
         drift = Drift(width, device) if corrected else None
         with self.stream.before_head() as read:
             for place in range(self._probe):
@@ -173,10 +178,10 @@ class CalibrationPass:
     def _measure(
         self, index: int, block: nn.Module, step: Callable[[], None]
     ) -> list[InputStatistics]:
-        meter = Meter(self.stream.skeleton.linears(index), partial(new_moment, self.wanted.kind))
+        meter = Meter(self.stream.skeleton.linears(index), partial(new_moment, self.needs.kind))
         with meter.watching() as forget:
             for place in range(self._probe):
-                self._run(index, block, place, keep=self.wanted.onward)
+                self._run(index, block, place, keep=self.needs.independent)
                 forget()
                 step()
         return meter.inputs
@@ -189,7 +194,7 @@ class CalibrationPass:
         call, hidden = self._batches[self._probe].calls[index], self._hidden.read(self._probe)
         groups = [group.consumers for group in inputs]
         found = find_folds(block, groups, call, hidden, kv_heads, self._folds)
-        if self.wanted.onward:
+        if self.needs.independent:
             self._run(index, block, self._probe, keep=True)
         return found
 
@@ -264,27 +269,19 @@ class CalibrationPass:
         handle.remove()
         return seen.pop().flatten(0, -2)
 
-    def state(self) -> dict[str, Any]:
-        """What ``restore`` needs to go on after the block that was carried through last."""
-        return {
-            "hidden": None if self._snapshot is None else asdict(self._snapshot),
-            "drifted": None if self._drift is None else asdict(self._drift),
-            "folds": [asdict(fold) for fold in self._folds],
-        }
+    def state(self) -> CalibrationState:
+        """Where the pass stands after the last block that the rows have passed through."""
+        return CalibrationState(self._snapshot, self._drift, tuple(self._folds))
 
-    def restore(self, state: dict[str, Any]) -> bool:
-        """Go on from a state; False where the hidden states can't be had any more."""
-        if self._batches and (
-            state["hidden"] is None or not self._hidden.restore(Snapshot(**state["hidden"]))
+    def restore(self, state: CalibrationState) -> bool:
+        """Go on from a state; False where its hidden states are gone or damaged."""
+        if self._batches and (state.hidden is None or not self._hidden.restore(state.hidden)):
+            return False
+        if self.needs.propagate == "corrected" and (
+            state.drifted is None or not self._drifted.restore(state.drifted)
         ):
             return False
-        if self.wanted.propagate == "corrected" and (
-            state["drifted"] is None or not self._drifted.restore(Snapshot(**state["drifted"]))
-        ):
-            return False
-        self._folds = [
-            Fold(**{**fold, "consumers": tuple(fold["consumers"])}) for fold in state["folds"]
-        ]
+        self._folds = list(state.folds)
         return True
 
     def _run(self, index: int, block: nn.Module, place: int, *, keep: bool) -> None:

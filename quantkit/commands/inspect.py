@@ -17,7 +17,7 @@ from quantkit.formats.format import Contents
 from quantkit.formats.gguf.reader import GgufHeader, gguf_files
 from quantkit.formats.gguf.tokenizer import chat_template
 from quantkit.formats.packed import PackedCheckpoint, open_artifact
-from quantkit.plan.linears import FLOATS, Plan, PlannedTensor
+from quantkit.plan.base import FLOATS, Plan, PlannedTensor
 
 _LONG = 16  # a list in GGUF metadata that is longer is shown by its length
 _PROVENANCE = ("quantkit", "recipe", "source", "adapters", "calibration", "summary", "libraries")

@@ -19,8 +19,9 @@ from quantkit.artifact.manifest import (
     write_manifest,
 )
 from quantkit.assembly.gguf import write_gguf
-from quantkit.assembly.linears import write_linears
+from quantkit.assembly.journal import unfinished
 from quantkit.assembly.run import Run, describe_inputs
+from quantkit.assembly.safetensors import write_safetensors
 from quantkit.base.errors import InputError, QuantkitError
 from quantkit.base.files import read_json
 from quantkit.base.output import check_output
@@ -28,7 +29,6 @@ from quantkit.base.parallel import return_large_blocks
 from quantkit.base.progress import Progress
 from quantkit.base.version import __version__
 from quantkit.calibration.text import Rows, check_length, load_tokenizer, pack
-from quantkit.checkpoint.journal import unfinished
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import copy_sidecars
 from quantkit.checkpoint.source import locate, model_name
@@ -38,13 +38,15 @@ from quantkit.formats import packed
 from quantkit.formats.format import Contents
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.lora.open import Weighted, adapt, tokenizer_directory
-from quantkit.methods.block import LayerReport
+from quantkit.methods.linears import LayerReport
 from quantkit.model.device import resolve_device
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream, slices
-from quantkit.plan.linears import GgufFilePlan, LinearPlan, Plan
+from quantkit.plan.base import Plan
+from quantkit.plan.gguf import GgufFilePlan
+from quantkit.plan.linears import LinearPlan
 from quantkit.plan.recipe import plan_recipe
-from quantkit.recipes.recipe import Awq, Ggml, Gptq, GptqGguf, Loaded, Rtn
+from quantkit.recipes.recipe import Loaded
 from quantkit.results.manifest import MANIFEST
 
 _CHECKED_TOKENS = 64
@@ -64,10 +66,10 @@ class Job:
     @property
     def demands(self) -> int:
         """Place in an order where statistics are measured before they are used for less."""
-        method = self.loaded.recipe.quantize
-        if isinstance(method, Gptq | GptqGguf | Awq):
-            return 0
-        return 1 if self.loaded.recipe.calibration is not None else 2
+        if self.loaded.recipe.calibration is None:
+            return 2
+        needs = self.loaded.recipe.quantize.needs()
+        return 0 if needs is not None and needs.kind == "gram" else 1
 
 
 def prepare(
@@ -206,19 +208,17 @@ def _same_text(job: Job, manifest: dict[str, Any]) -> bool:
 
 
 def _write(run: Run, job: Job) -> list[LayerReport]:
-    if isinstance(job.plan, GgufFilePlan):
-        method = job.loaded.recipe.quantize
-        assert isinstance(method, Ggml | GptqGguf | Rtn | Gptq | Awq)
-        layers = write_gguf(run, job.plan, job.name, method)
-        # ggml's own tensors were decoded again and compared when they were written.
-        if job.plan.linears is not None:
-            _check_runs(job.plan.linears.skeleton, run, job.loaded.recipe.name)
-        return layers
-    if isinstance(job.plan, LinearPlan):
-        layers = write_linears(run, job.plan)
-        _check_runs(job.plan.skeleton, run, job.loaded.recipe.name)
-        return layers
-    raise TypeError(f"no way to write a {type(job.plan).__name__}")
+    plan = job.plan
+    if isinstance(plan, GgufFilePlan):
+        layers = write_gguf(run, plan, job.name)
+    else:
+        assert isinstance(plan, LinearPlan)
+        layers = write_safetensors(run, plan)
+    # ggml's own tensors were decoded again and compared when they were written.
+    linears = plan.linears if isinstance(plan, GgufFilePlan) else plan
+    if linears is not None:
+        _check_runs(linears.skeleton, run, job.loaded.recipe.name)
+    return layers
 
 
 def _calibration_rows(job: Job, progress: Progress) -> Rows | None:

@@ -25,6 +25,7 @@ from quantkit.judging.likelihood import Divergence, held_out_rows
 from quantkit.judging.places import Place
 from quantkit.judging.restoring import Localizer
 from quantkit.lora.open import tokenizer_directory
+from quantkit.methods.registry import with_trait
 from quantkit.model.device import resolve_device
 from quantkit.model.skeleton import Skeleton
 from quantkit.plan.fix import fix
@@ -104,7 +105,7 @@ class _Search:
                 artifact,
                 rows,
                 resolve_device(device),
-                rescaled=(variant.method or artifact.format) in ("awq", "smoothquant"),
+                rescaled=(variant.method or artifact.format) in with_trait("rescales"),
                 step=task.advance,
             )
 

@@ -7,11 +7,14 @@ largest value is 448, so a row's scale is its absmax / 448, rounded as those of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from quantkit.methods.grids import exact_scale
+from quantkit.methods.linears import BlockResult, Linears
+from quantkit.methods.method import LinearMethod
 
 LARGEST = 448.0  # of float8_e4m3fn
 
@@ -52,6 +55,26 @@ class Fp8Tensor:
 
     def dequantize(self) -> Tensor:
         return self.codes.float() * self.scales
+
+
+class Fp8(LinearMethod):
+    """Weights and inputs of linears in FP8 (E4M3), arXiv 2209.05433."""
+
+    tag = "fp8"
+    calibration = "unused"
+    rounds_inputs = True
+
+    method: Literal["fp8"]
+    format: Literal["compressed-tensors"] = "compressed-tensors"
+
+    def needs(self) -> None:
+        return None
+
+    def default_scheme(self) -> Fp8Scheme:
+        return Fp8Scheme()
+
+    def quantize(self, linears: Linears) -> BlockResult:
+        return linears.each(lambda weight, scheme: quantize(weight))
 
 
 def quantize(weight: Tensor) -> Fp8Tensor:

@@ -83,6 +83,13 @@ class Grid:
         return f"int{self.bits} {group} {'sym' if self.symmetric else 'asym'}{inputs}"
 
 
+def as_grid(scheme: object) -> Grid:
+    """The scheme, where it is an affine grid. Raises TypeError for any other."""
+    if not isinstance(scheme, Grid):
+        raise TypeError(f"{scheme} is no affine grid")
+    return scheme
+
+
 @dataclass(frozen=True)
 class QuantizedTensor:
     """Codes on a grid.

@@ -8,12 +8,15 @@ the maxima are themselves stored in 8 bits, in blocks of 256.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from quantkit.base.errors import not_installed
+from quantkit.methods.grids import Quantized
+from quantkit.methods.linears import BlockResult, Linears
+from quantkit.methods.method import LinearMethod
 
 _AT_ONCE = 1 << 22  # weights; whole blocks of any size
 
@@ -28,6 +31,7 @@ class Nf4Scheme:
     block_size: int
     double_quant: bool
     kind: str = "nf4"
+    rounds_inputs: bool = False
 
     def __str__(self) -> str:
         return f"{self.kind} b{self.block_size}{' double' if self.double_quant else ''}"
@@ -48,6 +52,36 @@ class Nf4Tensor:
 
     def dequantize(self) -> Tensor:
         return self.computed().float()
+
+
+class Nf4(LinearMethod):
+    """4-bit NormalFloat of QLoRA, arXiv 2305.14314, by bitsandbytes' own kernels."""
+
+    tag = "nf4"
+    calibration = "unused"
+
+    method: Literal["nf4"]
+    block_size: Literal[64, 128, 256, 512, 1024, 2048, 4096] = 64
+    double_quant: bool = True
+    format: Literal["bitsandbytes"] = "bitsandbytes"
+
+    def check_available(self) -> None:
+        library()
+
+    def needs(self) -> None:
+        return None
+
+    def default_scheme(self) -> Nf4Scheme:
+        return Nf4Scheme(self.block_size, self.double_quant)
+
+    def quantize(self, linears: Linears) -> BlockResult:
+        scheme = self.default_scheme()
+        return linears.each(lambda weight, _: quantize(weight, scheme), _computed)
+
+
+def _computed(tensor: Quantized) -> Tensor:
+    assert isinstance(tensor, Nf4Tensor)
+    return tensor.computed()
 
 
 def quantize(weight: Tensor, scheme: Nf4Scheme) -> Nf4Tensor:

@@ -16,12 +16,73 @@ square, which one extreme token (often the first of a text) can't decide.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from quantkit.calibration.needs import Needs
+from quantkit.calibration.statistics import InputStatistics
+from quantkit.methods import rtn
+from quantkit.methods.grids import Grid, total
+from quantkit.methods.linears import BlockResult, Linears, QuantizedLinear
+from quantkit.methods.method import LinearMethod
+from quantkit.methods.rescaling import Target, centered, quantize_rescaled
+
 _SMALLEST = 1e-6  # of the largest
+
+
+class SmoothQuant(LinearMethod):
+    """SmoothQuant, arXiv 2211.10438: weights and inputs of linears in int8."""
+
+    tag = "smoothquant"
+    calibration = "required"
+    rounds_inputs = True
+    rescales = True
+
+    method: Literal["smoothquant"]
+    alpha: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5, description="how much of the inputs' spread is moved into the weights"
+    )
+    format: Literal["compressed-tensors"] = "compressed-tensors"
+
+    def needs(self) -> Needs:
+        return Needs("diagonal", folds=True)
+
+    def default_scheme(self) -> Grid:
+        return Grid(8, -1, symmetric=True, rounds_inputs=True)
+
+    def quantize(self, linears: Linears) -> BlockResult:
+        return quantize_rescaled(linears, lambda group: _Rescaler(self, linears, group))
+
+
+class _Rescaler:
+    """Chooses the scale of one input, and rounds the linears that read it."""
+
+    def __init__(self, method: SmoothQuant, linears: Linears, group: InputStatistics) -> None:
+        self._method, self._linears = method, linears
+        self._importance = group.importance()
+
+    def scale(
+        self, targets: Sequence[Target], realize: Callable[[Tensor], Tensor]
+    ) -> Tensor | None:
+        weights = [target.weight for target in targets]
+        return realize(centered(scale(self._importance.sqrt(), weights, self._method.alpha)))
+
+    def quantize(self, name: str, target: Target, scale: Tensor | None) -> QuantizedLinear:
+        weight = target.weight
+        tensor = rtn.quantize(weight if scale is None else weight * scale, target.grid)
+        value = tensor.dequantize() if scale is None else tensor.dequantize().div_(scale)
+        lost, whole = value.sub_(weight).square_(), weight.square()
+        plain, weighted = (
+            total((lost * counts).sum(1)) / max(total((whole * counts).sum(1)), 1e-30)
+            for counts in (torch.ones_like(self._importance), self._importance)
+        )
+        report = self._linears.report(name, plain, "weights")
+        return QuantizedLinear(tensor, replace(report, weighted_error=weighted))
 
 
 def scale(activation: Tensor, weights: Sequence[Tensor], alpha: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""A recipe fixed: more bits for the linears where its artifact loses most."""
+"""A recipe that has failed, derived anew: more bits for the linears that lose most."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import Any
 
 from quantkit.base.errors import InputError
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.methods.ggml.method import MixMethod
 from quantkit.methods.ggml.types import CASTS, block_size
 from quantkit.methods.grids import Grid
-from quantkit.plan.linears import GgufFilePlan, LinearPlan, Plan
+from quantkit.methods.method import AffineMethod
+from quantkit.plan.base import Plan
+from quantkit.plan.gguf import GgufFilePlan
+from quantkit.plan.linears import LinearPlan
 from quantkit.plan.recipe import plan_recipe
-from quantkit.recipes.recipe import Ggml, GptqGguf, Recipe, recipe_from
+from quantkit.recipes.recipe import Recipe, recipe_from
 
 _SUFFIX = "-fixed"
 _BITS = 8
@@ -24,7 +28,11 @@ Change = dict[str, Any]  # an override, or {"ignore": NAME} for methods that hav
 
 @dataclass(frozen=True)
 class Fixed:
-    """The derived recipe as a file would hold it, what it adds, and the size of its artifact."""
+    """A derived recipe.
+
+    content: as a file would hold it; changes: what it adds; nbytes: of its artifact; added_bytes:
+    how many of them the changes cost.
+    """
 
     content: dict[str, Any]
     changes: tuple[Change, ...]
@@ -35,10 +43,10 @@ class Fixed:
 def fix(
     recipe: Recipe, modules: Sequence[str], keys: Sequence[str], checkpoint: Checkpoint, name: str
 ) -> Fixed:
-    """Give ``modules`` (full names; ``keys``: of their weights) eight bits, or all of them.
+    """Derive a recipe that gives ``modules`` (full names; ``keys``: of their weights) more bits.
 
-    Eight bits where the format holds them and the tensor has fewer; otherwise the linear is left
-    as it is in the checkpoint. The name gets the suffix ``-fixed`` and the version its next minor
+    They get eight bits where the format holds them and the linear has fewer; otherwise it is left
+    in the checkpoint's dtype. The name gets the suffix ``-fixed`` and the version its next minor
     number. ``name``: the model's. Raises InputError when the plan refuses every way.
     """
     plan = plan_recipe(recipe, checkpoint, name)
@@ -58,11 +66,11 @@ def fix(
 def _ways(
     recipe: Recipe, plan: Plan, modules: Sequence[str], keys: Sequence[str]
 ) -> list[list[Change]]:
-    """Changes to the recipe, the cheapest first; the plan says which of them can be."""
-    if isinstance(recipe.quantize, Ggml | GptqGguf) and isinstance(plan, GgufFilePlan):
+    """Changes to the recipe, the cheapest first; the plan decides which of them are possible."""
+    if isinstance(recipe.quantize, MixMethod) and isinstance(plan, GgufFilePlan):
         return [_types(plan, keys)]
     linears = plan.linears if isinstance(plan, GgufFilePlan) else plan
-    if "overrides" not in type(recipe.quantize).model_fields or not isinstance(linears, LinearPlan):
+    if not isinstance(recipe.quantize, AffineMethod) or not isinstance(linears, LinearPlan):
         return [[{"ignore": name} for name in modules]]
     skipped: list[Change] = [{"match": name, "skip": True} for name in modules]
     return [[_bits(linears, name) for name in modules], skipped]

@@ -1,30 +1,83 @@
-"""A GGUF file whose linears are on integer grids: two plans that must agree."""
+"""Plans for one GGUF file: by a mix of llama.cpp's, or with its linears on integer grids."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
+from quantkit.base.errors import not_installed
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.formats.gguf import grids as gguf_grids
-from quantkit.formats.gguf.file import GgufTensorPlan, plan_file
-from quantkit.methods.ggml.types import row_bytes
-from quantkit.methods.grids import Grid
+from quantkit.formats.gguf.file import GgufPlan, GgufTensorPlan, plan_file
+from quantkit.formats.gguf.grids import ggml_type
+from quantkit.methods.ggml.method import MixMethod
+from quantkit.methods.ggml.types import available, row_bytes
+from quantkit.methods.grids import Grid, as_grid
+from quantkit.methods.method import LinearMethod
 from quantkit.model.skeleton import Skeleton
-from quantkit.plan.linears import GgufFilePlan, describe_tensors, plan_linears
-from quantkit.recipes.recipe import Awq, Gptq, Rtn
+from quantkit.plan.base import FLOATS, Plan, PlannedTensor
+from quantkit.plan.linears import LinearPlan, plan_linears
 
-_AS_IT_IS = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_UNQUANTIZED = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+@dataclass(frozen=True)
+class GgufFilePlan(Plan):
+    """A plan for one GGUF file.
+
+    settings: the method, as the recipe sets it; file: the file's metadata, and the names and types
+    of its tensors; linears: the plan of the blocks, where their linears are on integer grids.
+    """
+
+    settings: MixMethod | LinearMethod
+    file: GgufPlan
+    linears: LinearPlan | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys of every plan, and what was decided about the file.
+
+        ``fallbacks``: names whose rows the mix's type can't hold, with the types wanted and given.
+        """
+        return {
+            **super().to_json(),
+            "mix": self.file.mix,
+            "architecture": self.file.architecture,
+            "pre_tokenizer": self.file.metadata["tokenizer.ggml.pre"],
+            "fallbacks": {
+                tensor.name: {"wanted": tensor.wanted, "type": tensor.type}
+                for tensor in self.file.fallbacks
+            },
+        }
+
+
+def plan_mix(
+    method: MixMethod, checkpoint: Checkpoint, name: str, *, calibrated: bool
+) -> GgufFilePlan:
+    """Give every tensor the type that the mix has for it.
+
+    ``name`` becomes ``general.name``. ``calibrated``: the matrices of the blocks will be quantized
+    with importance weights, which some mixes require. Raises InputError.
+    """
+    file = plan_file(
+        checkpoint,
+        method.mix,
+        method.overrides,
+        name=name,
+        imatrix=calibrated,
+        no_fallback=method.no_fallback,
+        pre_tokenizer=method.pre_tokenizer,
+    )
+    return GgufFilePlan(method.method, method.format, _described(file), method, file)
 
 
 def plan_grids(
-    method: Rtn | Gptq | Awq, skeleton: Skeleton, checkpoint: Checkpoint, name: str
+    method: LinearMethod, skeleton: Skeleton, checkpoint: Checkpoint, name: str
 ) -> GgufFilePlan:
     """Give the linears of the blocks the types that hold their grids exactly.
 
     Linears of the blocks that the recipe skips keep their dtype. All other tensors get the types
-    of llama.cpp's mix that goes by the name of the recipe's own grid. ``name`` becomes
+    of llama.cpp's mix that has the name of the recipe's own grid. ``name`` becomes
     ``general.name``. Raises InputError.
     """
     linears = plan_linears(method, skeleton, checkpoint)
@@ -34,19 +87,35 @@ def plan_grids(
         for index in range(len(skeleton.layers))
         for module in skeleton.linears(index)
     }
-    default = Grid(method.bits, method.group_size, method.symmetric)
-    file = plan_file(checkpoint, gguf_grids.ggml_type(default).lower(), name=name)
+    default = as_grid(method.default_scheme())
+    file = plan_file(checkpoint, ggml_type(default).lower(), name=name)
 
     def planned(tensor: GgufTensorPlan) -> GgufTensorPlan:
         if tensor.key is None or tensor.key not in inside:
             return tensor
         grid = grids.get(tensor.key)
         if isinstance(grid, Grid):
-            type = gguf_grids.ggml_type(grid)
+            type = ggml_type(grid)
         else:
-            type = _AS_IT_IS[checkpoint.dtype(tensor.key)]
+            type = _UNQUANTIZED[checkpoint.dtype(tensor.key)]
         nbytes = tensor.shape[0] * row_bytes(type, tensor.shape[1])
         return replace(tensor, type=type, wanted=type, nbytes=nbytes)
 
     file = replace(file, tensors=tuple(map(planned, file.tensors)))
-    return GgufFilePlan(method.method, "gguf", describe_tensors(file), file, linears)
+    return GgufFilePlan(method.method, "gguf", _described(file), method, file, linears)
+
+
+def _described(file: GgufPlan) -> tuple[PlannedTensor, ...]:
+    """A file's tensors. Raises MachineError where this machine can't quantize to their types."""
+    if {tensor.type for tensor in file.tensors} - set(available()):
+        raise not_installed("xllamacpp", "gguf")
+    return tuple(
+        PlannedTensor(
+            tensor.name,
+            tensor.shape,
+            f"{tensor.type} (for {tensor.wanted})" if tensor.fallback else tensor.type,
+            tensor.nbytes,
+            quantized=tensor.type not in FLOATS,
+        )
+        for tensor in file.tensors
+    )

@@ -1,127 +1,37 @@
-"""What an artifact will hold, decided before any work: the scheme and size of every tensor."""
+"""A plan for the formats in safetensors: linears of the decoder layers are quantized."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from quantkit.base.errors import InputError, not_installed
+from quantkit.base.errors import InputError
 from quantkit.base.names import dtype_name
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.registry import FORMATS
-from quantkit.methods import nf4
-from quantkit.methods.block import Scheme
-from quantkit.methods.fp8 import Fp8Scheme
 from quantkit.methods.grids import Grid
-from quantkit.methods.nf4 import Nf4Scheme
+from quantkit.methods.linears import Scheme
+from quantkit.methods.method import LinearMethod
 from quantkit.model.skeleton import Skeleton
-from quantkit.recipes.recipe import Awq, Fp8, Ggml, Gptq, GptqGguf, Nf4, Rtn, SmoothQuant
+from quantkit.plan.base import Plan, PlannedTensor
 
-if TYPE_CHECKING:
-    from quantkit.formats.gguf.file import GgufPlan
-
-Uniform = SmoothQuant | Fp8 | Nf4  # one scheme for all modules
-Linears = Rtn | Gptq | Awq | Uniform
-FLOATS = ("F32", "F16", "BF16")
 # Engines load each of these as one matrix, so its parts must share one scheme.
 _FUSED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
 
 
 @dataclass(frozen=True)
-class PlannedTensor:
-    """One tensor: name, shape as in the checkpoint, scheme to read, bytes on disk."""
-
-    name: str
-    shape: tuple[int, ...]
-    scheme: str
-    nbytes: int
-    quantized: bool
-
-    @property
-    def weights(self) -> int:
-        return torch.Size(self.shape).numel()
-
-
-@dataclass(frozen=True)
-class PlanRow:
-    """Tensors that differ only in their layer, taken together."""
-
-    name: str
-    scheme: str
-    count: int
-    weights: int
-    nbytes: int
-
-    @property
-    def bits_per_weight(self) -> float:
-        return 8 * self.nbytes / self.weights
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All tensors of an artifact."""
-
-    method: str
-    format: str
-    tensors: tuple[PlannedTensor, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors)
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Over all weights."""
-        return 8 * self.nbytes / sum(tensor.weights for tensor in self.tensors)
-
-    @property
-    def quantized_bits_per_weight(self) -> float | None:
-        """Over the weights that are quantized."""
-        chosen = [tensor for tensor in self.tensors if tensor.quantized]
-        if not chosen:
-            return None
-        return 8 * sum(t.nbytes for t in chosen) / sum(t.weights for t in chosen)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "method": self.method,
-            "format": self.format,
-            "bytes": self.nbytes,
-            "bits_per_weight": {
-                "file": self.bits_per_weight,
-                "quantized": self.quantized_bits_per_weight,
-            },
-            "groups": [
-                {**asdict(row), "bits_per_weight": row.bits_per_weight} for row in self.rows()
-            ],
-        }
-
-    def rows(self) -> list[PlanRow]:
-        """One row for each name (layer numbers as ``*``) and scheme, in order of appearance."""
-        groups: dict[tuple[str, str], list[PlannedTensor]] = {}
-        for tensor in self.tensors:
-            name = re.sub(r"\.\d+\.", ".*.", tensor.name)
-            groups.setdefault((name, tensor.scheme), []).append(tensor)
-        return [
-            PlanRow(name, scheme, len(ts), sum(t.weights for t in ts), sum(t.nbytes for t in ts))
-            for (name, scheme), ts in groups.items()
-        ]
-
-
-@dataclass(frozen=True)
 class LinearPlan(Plan):
-    """A plan for the formats in safetensors, where linears are quantized and the rest is kept.
+    """A plan by which linears are quantized and all other tensors are kept.
 
-    settings: the recipe's method; schemes: by full module name; outside: keys of tensors that
-    belong to no decoder layer; quantization_config: what config.json says to engines.
+    settings: the method, as the recipe sets it; schemes: by full module name; outside: keys of
+    tensors that belong to no decoder layer; quantization_config: what config.json tells engines.
     """
 
-    settings: Linears
+    settings: LinearMethod
     skeleton: Skeleton
     schemes: dict[str, Scheme]
     outside: tuple[str, ...]
@@ -136,139 +46,61 @@ class LinearPlan(Plan):
         }
 
 
-@dataclass(frozen=True)
-class GgufFilePlan(Plan):
-    """A plan for one GGUF file; ``file`` has its metadata and the names there.
-
-    linears: of the blocks, where they are on integer grids.
-    """
-
-    file: GgufPlan
-    linears: LinearPlan | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """What every plan has, and what was decided about the file.
-
-        ``fallbacks``: names whose rows the mix's type can't hold, with the types wanted and given.
-        """
-        return {
-            **super().to_json(),
-            "mix": self.file.mix,
-            "architecture": self.file.architecture,
-            "pre_tokenizer": self.file.metadata["tokenizer.ggml.pre"],
-            "fallbacks": {
-                tensor.name: {"wanted": tensor.wanted, "type": tensor.type}
-                for tensor in self.file.fallbacks
-            },
-        }
-
-
-def plan_gguf(
-    method: Ggml | GptqGguf, checkpoint: Checkpoint, name: str, *, imatrix: bool = False
-) -> GgufFilePlan:
-    """Give every tensor its ggml type.
-
-    ``name`` becomes ``general.name``. ``imatrix``: the matrices of the blocks will be quantized
-    with importance weights, which some mixes can't do without. Raises InputError.
-    """
-    from quantkit.formats.gguf.file import plan_file
-
-    file = plan_file(
-        checkpoint,
-        method.mix,
-        method.overrides,
-        name=name,
-        imatrix=imatrix,
-        no_fallback=method.no_fallback,
-        pre_tokenizer=method.pre_tokenizer,
-    )
-    return GgufFilePlan(method.method, method.format, describe_tensors(file), file)
-
-
-def describe_tensors(file: GgufPlan) -> tuple[PlannedTensor, ...]:
-    """A file's tensors. Raises MachineError where this machine can't quantize to their types."""
-    from quantkit.methods.ggml.types import available
-
-    if {tensor.type for tensor in file.tensors} - set(available()):
-        raise not_installed("xllamacpp", "gguf")
-    return tuple(
-        PlannedTensor(
-            tensor.name,
-            tensor.shape,
-            f"{tensor.type} (for {tensor.wanted})" if tensor.fallback else tensor.type,
-            tensor.nbytes,
-            quantized=tensor.type not in FLOATS,
-        )
-        for tensor in file.tensors
-    )
-
-
-def plan_linears(method: Linears, skeleton: Skeleton, checkpoint: Checkpoint) -> LinearPlan:
-    """Give every linear its scheme and check that the format can hold it.
+def plan_linears(method: LinearMethod, skeleton: Skeleton, checkpoint: Checkpoint) -> LinearPlan:
+    """Give every linear its scheme, and check that the format can hold it.
 
     Raises InputError for a pattern that matches nothing, a group size that doesn't divide, a
-    scheme the format can't hold, or fused siblings with different schemes.
+    scheme that the format can't hold, or fused linears with different schemes, and MachineError
+    where a library that the method needs isn't installed.
     """
     linears = {
-        name: tuple(module.weight.shape)
+        name: (module.weight.shape[0], module.weight.shape[1])
         for name, module in skeleton.model.named_modules()
         if isinstance(module, torch.nn.Linear)
     }
-    inside = {name for name in linears if name.startswith(skeleton.prefix + ".")}
-    if not inside:
+    prefix = skeleton.prefix + "."
+    if not any(name.startswith(prefix) for name in linears):
         raise InputError(
             f"the layers of {type(skeleton.model).__name__} have no torch.nn.Linear to quantize",
             where=str(skeleton.directory),
         )
-    _every_pattern_matches(method, linears)
-    default = _default_scheme(method)
+    _check_patterns(method, linears)
+    method.check_available()
+    default = _stored(method.default_scheme(), method.format)
     schemes: dict[str, Scheme] = {}
     for name in linears:
-        scheme = _scheme_of(name, method, default)
+        scheme = method.scheme_of(name, default)
         if scheme is None:
             continue
-        if name not in inside:
+        if not name.startswith(prefix):
             raise InputError(
-                "lies outside the decoder layers and can't be quantized",
+                "is outside the decoder layers and can't be quantized",
                 subject=name,
                 fix=f"Add it to the recipe: ignore: [{name}]",
             )
-        schemes[name] = scheme
+        schemes[name] = _stored(scheme, method.format)
     if not schemes:
         raise InputError("leaves nothing to quantize", subject="quantize.ignore")
-    _check(method, schemes, linears, default)
-    quantized = {skeleton.key(f"{name}.weight"): name for name in schemes}
-    tensors = []
-    for key in dict.fromkeys(skeleton.names.values()):
-        shape = checkpoint.shape(key)
-        if key in quantized:
-            scheme = schemes[quantized[key]]
-            size = (shape[0], shape[1])
-            nbytes = FORMATS[method.format].nbytes(size, scheme, skeleton.model.dtype)
-            tensors.append(PlannedTensor(key, shape, str(scheme), nbytes, True))
-        else:
-            dtype = checkpoint.dtype(key)
-            nbytes = torch.Size(shape).numel() * dtype.itemsize
-            label = dtype_name(dtype)
-            tensors.append(PlannedTensor(key, shape, label, nbytes, False))
-    inside_keys = {
-        key for name, key in skeleton.names.items() if name.startswith(skeleton.prefix + ".")
-    }
-    skipped = [name for name in linears if name not in schemes]
+    _check_schemes(method.format, schemes, linears, default)
+    _check_fused(schemes, linears)
+    tensors = _tensors(method.format, schemes, skeleton, checkpoint)
+    inside = {key for name, key in skeleton.names.items() if name.startswith(prefix)}
     return LinearPlan(
-        method.method,
-        method.format,
-        tuple(tensors),
-        method,
-        skeleton,
-        schemes,
-        tuple(tensor.name for tensor in tensors if tensor.name not in inside_keys),
-        _quantization_config(method, default, schemes, skipped, skeleton),
+        method=method.method,
+        format=method.format,
+        tensors=tensors,
+        settings=method,
+        skeleton=skeleton,
+        schemes=schemes,
+        outside=tuple(tensor.name for tensor in tensors if tensor.name not in inside),
+        quantization_config=_config(
+            method, default, schemes, [name for name in linears if name not in schemes], skeleton
+        ),
     )
 
 
 def fused(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Full names of linears, put together where engines load them as one matrix."""
+    """Full names of linears, those together that engines load as one matrix."""
     groups: dict[tuple[str, str], list[str]] = {}
     for name in names:
         parent, _, leaf = name.rpartition(".")
@@ -277,86 +109,74 @@ def fused(names: Iterable[str]) -> list[tuple[str, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
-def _quantization_config(
-    method: Linears,
+def _stored(scheme: Scheme, format_name: str) -> Scheme:
+    """The scheme with the limits that the format puts on its zero points."""
+    if not isinstance(scheme, Grid):
+        return scheme
+    format = FORMATS[format_name]
+    lowest = 0 if scheme.symmetric else format.lowest_zero
+    return replace(scheme, first_zero=lowest, exact_minimum=format.exact_minimum)
+
+
+def _tensors(
+    format_name: str, schemes: Mapping[str, Scheme], skeleton: Skeleton, checkpoint: Checkpoint
+) -> tuple[PlannedTensor, ...]:
+    quantized = {skeleton.key(f"{name}.weight"): scheme for name, scheme in schemes.items()}
+    tensors = []
+    for key in dict.fromkeys(skeleton.names.values()):
+        shape = checkpoint.shape(key)
+        if key in quantized:
+            scheme, size = quantized[key], (shape[0], shape[1])
+            nbytes = FORMATS[format_name].nbytes(size, scheme, skeleton.model.dtype)
+            tensors.append(PlannedTensor(key, shape, str(scheme), nbytes, quantized=True))
+        else:
+            dtype = checkpoint.dtype(key)
+            nbytes = torch.Size(shape).numel() * dtype.itemsize
+            tensors.append(PlannedTensor(key, shape, dtype_name(dtype), nbytes, quantized=False))
+    return tuple(tensors)
+
+
+def _config(
+    method: LinearMethod,
     default: Scheme,
-    schemes: dict[str, Scheme],
+    schemes: Mapping[str, Scheme],
     skipped: list[str],
     skeleton: Skeleton,
 ) -> dict[str, Any]:
     format = FORMATS[method.format]
-    result = format.config(default, schemes, skipped, skeleton.model.dtype)
     fields = type(method).model_fields
-    return result | {name: getattr(method, name) for name in format.records if name in fields}
+    recorded = {name: getattr(method, name) for name in format.records if name in fields}
+    return format.config(default, schemes, skipped, skeleton.model.dtype) | recorded
 
 
-def _default_scheme(method: Linears) -> Scheme:
-    if isinstance(method, Nf4):
-        nf4.library()
-        return Nf4Scheme(method.block_size, method.double_quant)
-    if isinstance(method, Fp8):
-        return Fp8Scheme()
-    if isinstance(method, SmoothQuant):
-        return Grid(8, -1, symmetric=True, rounds_inputs=True)
-    format = FORMATS[method.format]
-    lowest = 0 if method.symmetric else format.lowest_zero
-    return Grid(
-        method.bits,
-        method.group_size,
-        method.symmetric,
-        lowest,
-        exact_minimum=format.exact_minimum,
-    )
-
-
-def _scheme_of(name: str, method: Linears, default: Scheme) -> Scheme | None:
-    """The scheme of one linear; None leaves it as it is."""
-    if any(fnmatchcase(name, pattern) for pattern in method.ignore):
-        return None
-    scheme: Scheme | None = default
-    if isinstance(method, Uniform):
-        return scheme
-    for override in method.overrides:
-        if not fnmatchcase(name, override.match):
-            continue
-        changes = override.model_dump(
-            include={"bits", "group_size", "symmetric"}, exclude_none=True
-        )
-        scheme = None if override.skip else replace(scheme or default, **changes)
-    return scheme
-
-
-def _every_pattern_matches(method: Linears, names: Iterable[str]) -> None:
+def _check_patterns(method: LinearMethod, names: Iterable[str]) -> None:
     names = list(names)
-    patterns = [("quantize.ignore", pattern) for pattern in method.ignore]
-    if not isinstance(method, Uniform):
-        patterns += [("quantize.overrides", override.match) for override in method.overrides]
-    for key, pattern in patterns:
+    for key, pattern in method.patterns():
         if not any(fnmatchcase(name, pattern) for name in names):
-            example = next(iter(names))
             raise InputError(
                 f"pattern {pattern!r} matches no linear module",
                 where=key,
-                fix=f"Patterns are globs on full names such as {example}.",
+                fix=f"Patterns are globs on full names such as {names[0]}.",
             )
 
 
-def _check(
-    method: Linears,
-    schemes: dict[str, Scheme],
-    shapes: dict[str, tuple[int, ...]],
+def _check_schemes(
+    format_name: str,
+    schemes: Mapping[str, Scheme],
+    shapes: Mapping[str, tuple[int, int]],
     default: Scheme,
 ) -> None:
     for name, scheme in schemes.items():
-        out_features, in_features = shapes[name]
         if isinstance(scheme, Grid):
             try:
-                scheme.columns(in_features)
+                scheme.columns(shapes[name][1])
             except InputError as error:
                 raise InputError(error.what, where=f"{name} (group_size)", fix=error.fix) from None
-        shape = (out_features, in_features)
-        FORMATS[method.format].check_scheme(name, shape, scheme, default)
-    for siblings in fused(shapes):
+        FORMATS[format_name].check_scheme(name, shapes[name], scheme, default)
+
+
+def _check_fused(schemes: Mapping[str, Scheme], names: Iterable[str]) -> None:
+    for siblings in fused(names):
         if len({str(schemes.get(sibling)) for sibling in siblings}) > 1:
             parent, _, _ = siblings[0].rpartition(".")
             leaves = sorted(sibling.rpartition(".")[2] for sibling in siblings)

@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from quantkit.plan.linears import Plan
+from quantkit.plan.base import Plan
 from quantkit.reports.cells import table as cells
 from quantkit.reports.details import Detail, details
 from quantkit.results.comparison import Comparison, Variant

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from quantkit.methods.block import quantize_block
 
 from quantkit.calibration.folds import Fold, find_folds
 from quantkit.calibration.passing import CalibrationPass, Wanted

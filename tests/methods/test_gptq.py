@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from quantkit.methods.gptq.pieces import Outcome, Problem
 
 from quantkit.calibration.statistics import Drift, Gram
 from quantkit.methods import rtn

@@ -12,7 +12,7 @@ import hashlib
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -29,77 +29,38 @@ from quantkit.base.files import holds, write_at
 from quantkit.base.parallel import pool
 from quantkit.base.progress import Task
 from quantkit.checkpoint.reader import Checkpoint, TensorSource
+from quantkit.checkpoint.writer import Written
 from quantkit.formats.gguf.architectures.architecture import Metadata
 from quantkit.formats.gguf.file import GgufPlan, GgufTensorPlan, plan_file
 from quantkit.methods.ggml.types import Encoder, GgmlTensor, load_gguf, row_bytes, rows_at_once
+from quantkit.methods.linears import LayerReport, QuantizedLinear
 
 _ALIGNMENT = 32
 _AHEAD = 4  # pieces of work a thread may be ahead of the writing
 
 
-@dataclass(frozen=True)
-class WrittenTensor:
-    """What quantizing did to one tensor, and where it is stored in the file.
-
-    ``error``: ‖W-Ŵ‖²/‖W‖², or the same of the outputs (``measured_on``). ``weighted_error``:
-    ‖W-Ŵ‖²/‖W‖² with every input feature's squares multiplied by its importance; None without
-    importance weights. ``start`` and ``nbytes``: of its blocks in the file.
-    """
-
-    name: str
-    key: str | None
-    type: str
-    error: float
-    weighted_error: float | None
-    start: int
-    nbytes: int
-    sha256: str
-    measured_on: str = "weights"
-
-
-@dataclass(frozen=True)
-class Made:
-    """A tensor that is quantized already; ``error`` and ``measured_on`` as in ``WrittenTensor``."""
-
-    plan: GgufTensorPlan
-    value: GgmlTensor
-    error: float
-    measured_on: str
-
-
 def write_blocks(
-    path: Path, plan: GgufPlan, quantized: Iterable[Made], known: WrittenTensor | None
-) -> list[WrittenTensor]:
-    """Write tensors that are quantized already.
+    path: Path,
+    plan: GgufPlan,
+    quantized: Mapping[str, QuantizedLinear],
+    known: Written | None,
+) -> list[Written]:
+    """Write tensors that were quantized elsewhere, by their names in the file.
 
-    ``known``: any tensor that an earlier call wrote into the file; None begins the file.
+    ``known``: any tensor that the file holds already; without one the file is begun.
     """
     start = _data_start(path, plan, known)
-    places = {}
-    for tensor in plan.tensors:
-        places[tensor.name] = start
-        start += _padded(tensor.nbytes)
     written = []
     with path.open("r+b", buffering=0) as file:
-        for made in quantized:
-            tensor = made.plan
-            data = made.value.blocks.contiguous().numpy().data
-            place = places[tensor.name]
-            write_at(file, place, data)
-            digest = hashlib.sha256(data).hexdigest()
-            written.append(
-                WrittenTensor(
-                    name=tensor.name,
-                    key=tensor.key,
-                    type=tensor.type,
-                    error=made.error,
-                    weighted_error=None,
-                    start=place,
-                    nbytes=tensor.nbytes,
-                    sha256=digest,
-                    measured_on=made.measured_on,
-                )
-            )
+        for tensor in plan.tensors:
+            if tensor.name in quantized:
+                value = quantized[tensor.name].tensor
+                assert isinstance(value, GgmlTensor)
+                data = value.blocks.contiguous().numpy().data
+                write_at(file, start, data)
+                digest = hashlib.sha256(data).hexdigest()
+                written.append(_written(path, tensor, start, digest))
+            start += _padded(tensor.nbytes)
     return written
 
 
@@ -109,42 +70,52 @@ def write_file(
     source: TensorSource,
     importance: Callable[[str], Tensor | None] = lambda key: None,
     *,
-    finished: Iterable[WrittenTensor] = (),
-    record: Callable[[WrittenTensor], None] = lambda tensor: None,
+    finished: Iterable[Written] = (),
+    record: Callable[[Written, LayerReport], None] = lambda written, report: None,
     progress: Task | None = None,
     threads: int | None = None,
-) -> list[WrittenTensor]:
-    """Write the planned file, holding a few rows at a time.
+) -> list[LayerReport]:
+    """Write the planned file, holding a few rows at a time; reports on what was quantized here.
 
     ``source`` gives the weights (a checkpoint, or one with an adapter folded in); ``importance``
     gives a checkpoint key's importance, (in_features,), or None. ``finished`` are the tensors
-    that an earlier run has written to ``path`` already (see ``intact``); ``record`` is called with
-    each further one when its bytes are written. ``progress`` advances by one for every tensor.
+    that ``path`` holds already; ``record`` is called for each further one when its bytes are
+    there. ``progress`` advances by one for every tensor.
 
-    Raises InputError naming the tensor for NaN, infinite values, or a shape other than the plan's.
+    Errors in reports are ‖W-Ŵ‖²/‖W‖²; weighted ones have every input feature's squares multiplied
+    by its importance. Raises InputError naming the tensor for NaN, infinite values or a shape
+    unlike the plan's.
     """
     done = {tensor.name: tensor for tensor in finished}
     start = _data_start(path, plan, next(iter(done.values()), None))
     todo = [tensor for tensor in plan.tensors if tensor.name not in done]
     threads = threads or os.cpu_count() or 1
+    reports = []
     with path.open("r+b", buffering=0) as file, pool(threads) as workers:
         pieces = _in_order(workers, _work(todo, source, importance), threads * _AHEAD)
         for tensor in plan.tensors:
             if tensor.name not in done:
                 weights = _importance_of(tensor, importance)
-                written = _write(file, tensor, start, pieces, weights)
-                done[tensor.name] = written
-                record(written)
+                digest, report = _write(file, tensor, start, pieces, weights)
+                record(_written(path, tensor, start, digest), report)
+                reports.append(report)
             start += _padded(tensor.nbytes)
             if progress is not None:
                 progress.advance(doing=tensor.name)
         file.truncate(start)
-    return [done[tensor.name] for tensor in plan.tensors]
+    return reports
 
 
-def intact(path: Path, tensors: Iterable[WrittenTensor]) -> bool:
-    """Whether the unfinished file holds the bytes of these tensors."""
-    return all(holds(path, tensor.start, tensor.nbytes, tensor.sha256) for tensor in tensors)
+def _written(path: Path, tensor: GgufTensorPlan, start: int, digest: str) -> Written:
+    return Written(
+        file=path.name,
+        name=tensor.name,
+        dtype=tensor.type,
+        shape=list(tensor.shape),
+        start=start,
+        nbytes=tensor.nbytes,
+        sha256=digest,
+    )
 
 
 def write_bf16(path: Path, source: Checkpoint) -> None:
@@ -165,7 +136,7 @@ class _Piece:
     whole: Tensor
 
 
-def _data_start(path: Path, plan: GgufPlan, known: WrittenTensor | None) -> int:
+def _data_start(path: Path, plan: GgufPlan, known: Written | None) -> int:
     """Where the tensors begin, in bytes; the header is written unless a tensor is ``known``."""
     if known is None:
         return _write_header(path, plan)
@@ -277,8 +248,8 @@ def _write(
     start: int,
     pieces: Iterator[_Piece],
     importance: Tensor | None,
-) -> WrittenTensor:
-    """Write one tensor's pieces from ``start`` on."""
+) -> tuple[str, LayerReport]:
+    """Write one tensor's pieces from ``start`` on; the digest of its bytes, and its report."""
     columns = tensor.shape[-1]
     lost, whole = torch.zeros(2, columns, dtype=torch.float64)
     digest, done = hashlib.sha256(), 0
@@ -294,17 +265,14 @@ def _write(
     if importance is not None:
         weights = importance.double()
         weighted = _ratio(lost * weights, whole * weights)
-    plain = _ratio(lost, whole)
-    return WrittenTensor(
+    report = LayerReport(
         name=tensor.name,
-        key=tensor.key,
-        type=tensor.type,
-        error=plain,
+        scheme=tensor.type,
+        error=_ratio(lost, whole),
+        measured_on="weights",
         weighted_error=weighted,
-        start=start,
-        nbytes=tensor.nbytes,
-        sha256=digest.hexdigest(),
     )
+    return digest.hexdigest(), report
 
 
 def _ratio(part: Tensor, whole: Tensor) -> float:

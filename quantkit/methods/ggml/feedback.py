@@ -28,7 +28,7 @@ from torch import Tensor
 from quantkit.base.errors import InputError
 from quantkit.base.parallel import multiplies_bfloat16
 from quantkit.methods.cholesky import cholesky_
-from quantkit.methods.drift import pull
+from quantkit.methods.drift import correction
 from quantkit.methods.ggml.blocks import LAYOUTS
 from quantkit.methods.ggml.scales import Rounding, Scales
 from quantkit.methods.ggml.types import GgmlTensor, row_bytes
@@ -121,7 +121,7 @@ def quantize(weight: Tensor, factor: Factor, type: str) -> Outcome:
             f"weight {tuple(weight.shape)} for {len(factor.grouped.columns)} measured inputs"
         )
     if not bool(weight.isfinite().all()):
-        raise InputError("holds NaN or infinite values")
+        raise InputError("the weight holds NaN or infinite values")
     rounding = Rounding(type, weight.device)
     parts = [_quantize_rows(rows.float(), factor, type, rounding) for rows in weight.split(_ROWS)]
     blocks = torch.cat([part.tensor.blocks for part in parts])
@@ -223,8 +223,8 @@ def _compact(drift: Tensor) -> Tensor:
 
 def _moved(weight: Tensor, order: Order, drift: Tensor, mean: float) -> Tensor:
     """What drift puts into the columns of D V, in their order, (in, out)."""
-    pulled = pull(weight, drift, order.columns).div_(mean).t()
-    return torch.linalg.solve_triangular(order.upper, pulled, upper=True)
+    wanted = correction(weight, drift, order.columns).div_(mean).t()
+    return torch.linalg.solve_triangular(order.upper, wanted, upper=True)
 
 
 def _eye(like: Tensor) -> Tensor:

@@ -12,29 +12,27 @@ by a matrix product.
 
 Activation order is *static*: columns are visited by falling diagonal of G, but the groups and
 their scales are those of the stored order, so that engines see no permutation (``desc_act:
-false``, g_idx = k // group_size). Scales are chosen before. With three bits and fewer it pays more
-to choose a group's scale when the group is reached, for the weights that will really be rounded;
-then whole groups are visited by falling energy, and the columns within them.
+false``, g_idx = k // group_size). Scales are chosen before any column is visited. With three bits
+or fewer it is better to choose a group's scale when the group is reached, for the weights that
+will really be rounded; then whole groups are visited by falling energy, and the columns in them.
 
-Where inputs have drifted, each column's target is moved besides (``drift``).
+Where the inputs have drifted, each column's target is moved too (``methods.drift``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from quantkit.calibration.statistics import Moment
 from quantkit.methods.cholesky import cholesky_
-from quantkit.methods.drift import pull
-from quantkit.methods.grids import Grid, QuantizedTensor, fit, grouped, search_range
-
-if TYPE_CHECKING:
-    from quantkit.calibration.statistics import Moment
+from quantkit.methods.drift import correction
+from quantkit.methods.grids import Grid, QuantizedTensor, fit, grouped, search_range, total
 
 _RETRIES = 4  # dampings tried, each ten times the one before
 _CLIP_STEPS = 20
@@ -45,7 +43,12 @@ _HEAVY_TAIL = 0.6  # median energy over mean, below which scales aren't chosen l
 
 @dataclass(frozen=True)
 class Settings:
-    """damping: share of the mean diagonal added to it; block_size: columns per lazy update."""
+    """How GPTQ is to work.
+
+    damping: share of the Hessian's mean diagonal that is added to the diagonal; activation_order:
+    whether columns are visited by falling energy; clip_search: whether ranges may shrink;
+    block_size: columns between two updates of the rest of the matrix.
+    """
 
     damping: float = 0.01
     activation_order: bool = True
@@ -58,10 +61,10 @@ class Factor:
     """L with H = L Lᵀ in ``order``, whose last column is visited first.
 
     unit: L with each column divided by its diagonal element, so that the diagonal is 1; pivots:
-    that diagonal; importance: what a column's error counts in the choice of scales; group: columns
-    of a group, where groups are visited one after the other and scales chosen when they are
-    reached, else None; damping: share of the mean diagonal; ridge: λ; drift: (X - Y)ᵀ Y, None
-    where inputs haven't drifted. Shared by all readers of an input.
+    that diagonal; importance: the weight of a column's error in the choice of scales; group:
+    columns of a group, where groups are visited one after the other and a scale is chosen when its
+    group is reached, else None; damping: share of the mean diagonal; ridge: λ; drift: (X - Y)ᵀ Y,
+    None where inputs haven't drifted. All linears that read an input share its factor.
     """
 
     unit: Tensor
@@ -74,6 +77,24 @@ class Factor:
     drift: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Rounded:
+    """Quantized rows of a weight.
+
+    losses: Gram loss of each row, (out,), where inputs have drifted of the corrected weights and
+    with the damping counted; damping: the share that was needed to factorize the Hessian, None
+    where that was impossible and the codes are the nearest.
+    """
+
+    tensor: QuantizedTensor
+    losses: Tensor
+    damping: float | None
+
+    @property
+    def loss(self) -> float:
+        return total(self.losses)
+
+
 def factorize(
     moment: Moment,
     settings: Settings,
@@ -83,13 +104,16 @@ def factorize(
 ) -> Factor | None:
     """Factorize a Gram matrix (in, in); None when no damping makes it positive definite.
 
-    group: columns of the readers' groups, where choosing their scales late may pay;
-    drift: (X - Y)ᵀ Y (in, in), where the moment is of Y and was to be of X.
+    group: columns of the linears' groups, where choosing their scales late may be better;
+    drift: (X - Y)ᵀ Y (in, in), where the moment is of Y, which the quantized model reads, and X is
+    what the unquantized one reads.
     """
     diagonal = moment.diagonal()
     mean = diagonal.mean().clamp(min=torch.finfo(diagonal.dtype).tiny)
     if group and settings.activation_order and bool(diagonal.median() < _HEAVY_TAIL * mean):
-        group = None  # a few columns count, all over the matrix: their order matters more
+        # A few columns all over the matrix have most of the energy: that they come first
+        # matters more than late scales.
+        group = None
     if not settings.activation_order:
         order = torch.arange(len(diagonal) - 1, -1, -1, device=diagonal.device)
     elif group:
@@ -103,8 +127,9 @@ def factorize(
         if cholesky_(hessian, threads):
             pivots = hessian.diagonal().clone()
             ridge = float(damping * mean)
-            # With its pivot, the part of a column's error that later columns can't fix, scales fit
-            # the calibration tokens more closely: with four bits and more, too closely.
+            # The pivot is the part of a column's error that later columns can't make up for.
+            # Weighted by it, scales fit the calibration tokens more closely: with four bits and
+            # more, so closely that held-out text suffers.
             importance = pivots if group else diagonal[order].sqrt()
             unit = hessian.div_(pivots)
             return Factor(unit, pivots, order, importance, group, damping, ridge, drift)
@@ -120,9 +145,9 @@ def _by_groups(energy: Tensor, group: int) -> Tensor:
 
 def _moved(weight: Tensor, factor: Factor, drift: Tensor) -> Tensor:
     """How far each column's target is moved, in the order of the factor, (in, out)."""
-    pulled = pull(weight, drift, factor.order).t()
-    found = torch.linalg.solve_triangular(factor.unit, pulled, upper=False, unitriangular=True)
-    return found.div_(factor.pivots.square()[:, None])
+    wanted = correction(weight, drift, factor.order).t()
+    moved = torch.linalg.solve_triangular(factor.unit, wanted, upper=False, unitriangular=True)
+    return moved.div_(factor.pivots.square()[:, None])
 
 
 def _fit(
@@ -142,15 +167,13 @@ def _fit(
     )
 
 
-def feedback(
-    weight: Tensor, factor: Factor, grid: Grid, settings: Settings
-) -> tuple[QuantizedTensor, Tensor]:
-    """Quantize ``weight`` (out, in; any float dtype). Its tensor, and each row's Gram loss (out,);
-    where inputs have drifted, the loss of the corrected weights, which counts λ too."""
+def feedback(weight: Tensor, factor: Factor, grid: Grid, settings: Settings) -> Rounded:
+    """Quantize ``weight`` (out, in; any float dtype)."""
     order, unit = factor.order, factor.unit
     # Transposed, so that a column is contiguous: (in, out), rows in visiting order.
     original = weight.float().index_select(1, order).t().contiguous()
-    work = original.clone()  # with the errors of the columns visited added
+    # The values to round: the originals plus the errors of the columns visited so far.
+    work = original.clone()
     if factor.drift is not None:
         work += _moved(weight, factor, factor.drift)
     group_of = (order // grid.columns(weight.shape[1])).tolist()
@@ -168,10 +191,10 @@ def feedback(
     for end in range(len(order), 0, -block):
         start = max(0, end - block)
         if factor.group is not None:
-            due, importance = work[start:end].t().contiguous(), factor.importance[start:end]
-            ranges.put(group_of[start], *_fit(due, grid, importance, settings))
+            targets, importance = work[start:end].t().contiguous(), factor.importance[start:end]
+            ranges.put(group_of[start], *_fit(targets, grid, importance, settings))
         errors = torch.empty_like(work[start:end])
-        taken = torch.empty_like(errors)
+        steps = torch.empty_like(errors)
         for high in range(end, start, -_INNER):
             low = max(start, high - _INNER)
             part = slice(low - start, high - start)
@@ -182,27 +205,27 @@ def feedback(
                 ranges,
                 group_of[low:high],
                 errors[part],
-                taken[part],
+                steps[part],
             )
             work[start:low].addmm_(unit[low:high, start:low].t(), errors[part])
         work[:start].addmm_(unit[start:end, :start].t(), errors)
-        left = work[start:end].mul_(factor.pivots[start:end, None])
-        loss += left.square_().sum(0)
+        residual = work[start:end].mul_(factor.pivots[start:end, None])
+        loss += residual.square_().sum(0)
         distance += errors.square_().sum(0)
-        taken += ranges.zeros[group_of[start:end]]
-        codes[start:end] = taken
+        codes[start:end] = steps.add_(ranges.zeros[group_of[start:end]])
     stored = torch.empty_like(codes)
     stored[order] = codes
     scales, zeros = ranges.scales.t().contiguous(), ranges.zeros.t().to(torch.uint8).contiguous()
     tensor = QuantizedTensor(grid, stored.t().contiguous(), scales, zeros)
     if factor.drift is None:
+        # The squares above are D (G + λI) Dᵀ; the Gram loss is D G Dᵀ.
         loss.sub_(distance, alpha=factor.ridge).clamp_(min=0)
-    return tensor, loss
+    return Rounded(tensor, loss, factor.damping)
 
 
 @dataclass(frozen=True)
 class _Ranges:
-    """Scales, zero points and the lowest and highest codes less these, each (groups, out)."""
+    """Scales, zero points, and the lowest and highest codes minus the zero point; (groups, out)."""
 
     grid: Grid
     scales: Tensor
@@ -230,26 +253,26 @@ def _visit(
     ranges: _Ranges,
     groups: Sequence[int],
     errors: Tensor,
-    taken: Tensor,
+    steps: Tensor,
 ) -> None:
     """Choose the codes of a few columns, from the last to the first.
 
-    All are (columns, out) but ``unit``, (columns, columns). ``work`` becomes what is left of
-    each target, ``errors`` the original less what was taken, ``taken`` codes less zero points.
-
-    So short are these vectors that what counts is the cost of a call, of which numpy's is a
-    fraction of torch's; elsewhere than on a CPU it is torch's functions of the same names.
+    All are (columns, out) but ``unit``, (columns, columns). On return ``work`` holds the residual
+    of each target, ``errors`` the originals minus their rounded values, ``steps`` the codes minus
+    the zero points.
     """
+    # These vectors are so short that the cost of a call decides, which numpy's functions have
+    # little of. On other devices than a CPU torch's functions of the same names are used.
     xp: Any = torch
     rint: Any = torch.round
     arrays: list[Any] = [work, original, unit, ranges.scales, ranges.lowest, ranges.highest]
-    arrays += [errors, taken]
+    arrays += [errors, steps]
     if work.device.type == "cpu":
         xp, rint, arrays = np, np.rint, [array.numpy() for array in arrays]
-    targets, originals, factors, scales, lowest, highest, wrong, steps = arrays
+    targets, originals, factors, scales, lowest, highest, all_errors, all_steps = arrays
     change = xp.empty_like(targets)
     for k in range(len(groups) - 1, -1, -1):
-        target, error, step, group = targets[k], wrong[k], steps[k], groups[k]
+        target, error, step, group = targets[k], all_errors[k], all_steps[k], groups[k]
         xp.divide(target, scales[group], out=step)
         rint(step, out=step)
         xp.maximum(step, lowest[group], out=step)

@@ -1,8 +1,9 @@
-"""What an unfinished output directory holds, so that no whole piece of work is done twice.
+"""The journal of an unfinished output directory, so that no finished work is done twice.
 
 ``OUT.partial/unfinished/journal.jsonl`` has a line with the digests of everything that decides
-the bytes, and then a line for every finished step, written after what it stands for. A line that
-a kill cut short counts for nothing. Beside it lies what is needed to go on.
+the bytes, and then a line for every finished step, written after the bytes that it describes. A
+line that a kill cut short is ignored. Beside the journal are the hidden states that the next step
+starts from.
 """
 
 from __future__ import annotations
@@ -12,24 +13,58 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from quantkit.base.errors import InputError, MachineError, QuantkitError
 from quantkit.base.files import as_machine_error
 from quantkit.base.output import partial_of, replace_output
 from quantkit.base.progress import Progress
+from quantkit.calibration.passing import CalibrationState
+from quantkit.checkpoint.writer import Written
+from quantkit.methods.linears import LayerReport
 
 _SCRATCH, _FILE = "unfinished", "journal.jsonl"
-_DONE = {"done": True}
-Step = dict[str, Any]
+
+# What comes before the blocks, a block, what comes after them; one more tensor of a GGUF file; and
+# the whole artifact, of which only the directory's final name is missing.
+Part = Literal["outside", "block", "output", "tensor", "artifact"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A finished step.
+
+    tensors: where what was written is; layers: how well it was quantized; importance: mean square
+    of each input feature, float32 in base64, by the checkpoint key of the weight that reads it;
+    calibration: where the rows stand afterwards.
+    """
+
+    part: Part
+    tensors: tuple[Written, ...] = ()
+    layers: tuple[LayerReport, ...] = ()
+    importance: Mapping[str, str] = field(default_factory=dict)
+    calibration: CalibrationState | None = None
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Step:
+        """Inverse of ``dataclasses.asdict``. Raises LookupError, TypeError for anything else."""
+        state = value["calibration"]
+        return cls(
+            part=value["part"],
+            tensors=tuple(Written(**tensor) for tensor in value["tensors"]),
+            layers=tuple(LayerReport(**layer) for layer in value["layers"]),
+            importance=value["importance"],
+            calibration=None if state is None else CalibrationState.from_json(state),
+        )
 
 
 class Journal:
-    """The steps that are finished, and the file that says so.
+    """The finished steps, and the file that lists them.
 
-    steps: those of an earlier run and of this one; scratch: a directory for what is needed to
-    go on, which will be gone in the end.
+    steps: those of an earlier run and of this one; scratch: a directory for what the next step
+    starts from, which is removed in the end.
     """
 
     def __init__(self, file: IO[bytes], steps: list[Step], scratch: Path) -> None:
@@ -40,15 +75,15 @@ class Journal:
     @property
     def done(self) -> bool:
         """Whether everything is finished but the name of the directory."""
-        return self.steps[-1:] == [_DONE]
+        return bool(self.steps) and self.steps[-1].part == "artifact"
 
     def record(self, step: Step) -> None:
-        """Say that ``step`` is finished: whatever it names must lie on disk."""
-        self._file.write(json.dumps(step, separators=(",", ":")).encode() + b"\n")
+        """Note that ``step`` is finished: the bytes that it describes must be on disk already."""
+        self._file.write(json.dumps(asdict(step), separators=(",", ":")).encode() + b"\n")
         self.steps.append(step)
 
     def forget(self) -> None:
-        """Count nothing as finished: what was found is damaged."""
+        """Count no step as finished, because what they wrote is damaged."""
         self._file.seek(0)
         end = len(self._file.readline())
         self._file.truncate(end)
@@ -62,9 +97,10 @@ def unfinished(
 ) -> Iterator[tuple[Path, Journal]]:
     """``OUT.partial``, new or as an earlier run left it, and its journal.
 
-    Becomes ``out`` when the block ends well. When it doesn't, finished steps are kept, unless the
-    inputs were at fault. ``inputs``: digests by what they are of; where an earlier run had others,
-    it is left alone (InputError), or with ``force`` thrown away.
+    It is renamed to ``out`` when the block ends without an exception. Otherwise its finished steps
+    are kept, unless the inputs were at fault. ``inputs``: digests, by what they are digests of.
+    Where an earlier run had other inputs, its work is left alone and an InputError is raised; with
+    ``force`` it is removed.
     """
     partial = partial_of(out)
     try:
@@ -73,12 +109,12 @@ def unfinished(
         raise as_machine_error(error, partial) from error
     journal = Journal(file, steps, partial / _SCRATCH)
     if steps:
-        progress.note(f"{partial}: going on after {len(steps)} finished steps")
+        progress.note(f"{partial}: continuing after {len(steps)} finished steps")
     try:
         with file:
             yield partial, journal
             if not journal.done:
-                journal.record(_DONE)
+                journal.record(Step("artifact"))
         for path in journal.scratch.iterdir():
             if path.name != _FILE:
                 path.unlink()
@@ -91,7 +127,7 @@ def unfinished(
             shutil.rmtree(partial, ignore_errors=True)
         else:
             kept = f"{len(journal.steps)} finished steps are kept in {partial}"
-            progress.note(f"{kept}: the same command goes on from there")
+            progress.note(f"{kept}: the same command continues from there")
         if failure is error:
             raise
         raise failure from error
@@ -103,12 +139,12 @@ def _open(partial: Path, inputs: Mapping[str, str], *, force: bool) -> tuple[IO[
         file = path.open("r+b", buffering=0)
         _lock(file, partial)
         try:
-            found, steps, whole = _read(file)
-            if differing := _differing(found, inputs):
+            theirs, steps, whole = _read(file)
+            if differing := _differing(theirs, inputs):
                 raise InputError(
                     f"holds unfinished work of other inputs; what differs: {differing}",
                     subject=str(partial),
-                    fix="Give the same inputs to go on, or --force to start again.",
+                    fix="Give the same inputs to continue it, or --force to start again.",
                 )
         except InputError:
             if not force:
@@ -135,21 +171,25 @@ def _lock(file: IO[bytes], partial: Path) -> None:
     except BlockingIOError:
         file.close()
         raise InputError(
-            "another run is at work here", where=str(partial), fix="Wait for it, or stop it."
+            "another run is writing here", where=str(partial), fix="Wait for it, or stop it."
         ) from None
 
 
 def _read(file: IO[bytes]) -> tuple[dict[str, str], list[Step], int]:
-    """The inputs, the steps and where the last whole line ends."""
+    """The inputs, the steps, and the offset at which the last whole line ends."""
     lines = file.read().split(b"\n")[:-1]  # what follows the last line's end was cut short
+    whole = sum(len(line) + 1 for line in lines)
     try:
-        values = [json.loads(line) for line in lines]
-        found = dict(values[0]["inputs"])
+        first, *others = map(json.loads, lines)
+        inputs = dict(first["inputs"])
     except (ValueError, LookupError, TypeError):
         return {"journal": "damaged"}, [], 0
-    return found, values[1:], sum(len(line) + 1 for line in lines)
+    try:
+        return inputs, [Step.from_json(value) for value in others], whole
+    except (LookupError, TypeError):  # an older version of the program wrote other steps
+        return {**inputs, "journal": "of another version"}, [], whole
 
 
-def _differing(found: Mapping[str, str], inputs: Mapping[str, str]) -> str:
-    names = [name for name in {**found, **inputs} if found.get(name) != inputs.get(name)]
+def _differing(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str:
+    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
     return ", ".join(names)

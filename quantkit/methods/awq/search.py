@@ -28,6 +28,7 @@ from quantkit.methods.grids import (
     search_range,
     total,
 )
+from quantkit.methods.rescaling import Target, centered
 
 _SMALLEST_CLIP = 0.5
 _CLIP_STEPS = 10
@@ -35,25 +36,12 @@ _SAMPLE = 128  # rows that scales are compared on, over all readers of an input
 _PANEL = 512  # columns of the Gram matrix multiplied together
 
 
-@dataclass(frozen=True)
-class Target:
-    """A linear that reads the input under search.
-
-    weight: (out, in) float32; rows: how much a unit of each output counts, (out,), where the
-    outputs have been rescaled already (they are the input of a later fold).
-    """
-
-    weight: Tensor
-    grid: Grid
-    rows: Tensor
-
-
 class Inputs:
-    """What the targets read: ``gram``, XᵀX (in, in) float32, and a rough copy of it with which
-    losses are compared. Such long sums lose nothing that matters in bfloat16."""
+    """What the targets read: ``gram``, XᵀX (in, in) float32, and how losses follow from it."""
 
     def __init__(self, gram: Tensor) -> None:
         self.gram = gram
+        # Losses are compared, not reported: bfloat16 is exact enough for such long sums.
         self.dtype = torch.bfloat16 if multiplies_bfloat16(gram.device) else gram.dtype
         # x G xᵀ = x L xᵀ with L the lower triangle, all of it but the diagonal doubled: exact, for
         # 2 is a power of two, and half the products.
@@ -61,19 +49,19 @@ class Inputs:
         self._folded.diagonal().mul_(0.5)
 
     def losses(self, error: Tensor) -> Tensor:
-        """Squared output error of each row, (out,), of an error (out, in) in the weights."""
+        """Squared output error of each row, (out,), for an error (out, in) of the weights."""
         rough = error.to(self.dtype)
-        found = torch.zeros(len(error), device=error.device)
+        losses = torch.zeros(len(error), device=error.device)
         for first in range(0, error.shape[1], _PANEL):
             columns = slice(first, first + _PANEL)
             product = rough[:, first:] @ self._folded[first:, columns]
-            found += torch.linalg.vecdot(product.float(), error[:, columns])
-        return found
+            losses += torch.linalg.vecdot(product.float(), error[:, columns])
+        return losses
 
 
 @dataclass(frozen=True)
 class Rounded:
-    """A target quantized: its tensor, and its loss with each row counted as it should."""
+    """A quantized target and its Gram loss, rows weighted by ``Target.rows``."""
 
     tensor: QuantizedTensor
     loss: float
@@ -82,15 +70,15 @@ class Rounded:
 def search_scale(
     targets: Sequence[Target],
     inputs: Inputs,
-    realise: Callable[[Tensor], Tensor],
+    realize: Callable[[Tensor], Tensor],
     *,
     steps: int,
     clip: bool,
 ) -> Tensor | None:
-    """The input scale (in_features,) with the lowest Gram loss; None where 1 has.
+    """The input scale (in_features,) with the lowest Gram loss; None where that is 1.
 
-    targets: every quantized linear that reads the input; realise: turns a wished scale into the
-    one that the producer can really undo (shared heads, norms rounded to their dtype); steps:
+    targets: every quantized linear that reads the input; realize: turns a scale into the one that
+    the producer can really undo (shared heads, norms rounded to their dtype); steps: the number of
     exponents tried; clip: see ``quantize``.
     """
     sample = _sample(targets)
@@ -99,18 +87,18 @@ def search_scale(
     size = size.clamp(min=1e-4)
     ratios = [step / steps for step in range(1, steps + 1)]
 
-    def losses(wished: Sequence[Tensor], clip: bool) -> list[float]:
+    def losses(candidates: Sequence[Tensor], clip: bool) -> list[float]:
         def compare(some: Sequence[Tensor]) -> list[float]:
-            scales = [realise(centred(scale)) for scale in some]
+            scales = [realize(centered(scale)) for scale in some]
             return _compare(sample, inputs, scales, clip)
 
         # As many scales at once as fill a piece: small calls cost more than their arithmetic.
         count = max(1, AT_ONCE // sum(target.weight.numel() for target in sample))
-        batches = [wished[first : first + count] for first in range(0, len(wished), count)]
-        return [loss for found in spread(compare, batches, activation.device) for loss in found]
+        batches = [candidates[first : first + count] for first in range(0, len(candidates), count)]
+        return [loss for part in spread(compare, batches, activation.device) for loss in part]
 
-    # Clipping is dear and moves the optimum towards smaller scales, so each family's best scale
-    # is found without it, and then it and milder forms of it are tried with it.
+    # Clipping costs time and moves the optimum towards smaller scales, so the best scale of each
+    # family is searched without it; that one and milder forms of it are then tried with it.
     families = [
         [activation**ratio for ratio in ratios],
         [activation**ratio / size ** (1 - ratio) for ratio in ratios],
@@ -118,16 +106,16 @@ def search_scale(
     finalists = [torch.ones_like(activation)]
     for leader in _lowest(families, lambda some: losses(some, False)):
         finalists += [leader**power for power in ((1.0, 0.5, 0.25) if clip else (1.0,))]
-    found = losses(finalists, clip)
-    best = found.index(min(found))
-    return realise(centred(finalists[best])) if best else None
+    final = losses(finalists, clip)
+    best = final.index(min(final))
+    return realize(centered(finalists[best])) if best else None
 
 
 def quantize(target: Target, inputs: Inputs, scale: Tensor | None = None, *, clip: bool) -> Rounded:
     """Quantize a target's weight times ``scale`` under the Gram matrix of its input.
 
     With ``clip`` the range of each (row, group) shrinks as far as that lowers the output error
-    of the group by itself; a row keeps its full range where the whole row's error says otherwise.
+    of the group by itself; a row whose whole output error grows by that keeps its full ranges.
     """
     rows = max(1, AT_ONCE // target.weight.shape[1])
     pieces = [
@@ -228,15 +216,18 @@ def _sample(targets: Sequence[Target]) -> list[Target]:
 def _lowest(
     families: Sequence[Sequence[Tensor]], losses: Callable[[Sequence[Tensor]], list[float]]
 ) -> list[Tensor]:
-    """Each family's member with the lowest loss: coarsely first, then between the neighbours of
-    the best. The families are of one length."""
+    """Each family's member with the lowest loss. The families are of one length.
+
+    Every fourth member is tried first, then those between the best and its neighbors, which finds
+    the lowest wherever the loss has a single valley along the family.
+    """
     length, stride = len(families[0]), 4
     known: list[dict[int, float]] = [{} for _ in families]
     first = range(stride - 1, length, stride) or range(length)
     places = [(family, place) for family in range(len(families)) for place in first]
     while True:
-        found = losses([families[family][place] for family, place in places])
-        for (family, place), loss in zip(places, found, strict=True):
+        tried = losses([families[family][place] for family, place in places])
+        for (family, place), loss in zip(places, tried, strict=True):
             known[family][place] = loss
         best = [min(of, key=lambda place: (of[place], place)) for of in known]
         stride //= 2
@@ -244,15 +235,10 @@ def _lowest(
             return [family[place] for family, place in zip(families, best, strict=True)]
         places = [
             (family, place)
-            for family, centre in enumerate(best)
-            for place in (centre - stride, centre + stride)
+            for family, center in enumerate(best)
+            for place in (center - stride, center + stride)
             if 0 <= place < length and place not in known[family]
         ]
-
-
-def centred(scale: Tensor) -> Tensor:
-    """The scale with its extremes balanced around 1: only ratios between channels matter."""
-    return (scale / (scale.max() * scale.min()).sqrt()).clamp(1e-4, 1e4)
 
 
 def _relative_size(weight: Tensor, grid: Grid) -> Tensor:

@@ -1,0 +1,135 @@
+"""Artifacts in safetensors: linears of the blocks are quantized, all else is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from quantkit.assembly.blocks import assemble, quantize_linears
+from quantkit.assembly.journal import Step
+from quantkit.assembly.run import Run
+from quantkit.base.errors import not_finite
+from quantkit.base.files import write_json
+from quantkit.base.parallel import spread
+from quantkit.calibration.needs import Needs
+from quantkit.calibration.passing import CalibrationPass
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.sidecars import write_config
+from quantkit.checkpoint.writer import TensorWriter, Written
+from quantkit.formats.registry import safetensors_formats
+from quantkit.methods.linears import BlockResult, LayerReport
+from quantkit.model.stream import Stream
+from quantkit.plan.linears import LinearPlan
+
+_AT_ONCE = 1 << 25  # bytes of a tensor that is copied
+
+
+def write_safetensors(run: Run, plan: LinearPlan) -> list[LayerReport]:
+    """Write the planned artifact's weights and config into ``run.directory``."""
+    format = safetensors_formats()[plan.format]
+    stream = Stream(plan.skeleton, run.checkpoint, run.device)
+    keys = [
+        key
+        for tensor in plan.tensors
+        for key in (tensor.name, *(_part_key(tensor.name, s) for s in format.suffixes))
+    ]
+    with TensorWriter(run.directory, keys, scratch=run.journal.scratch) as writer:
+        assemble(run, stream, _Parts(run, plan, writer), f"quantize ({plan.method})")
+    write_config(run.directory, run.checkpoint.config, plan.quantization_config)
+    for name, content in format.other_files(plan.quantization_config).items():
+        write_json(run.directory / name, content)
+    return [layer for step in run.journal.steps for layer in step.layers]
+
+
+class _Parts:
+    """Implements ``blocks.Parts``."""
+
+    def __init__(self, run: Run, plan: LinearPlan, writer: TensorWriter) -> None:
+        self._checkpoint, self._plan, self._writer = run.checkpoint, plan, writer
+        self._format = safetensors_formats()[plan.format]
+
+    @property
+    def needs(self) -> Needs | None:
+        return self._plan.settings.needs()
+
+    def resume(self, steps: Sequence[Step]) -> bool:
+        return self._writer.resume([tensor for step in steps for tensor in step.tensors])
+
+    def restart(self) -> None:
+        self._writer.restart()
+
+    def outside(self) -> Step:
+        return Step("outside", tuple(self._copy(key) for key in self._plan.outside))
+
+    def embedding(self) -> None:
+        return None
+
+    def block(
+        self,
+        index: int,
+        block: nn.Module,
+        calibration: CalibrationPass | None,
+        tick: Callable[[], None],
+    ) -> Step:
+        result = quantize_linears(self._plan, index, block, calibration, tick)
+        prefix = self._plan.skeleton.layer_name(index) + "."
+        layers = tuple(linear.report for linear in result.linears.values())
+        return Step("block", tuple(self._write(prefix, result)), layers)
+
+    def output(self, calibration: CalibrationPass | None) -> Step:
+        return Step("output")
+
+    def _write(self, prefix: str, result: BlockResult) -> Iterator[Written]:
+        """Write one block: what was quantized, what was rescaled, and copies of the rest."""
+        skeleton = self._plan.skeleton
+        names = {
+            name.removeprefix(prefix): key
+            for name, key in skeleton.names.items()
+            if name.startswith(prefix)
+        }
+        tensors = {
+            f"{module}.weight": linear.tensor
+            for module, linear in result.linears.items()
+            if f"{module}.weight" in names
+        }
+
+        def pack(name: str) -> dict[str, Tensor]:
+            parts = self._format.pack(tensors[name], skeleton.model.dtype)
+            return {_part_key(names[name], suffix): part for suffix, part in parts.items()}
+
+        packed = dict(zip(tensors, spread(pack, tensors, torch.device("cpu")), strict=True))
+        for name, key in names.items():
+            if name in packed:
+                yield from self._writer.add(packed.pop(name))
+            elif name in result.changed:
+                yield from self._writer.add({key: result.changed[name]})
+            else:
+                yield self._copy(key)
+
+    def _copy(self, key: str) -> Written:
+        """Write a tensor that is kept. Raises InputError if it holds NaN or infinity."""
+        dtype, shape = self._checkpoint.dtype(key), self._checkpoint.shape(key)
+        return self._writer.add_parts(key, dtype, shape, _finite_parts(self._checkpoint, key))
+
+
+def _part_key(key: str, suffix: str) -> str:
+    """The key of one of the tensors that are stored for the weight ``key``."""
+    return f"{key.removesuffix('.weight')}.{suffix}"
+
+
+def _finite_parts(checkpoint: Checkpoint, key: str) -> Iterator[Tensor]:
+    dtype, shape = checkpoint.dtype(key), checkpoint.shape(key)
+    height = shape[0] if shape else 0
+    row = torch.Size(shape[1:]).numel() * dtype.itemsize
+    step = max(1, _AT_ONCE // max(1, row))
+    parts = (
+        (checkpoint.read_rows(key, first, first + step) for first in range(0, height, step))
+        if shape
+        else iter([checkpoint.read(key)])
+    )
+    for part in parts:
+        if part.is_floating_point() and not bool(part.isfinite().all()):
+            raise not_finite(key)
+        yield part

@@ -1,0 +1,138 @@
+"""What a method is: the settings that a recipe gives it, and what it does with them.
+
+The section ``quantize`` of a recipe becomes an instance of one of the classes in ``registry``.
+Each says in one place what may be set, what it needs to know of the inputs, which scheme a linear
+gets, and how the linears of a block are quantized.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from quantkit.calibration.needs import Needs
+from quantkit.documents.document import Strict
+from quantkit.methods.grids import Grid, as_grid
+from quantkit.methods.linears import BlockResult, Linears, Scheme
+
+Bits = Annotated[int, Field(ge=2, le=8)]
+GroupSize = Annotated[int, Field(description="columns per group; -1 makes one group a row")]
+
+# What the calibration rows pass through between blocks: weights as they were, or as written.
+Propagate = Literal["original", "quantized"]
+
+
+class Method(Strict):
+    """The settings of a method, and what it does.
+
+    tag: names the class; the method's name, unless several classes share that. calibration:
+    whether a recipe must, may or can't have a section ``calibration``; rounds_inputs: whether
+    engines round the inputs of its linears too; rescales: whether it rescales weights, which then
+    aren't the checkpoint's before rounding.
+    """
+
+    tag: ClassVar[str]
+    calibration: ClassVar[Literal["required", "optional", "unused"]]
+    rounds_inputs: ClassVar[bool] = False
+    rescales: ClassVar[bool] = False
+
+    method: str
+    format: str
+
+    @classmethod
+    def describes(cls, section: Mapping[str, Any]) -> bool:
+        """Whether the section of a recipe is meant for this class."""
+        return section.get("method") == cls.tag
+
+    @abstractmethod
+    def needs(self) -> Needs | None:
+        """What must be measured of the inputs, in a recipe that calibrates; None for nothing."""
+
+
+class LinearMethod(Method):
+    """A method that gives linears a scheme and leaves all other tensors as they are."""
+
+    ignore: list[str] = Field(default=["lm_head"], description="globs of modules left as they are")
+
+    def check_available(self) -> None:
+        """Raise MachineError where a library that the method needs isn't installed."""
+
+    @abstractmethod
+    def default_scheme(self) -> Scheme:
+        """The scheme of a linear that no override matches."""
+
+    @abstractmethod
+    def quantize(self, linears: Linears) -> BlockResult:
+        """Quantize linears of one block, in memory as it was or as propagation has left it.
+
+        The block isn't changed. Raises InputError.
+        """
+
+    def scheme_of(self, name: str, default: Scheme) -> Scheme | None:
+        """The scheme of the linear of that full name; None leaves it as it is."""
+        return None if any(fnmatchcase(name, pattern) for pattern in self.ignore) else default
+
+    def patterns(self) -> list[tuple[str, str]]:
+        """The globs that the recipe holds, each after its key."""
+        return [("quantize.ignore", pattern) for pattern in self.ignore]
+
+    def config(self) -> dict[str, Any]:
+        """What config.json is to say of the method, in the words of the format of its name."""
+        return {}
+
+
+class Override(Strict):
+    """Another scheme for the modules whose full name matches a glob; the last match wins."""
+
+    match: str
+    skip: bool = False
+    bits: Bits | None = None
+    group_size: GroupSize | None = None
+    symmetric: bool | None = None
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Override:
+        changes = any(value is not None for value in (self.bits, self.group_size, self.symmetric))
+        if self.skip == changes:
+            raise ValueError("an override needs skip: true, or bits, group_size or symmetric")
+        return self
+
+
+class AffineMethod(LinearMethod):
+    """A method that rounds to an affine integer grid, which overrides may change."""
+
+    bits: Bits
+    group_size: GroupSize
+    symmetric: bool
+    overrides: list[Override] = Field(default=[])
+
+    @model_validator(mode="after")
+    def _group_size_is_sane(self) -> AffineMethod:
+        for size in [self.group_size, *(o.group_size for o in self.overrides)]:
+            if size is not None and size != -1 and size < 8:
+                raise ValueError(f"group_size {size} is not -1 (one group a row) or at least 8")
+        return self
+
+    def default_scheme(self) -> Grid:
+        return Grid(self.bits, self.group_size, self.symmetric)
+
+    def scheme_of(self, name: str, default: Scheme) -> Scheme | None:
+        scheme = super().scheme_of(name, default)
+        if scheme is None:
+            return None
+        for override in self.overrides:
+            if fnmatchcase(name, override.match):
+                changes = override.model_dump(
+                    include={"bits", "group_size", "symmetric"}, exclude_none=True
+                )
+                scheme = None if override.skip else replace(as_grid(scheme or default), **changes)
+        return scheme
+
+    def patterns(self) -> list[tuple[str, str]]:
+        overrides = [("quantize.overrides", override.match) for override in self.overrides]
+        return super().patterns() + overrides
