@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from quantkit.artifact.manifest import file_digests, library_versions
-from quantkit.base.files import digests
 from quantkit.assembly.journal import Journal
+from quantkit.base.files import digests
 from quantkit.base.progress import Progress
 from quantkit.base.version import __version__
 from quantkit.calibration.activations import HiddenStates

@@ -8,19 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from quantkit.methods.block import quantize_block
 
 from quantkit.calibration.folds import Fold, find_folds
-from quantkit.calibration.passing import CalibrationPass, Wanted
+from quantkit.calibration.needs import Needs
+from quantkit.calibration.passing import CalibrationPass
 from quantkit.calibration.statistics import InputStatistics
 from quantkit.calibration.text import Rows
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.methods import awq
-from quantkit.methods.block import BlockResult, Scheme, quantize_block
+from quantkit.methods.awq import search as awq
+from quantkit.methods.awq.method import Awq
 from quantkit.methods.grids import Grid, gram_loss
+from quantkit.methods.linears import BlockResult, Linears
+from quantkit.methods.rescaling import Target
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Batch, Stream
-from quantkit.recipes.recipe import Awq
 from tests.helpers.tiny import Tiny
 
 FOLDED = {
@@ -46,7 +47,7 @@ def first_block(
     """(block in float32, its measured inputs, folds, a batch and its call) of layer 0."""
     checkpoint = Checkpoint(directory)
     stream = Stream(Skeleton(checkpoint), checkpoint, torch.device("cpu"))
-    calibration = CalibrationPass(stream, rows(), Wanted("gram", folds=folds))
+    calibration = CalibrationPass(stream, rows(), Needs("gram", folds=folds))
     before = stream.begin(rows(2).ids, 2)[0]
     with stream.block(0) as block:
         inputs, found = calibration.through(0, block)
@@ -108,8 +109,8 @@ def schemes(block: torch.nn.Module, skip: tuple[str, ...] = ()) -> dict[str, Sch
 def rebuilt_output(block: torch.nn.Module, result: BlockResult, batch: Batch) -> torch.Tensor:
     """The block's output with every tensor replaced by what was quantized and rescaled."""
     block = copy.deepcopy(block)
-    for name, tensor in result.tensors.items():
-        block.get_submodule(name).weight.data = tensor.dequantize()
+    for name, linear in result.linears.items():
+        block.get_submodule(name).weight.data = linear.tensor.dequantize()
     for name, value in result.changed.items():
         block.get_parameter(name).data = value
     with torch.inference_mode():
@@ -123,10 +124,13 @@ def test_scaling_only_lowers_the_loss_and_keeps_the_function(
 ) -> None:
     block, inputs, folds, batch = first_block(tiny(model_type))
     chosen = schemes(block, skip)
-    plain = quantize_block(METHOD, block, chosen, inputs, [])
-    scaled = quantize_block(METHOD, block, chosen, inputs, folds)
-    assert not any(layer.scaled for layer in plain.layers) and not plain.changed
-    error = [{layer.name: layer.error for layer in r.layers} for r in (plain, scaled)]
+    plain = METHOD.quantize(Linears.of(block, chosen, inputs))
+    scaled = METHOD.quantize(Linears.of(block, chosen, inputs, folds))
+    assert not any(linear.report.scaled for linear in plain.linears.values())
+    assert not plain.changed
+    error = [
+        {name: linear.report.error for name, linear in r.linears.items()} for r in (plain, scaled)
+    ]
     for fold in folds:
         names = [name for name in fold.consumers if name in chosen]
         energy = {n: float(g.energy[n]) for g in inputs for n in g.consumers if n in names}
@@ -134,7 +138,7 @@ def test_scaling_only_lowers_the_loss_and_keeps_the_function(
         # Rescaled rows change the rounding of scales, no more; an unscaled input is equal.
         assert mine <= unscaled * 1.02
     if model_type != "opt" and not skip:  # whose norms have biases: powers of two only
-        assert sum(bool(layer.scaled) for layer in scaled.layers) >= 2
+        assert sum(bool(linear.report.scaled) for linear in scaled.linears.values()) >= 2
     with torch.inference_mode():
         exact = block(batch.hidden, *batch.calls[0].args, **batch.calls[0].kwargs)
     distance = [(rebuilt_output(block, r, batch) - exact).norm() for r in (plain, scaled)]
@@ -143,8 +147,8 @@ def test_scaling_only_lowers_the_loss_and_keeps_the_function(
 
 def test_a_linear_without_a_fold_is_quantized_unscaled(tiny: Tiny) -> None:
     block, inputs, folds, _ = first_block(tiny("gpt_neox"))
-    result = quantize_block(METHOD, block, schemes(block), inputs, folds)
-    scaled = {layer.name: layer.scaled for layer in result.layers}
+    result = METHOD.quantize(Linears.of(block, schemes(block), inputs, folds))
+    scaled = {name: linear.report.scaled for name, linear in result.linears.items()}
     assert scaled["attention.dense"] is False and scaled["mlp.dense_4h_to_h"] is False
 
 
@@ -152,7 +156,7 @@ def test_clipping_lowers_every_rows_loss() -> None:
     generator = torch.Generator().manual_seed(0)
     w = torch.randn(32, 64, generator=generator) ** 3
     x = torch.randn(256, 64, generator=generator)
-    gram, target = x.t() @ x, awq.Target(w, Grid(3, 32, False), torch.ones(32))
+    gram, target = x.t() @ x, Target(w, Grid(3, 32, False), torch.ones(32))
     loss = [
         gram_loss(awq.quantize(target, awq.Inputs(gram), clip=clip).tensor.dequantize() - w, gram)
         for clip in (False, True)

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from quantkit.assembly import gguf, linears
 from quantkit.base.progress import Silent
 from quantkit.calibration import passing
-from quantkit.calibration.passing import CalibrationPass, Wanted
+from quantkit.calibration.needs import Needs
+from quantkit.calibration.passing import CalibrationPass
 from quantkit.calibration.replay import Replay
 from quantkit.calibration.text import Rows
 from quantkit.checkpoint.reader import Checkpoint
@@ -48,7 +49,7 @@ def test_both_models_inputs_are_those_of_the_whole_models(tiny: Tiny, model_type
     skeleton = Skeleton(checkpoint)
     stream = Stream(skeleton, checkpoint, torch.device("cpu"))
     calibration = CalibrationPass(
-        stream, Rows(ids, "", len(ids)), Wanted("gram", propagate="corrected")
+        stream, Rows(ids, "", len(ids)), Needs("gram", propagate="corrected")
     )
     original = AutoModelForCausalLM.from_pretrained(directory, dtype=skeleton.model.dtype).eval()
     changed = copy.deepcopy(original)
@@ -78,7 +79,7 @@ def measured(directory: Path) -> list[torch.Tensor]:
     ids = torch.randint(0, 96, (3, 16), generator=torch.Generator().manual_seed(5))
     checkpoint = Checkpoint(directory)
     stream = Stream(Skeleton(checkpoint), checkpoint, torch.device("cpu"))
-    calibration = CalibrationPass(stream, Rows(ids, "", 3), Wanted("gram", propagate="corrected"))
+    calibration = CalibrationPass(stream, Rows(ids, "", 3), Needs("gram", propagate="corrected"))
     found: list[torch.Tensor] = []
     for index in range(len(stream.skeleton.layers)):
         with stream.block(index) as block:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from quantkit.methods.gptq.pieces import Outcome, Problem
 
 from quantkit.calibration.statistics import Drift, Gram
 from quantkit.methods import rtn
 from quantkit.methods.cholesky import cholesky_
-from quantkit.methods.gptq import pieces as gptq
-from quantkit.methods.gptq.feedback import Settings, factorize, feedback
-from quantkit.methods.gptq.pieces import Outcome, Problem
+from quantkit.methods.gptq import readers as gptq
+from quantkit.methods.gptq.feedback import Rounded, Settings, factorize, feedback
+from quantkit.methods.gptq.readers import Readers
 from quantkit.methods.grids import Grid, QuantizedTensor, gram_loss
 from tests.helpers.moments import Known
 
@@ -26,8 +25,8 @@ def problem(
     return torch.randn(rows, columns, generator=generator) * 0.05, x.t() @ x
 
 
-def quantize(w: torch.Tensor, gram: torch.Tensor, grid: Grid, settings: Settings) -> Outcome:
-    return gptq.quantize([Problem(Known(gram), [w], [grid])], settings)[0][0]
+def quantize(w: torch.Tensor, gram: torch.Tensor, grid: Grid, settings: Settings) -> Rounded:
+    return gptq.quantize([Readers(Known(gram), [w], [grid])], settings)[0][0]
 
 
 def loss_of(tensor: QuantizedTensor, w: torch.Tensor, gram: torch.Tensor) -> float:
@@ -49,7 +48,7 @@ def test_readers_of_one_input_are_quantized_as_if_alone() -> None:
     w, gram = problem(rows=80)
     grids = [Grid(4, 32, True), Grid(3, 32, False), Grid(4, 32, True)]
     parts = w.split([16, 40, 24])
-    together = gptq.quantize([Problem(Known(gram), parts, grids)], Settings())[0]
+    together = gptq.quantize([Readers(Known(gram), parts, grids)], Settings())[0]
     for part, grid, outcome in zip(parts, grids, together, strict=True):
         alone = quantize(part, gram, grid, Settings())
         assert outcome.tensor.grid == grid
@@ -162,12 +161,12 @@ def test_scales_chosen_late_lose_less_at_few_bits(rows: int, symmetric: bool) ->
     early = factorize(moment, Settings())
     assert late is not None and early is not None
     assert (late.group, early.group) == (32, None)
-    outcomes = [feedback(w, factor, grid, Settings()) for factor in (late, early)]
-    for tensor, losses in outcomes:
-        expected = gram_loss(tensor.dequantize() - w, moment.gram)
-        assert torch.allclose(losses, expected, rtol=1e-2)
+    results = [feedback(w, factor, grid, Settings()) for factor in (late, early)]
+    for rounded in results:
+        expected = gram_loss(rounded.tensor.dequantize() - w, moment.gram)
+        assert torch.allclose(rounded.losses, expected, rtol=1e-2)
     if rows > 1:
-        assert outcomes[0][1].sum() < 0.97 * outcomes[1][1].sum()
+        assert results[0].loss < 0.97 * results[1].loss
 
 
 @pytest.mark.parametrize("bits", [3, 4, 8])
@@ -184,8 +183,8 @@ def test_what_drifted_inputs_lose_is_made_up_for(bits: int) -> None:
     def lost(value: torch.Tensor) -> float:
         return (x @ w.t() - y @ value.t()).square().sum().item()
 
-    [[plain]] = gptq.quantize([Problem(moment, [w], [grid])], Settings())
-    [[made_up]] = gptq.quantize([Problem(moment, [w], [grid], drift.matrix())], Settings())
+    [[plain]] = gptq.quantize([Readers(moment, [w], [grid])], Settings())
+    [[made_up]] = gptq.quantize([Readers(moment, [w], [grid], drift.matrix())], Settings())
     assert lost(made_up.tensor.dequantize()) < 0.8 * lost(plain.tensor.dequantize())
     # With bits enough, the codes are those of weights half of the way to the best ones, but where
     # these lie outside of the range that was chosen for the weights as they were.

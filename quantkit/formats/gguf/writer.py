@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from quantkit.base.errors import InputError
-from quantkit.base.files import holds, write_at
+from quantkit.base.files import write_at
 from quantkit.base.parallel import pool
 from quantkit.base.progress import Task
 from quantkit.checkpoint.reader import Checkpoint, TensorSource

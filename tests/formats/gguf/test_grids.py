@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from quantkit.assembly import grids, linears
+from quantkit.assembly import gguf as assembly
 from quantkit.base.errors import InputError
 from quantkit.base.files import sha256
 from quantkit.base.progress import Silent
@@ -21,11 +21,14 @@ from quantkit.formats.gguf import grids as gguf_grids
 from quantkit.formats.gguf.transforms import InterleaveHalves, Keep, ThreeParts
 from quantkit.formats.packed import open_artifact
 from quantkit.methods import rtn
+from quantkit.methods.gptq.method import Gptq
+from quantkit.methods.gptq.mix import GptqMix
 from quantkit.methods.grids import Grid
+from quantkit.methods.linears import BlockResult
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
 from quantkit.plan.linears import LinearPlan
-from quantkit.recipes.recipe import Gptq, GptqGguf, load_recipe
+from quantkit.recipes.recipe import load_recipe
 from tests.helpers.gguf_tiny import TEXT, checkpoint
 
 pytest.importorskip("gguf")
@@ -130,15 +133,15 @@ def test_gptq_writes_what_it_chose(
     settings = calibrated(text, overrides)
     job = prepare(load_recipe("gptq-w4-g128", settings), str(model))
     chosen = {}
-    original = linears.quantize_layer
+    original = assembly.quantize_linears
 
-    def noting(plan: LinearPlan, index: int, *arguments: Any) -> Any:
+    def noting(plan: LinearPlan, index: int, *arguments: Any) -> BlockResult:
         result = original(plan, index, *arguments)
         prefix = plan.skeleton.layer_name(index)
-        chosen.update({f"{prefix}.{name}": tensor for name, tensor in result.tensors.items()})
+        chosen.update({f"{prefix}.{name}": done.tensor for name, done in result.linears.items()})
         return result
 
-    monkeypatch.setattr(grids, "quantize_layer", noting)
+    monkeypatch.setattr(assembly, "quantize_linears", noting)
     out = tmp_path / "out"
     manifest = quantize(job, out, device="cpu", force=False, progress=Silent(), cache=False)
     artifact = open_artifact(out)
@@ -165,14 +168,14 @@ def test_gptq_writes_what_it_chose(
     with pytest.raises(KeyboardInterrupt):
         quantize(job, again, device="cpu", force=False, progress=Silent(), cache=False)
     chosen.clear()
-    monkeypatch.setattr(grids, "quantize_layer", noting)
+    monkeypatch.setattr(assembly, "quantize_linears", noting)
     quantize(job, again, device="cpu", force=False, progress=Silent(), cache=False)
     assert chosen and all(".1." in name for name in chosen)
     assert sha256(again / file.name) == sha256(file)
 
 
 def test_mix_and_bits_tell_the_two_gptq_apart() -> None:
-    assert isinstance(load_recipe("gguf-q4-k-m-gptq").recipe.quantize, GptqGguf)
+    assert isinstance(load_recipe("gguf-q4-k-m-gptq").recipe.quantize, GptqMix)
     assert isinstance(load_recipe("gptq-w4-g128", IN_GGUF).recipe.quantize, Gptq)
     with pytest.raises(InputError, match=r"quantize\.mix"):
         load_recipe("gguf-q4-k-m-gptq", ["quantize.mix=null"])

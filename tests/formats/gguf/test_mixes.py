@@ -14,7 +14,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.gguf.file import plan_file
 from quantkit.formats.gguf.mixes import MIXES, ModelTraits
 from quantkit.formats.gguf.tensor_types import choose_types
-from quantkit.recipes.recipe import Mix
+from quantkit.methods.ggml.method import Mix
 from tests.helpers.gguf_tiny import checkpoint
 
 pytest.importorskip("gguf")
