@@ -159,12 +159,12 @@ def test_gptq_writes_what_it_chose(
     assert file.stat().st_size > job.plan.nbytes
     again = tmp_path / "again"
 
-    def stopping(plan: LinearPlan, index: int, *arguments: Any) -> Any:
+    def stopping(plan: LinearPlan, index: int, *arguments: Any) -> BlockResult:
         if index == 1:
             raise KeyboardInterrupt
         return original(plan, index, *arguments)
 
-    monkeypatch.setattr(grids, "quantize_layer", stopping)
+    monkeypatch.setattr(assembly, "quantize_linears", stopping)
     with pytest.raises(KeyboardInterrupt):
         quantize(job, again, device="cpu", force=False, progress=Silent(), cache=False)
     chosen.clear()
