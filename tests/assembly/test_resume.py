@@ -177,7 +177,7 @@ def test_two_runs_do_not_work_in_one_place(tmp_path: Path) -> None:
     partial = stopped(tmp_path)
     with (partial / "unfinished" / "journal.jsonl").open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another run is at work"):
+        with pytest.raises(InputError, match="another run is writing"):
             make("gptq-w4-g128", tmp_path / "out")
 
 
