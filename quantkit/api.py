@@ -23,7 +23,7 @@ from quantkit.results.cost import Load
 
 if TYPE_CHECKING:
     from quantkit.artifact.findings import Facts, Verification
-    from quantkit.plan.linears import Plan
+    from quantkit.plan.base import Plan
     from quantkit.recipes.recipe import Loaded
     from quantkit.recipes.suite import LoadedSuite
     from quantkit.results.comparison import Comparison, Variant

@@ -12,13 +12,12 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.packed import open_artifact
 from quantkit.judging.cases import case_inputs
 from quantkit.judging.gates import apply_gate
+from quantkit.methods.registry import with_trait
 from quantkit.recipes.suite import Gate, LoadedSuite
 from quantkit.results.comparison import CaseInput, Comparison, Variant
 from quantkit.results.cost import Cost, Costs
 from quantkit.results.quality import Qualities, Quality
 from quantkit.results.verdict import Verdict
-
-_ROUND_INPUTS = ("smoothquant", "fp8")  # methods
 
 
 def describe_artifact(
@@ -156,7 +155,7 @@ def differences(
     sentences = []
     for variant in variants:
         what = "the weights"
-        if variant.method in _ROUND_INPUTS:
+        if variant.method in with_trait("rounds_inputs"):
             what = "the weights and the inputs of linears"
         if base.cost is None or variant.cost is None or variant.cost.engine == base.cost.engine:
             sentences.append(f"{variant.name}: {what} only ({variant.format}).")

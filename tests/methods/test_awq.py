@@ -18,7 +18,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.methods.awq import search as awq
 from quantkit.methods.awq.method import Awq
 from quantkit.methods.grids import Grid, gram_loss
-from quantkit.methods.linears import BlockResult, Linears
+from quantkit.methods.linears import BlockResult, Linears, Scheme
 from quantkit.methods.rescaling import Target
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Batch, Stream

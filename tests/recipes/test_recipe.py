@@ -12,7 +12,8 @@ from quantkit.base.errors import InputError
 from quantkit.cli import app
 from quantkit.commands.quantize import prepare
 from quantkit.judging.cases import load_cases
-from quantkit.recipes.recipe import Awq, load_recipe, shipped_recipes
+from quantkit.methods.awq.method import Awq
+from quantkit.recipes.recipe import load_recipe, shipped_recipes
 from quantkit.recipes.suite import load_suite
 
 SHIPPED = sorted(path.stem for path in resources.recipes().glob("*.yaml"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from quantkit.assembly import blocks
 from quantkit.assembly import gguf as assembly
 from quantkit.base.errors import InputError
 from quantkit.base.files import sha256
@@ -133,7 +134,7 @@ def test_gptq_writes_what_it_chose(
     settings = calibrated(text, overrides)
     job = prepare(load_recipe("gptq-w4-g128", settings), str(model))
     chosen = {}
-    original = assembly.quantize_linears
+    original = blocks.quantize_linears
 
     def noting(plan: LinearPlan, index: int, *arguments: Any) -> BlockResult:
         result = original(plan, index, *arguments)
