@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from quantkit.assembly import gguf, linears
+from quantkit.assembly import blocks, gguf
 from quantkit.base.progress import Silent
 from quantkit.calibration import passing
 from quantkit.calibration.needs import Needs
@@ -118,7 +118,7 @@ def test_rows_go_on_through_what_the_gguf_holds(
         f"calibration={{dataset: {text}, samples: 4, sequence_length: 32}}",
     ]
     given: list[tuple[str, torch.Tensor]] = []
-    original = linears.put
+    original = blocks.put
 
     def noting(block: nn.Module, name: str, value: torch.Tensor) -> None:
         given.append((name, value))
