@@ -66,7 +66,7 @@ infer-quant: setup ## Quantize MODEL by RECIPES, judge by SUITE, end in one tabl
 		--suite "$(SUITE)" --out "$(OUT)"
 
 bench-peers: setup ## Time quantkit and its peers at the same jobs, in benchmarks/RESULTS.md
-	$(BIN)/python benchmarks/peers.py $(BENCH)
+	$(BIN)/python -m benchmarks.peers $(BENCH)
 
 build: setup ## Build the wheel and the source distribution
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt build

@@ -1,12 +1,12 @@
 """The peers' environments: one virtual environment each, made once and kept.
 
-Every peer is pinned here. What a peer needs that isn't pinned is resolved by pip on the day the
-environment is made; the versions found are in the results. Torch is the same everywhere, so that
-no tool wins by its torch.
+Every peer is pinned here. Requirements of theirs that aren't pinned are resolved by pip on the day
+the environment is made; the results name the installed versions. All have the same torch, so that
+no tool is faster for its torch alone.
 
-    python benchmarks/environments.py [NAME...] [--directory .venv-peers]
+    python -m benchmarks.environments [NAME...] [--directory .venv-peers]
 
-makes the environments named, or all. ``torch==2.13.0`` is a CUDA build where pip finds one; on a
+makes the environments that are named, or all. On Linux ``torch==2.13.0`` is a CUDA build; on a
 machine without a GPU ``PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu`` saves gigabytes.
 """
 
@@ -33,10 +33,10 @@ DIRECTORY = Path(".venv-peers")
 class Environment:
     """One tool's environment.
 
-    installs: the arguments of one ``pip install`` after the other.
+    installs: arguments of ``pip install``, which is called once for each of them, in this order.
     shown: the distributions whose versions the results name.
-    removes: what is uninstalled in the end: required by a pin, but of no use.
-    build: what is made in it besides, given the environment's directory.
+    removes: distributions that a pin requires and that are uninstalled again.
+    build: called last with the environment's directory, to build what pip doesn't install.
     """
 
     installs: tuple[tuple[str, ...], ...]
@@ -46,7 +46,7 @@ class Environment:
 
     @property
     def digest(self) -> str:
-        """Of what is installed: an environment made by other pins is made anew."""
+        """sha256 of everything that decides what is in the environment."""
         pins = (*self.installs, (LLAMA_CPP, *LLAMA_CPP_TARGETS)) if self.build else self.installs
         if self.removes:
             pins = (*pins, ("without", *self.removes))
@@ -54,7 +54,7 @@ class Environment:
 
 
 class EnvironmentFailed(Exception):
-    """An environment can't be made; the message is the installer's own last one."""
+    """An environment can't be made; the message is the last line of the installer's output."""
 
 
 def build_llama_cpp(directory: Path) -> None:
@@ -83,8 +83,8 @@ ENVIRONMENTS = {
         installs=((TORCH, "llmcompressor==0.14.0.1"),),
         shown=("llmcompressor", "compressed-tensors", "transformers", "torch"),
     ),
-    # It asks for a newer torch; --no-deps leaves the one that all others use, and so its own
-    # requirements are named.
+    # It requires a newer torch. --no-deps keeps the one that all others use; its other
+    # requirements are therefore listed here.
     "gptqmodel": Environment(
         installs=(
             (TORCH, "transformers==5.23.0", "accelerate", "datasets", "setuptools", "wheel"),
@@ -98,7 +98,7 @@ ENVIRONMENTS = {
         installs=((TORCH, "auto-round==0.16.1", "transformers==5.23.0"),),
         shown=("auto-round", "transformers", "torch"),
     ),
-    # The last transformers that it was tested with. Its setup imports torch.
+    # This transformers is the last that it was tested with. Its setup imports torch.
     "autoawq": Environment(
         installs=(
             (TORCH, "transformers==4.51.3", "setuptools", "wheel"),
@@ -106,7 +106,7 @@ ENVIRONMENTS = {
         ),
         shown=("autoawq", "transformers", "torch"),
     ),
-    # What convert_hf_to_gguf.py imports, but for its torch; what builds llama.cpp.
+    # First what convert_hf_to_gguf.py imports, then what builds llama.cpp.
     "llama.cpp": Environment(
         installs=(
             (TORCH, "transformers==4.57.6", "numpy~=2.2.6", "sentencepiece<0.3", "protobuf<5"),
@@ -124,12 +124,16 @@ def python_of(name: str, directory: Path = DIRECTORY) -> Path:
 
 
 def make(name: str, directory: Path = DIRECTORY) -> None:
-    """Make a peer's environment unless it is there. Raises EnvironmentFailed."""
+    """Make a peer's environment in ``directory`` unless it is there. Raises EnvironmentFailed."""
     make_at(directory.resolve() / name, ENVIRONMENTS[name])
 
 
 def make_at(target: Path, environment: Environment) -> None:
-    """Make an environment in ``target`` unless it is there. Raises EnvironmentFailed."""
+    """Make an environment at ``target`` unless it is there with the same pins.
+
+    Raises EnvironmentFailed.
+    """
+    # Written last: an environment whose making was interrupted has none, and is made anew.
     ready = target / ".ready"
     if ready.is_file() and ready.read_text() == environment.digest:
         return
@@ -147,7 +151,10 @@ def make_at(target: Path, environment: Environment) -> None:
 
 
 def run(command: list[str], settings: dict[str, str] | None = None) -> None:
-    """Run an installer. Raises EnvironmentFailed with what it said last."""
+    """Run an installer with ``settings`` added to the environment variables.
+
+    Raises EnvironmentFailed with the last line of its output.
+    """
     done = subprocess.run(
         command,
         env=os.environ | (settings or {}),
@@ -156,8 +163,8 @@ def run(command: list[str], settings: dict[str, str] | None = None) -> None:
         text=True,
     )
     if done.returncode:
-        said = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-        raise EnvironmentFailed(said[-1] if said else f"exit code {done.returncode}")
+        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        raise EnvironmentFailed(lines[-1] if lines else f"exit code {done.returncode}")
 
 
 def main() -> None:
@@ -166,7 +173,10 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, default=DIRECTORY)
     options = parser.parse_args()
     if unknown := set(options.names) - set(ENVIRONMENTS):
-        parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(ENVIRONMENTS)}")
+        parser.error(
+            f"there is no environment {', '.join(sorted(unknown))}; "
+            f"there are {', '.join(ENVIRONMENTS)}"
+        )
     for name in options.names:
         try:
             make(name, options.directory)

@@ -1,14 +1,15 @@
 """Artifacts that others made, read by quantkit and by those who made them.
 
-    python benchmarks/foreign.py [NAME...] [--work DIR] [--environments DIR] [--out FILE]
+    python -m benchmarks.foreign [NAME...] [--work DIR] [--environments DIR] [--out FILE]
 
-Each peer quantizes the demo model in its own environment (``environments.py``), loads what it
-wrote, and every linear of the loaded model is asked for its weights (``foreign_jobs/weights.py``).
-Artifact and weights are then judged by ``quantkit eval``'s code on the same rows: perplexity and
-KL divergence must agree to 1%. Where inputs are rounded as well, the figures are those of the
-peer's loaded model itself; for int8 its rule for their scale is taken too (absmax / 127.5, where
-vLLM and so ``quantkit eval`` take absmax / 127). What was made is kept under --work; delete a
-folder to remake it. Ends with code 1 where a peer failed or figures differ.
+Each peer quantizes the demo model in its own environment (``environments.py``) and loads the
+artifact that it wrote; the weights that the loaded model computes with are saved as a plain
+checkpoint (``foreign_jobs/weights.py``). Quantkit then judges artifact and checkpoint on the same
+rows: perplexity and KL divergence must agree to 1%. Where inputs are rounded as well, the figures
+of the peer's loaded model itself are compared instead; for int8, quantkit is also given the peer's
+rule for the scale of inputs (absmax / 127.5, where vLLM and so ``quantkit eval`` have
+absmax / 127). Artifacts are kept under --work; delete a folder to make one again. Exits with code 1
+where a peer failed or figures differ.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import environments
-import processes
+from benchmarks import environments, processes
+from benchmarks.printing import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,9 +39,11 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONUNBUFFERED"
 
 @dataclass(frozen=True)
 class Case:
-    """script and variant: what makes the artifact; environment: whose, ours when None.
+    """One artifact of one peer.
 
-    reader: environment and script that give the weights, where the first doesn't.
+    environment: the peer's, our own when None. script: of foreign_jobs, which makes the artifact.
+    variant: the script's own name for the settings to make it with.
+    reader: environment and script that read the weights, where ``script`` doesn't.
     """
 
     environment: str | None
@@ -49,6 +54,23 @@ class Case:
     @property
     def name(self) -> str:
         return f"{self.environment or self.script}-{self.variant}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of a case; each pair of figures is quantkit's and the maker's."""
+
+    name: str
+    format: str
+    schemes: str
+    perplexity: tuple[float, float]
+    kl: tuple[float, float]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both pairs of figures are equal to 1%."""
+        pairs = (self.perplexity, self.kl)
+        return all(abs(ours - theirs) <= AGREEMENT * theirs for ours, theirs in pairs)
 
 
 CASES = (
@@ -72,7 +94,7 @@ CASES = (
 
 
 def feed(work: Path) -> Path:
-    """The demo model as every peer's transformers reads it, and rows to calibrate with."""
+    """The folder with the demo model as every peer's transformers reads it, and rows of tokens."""
     from quantkit.base.resources import demo_model
     from quantkit.calibration.text import load_tokenizer, pack
     from quantkit.recipes.suite import load_suite
@@ -97,7 +119,7 @@ def feed(work: Path) -> Path:
     judged = load_suite("demo")
     likelihood = judged.suite.likelihood
     heldout = pack(
-        judged.resolve(likelihood.dataset),
+        judged.likelihood_dataset(),
         load_tokenizer(demo_model()),
         sequence_length=likelihood.sequence_length,
         rows=likelihood.rows,
@@ -108,7 +130,7 @@ def feed(work: Path) -> Path:
 
 
 def make(case: Case, source: Path, work: Path, directory: Path) -> str | None:
-    """Let the peer quantize and read back; what it said when it failed."""
+    """Let the peer quantize and read back; returns its last message when it failed."""
     out = work / case.name
     if (out / "done").is_file():
         return None
@@ -132,88 +154,81 @@ def make(case: Case, source: Path, work: Path, directory: Path) -> str | None:
     return None
 
 
-def judge(cases: list[Case], source: Path, work: Path) -> list[dict[str, object]]:
-    """Perplexity and KL divergence of each artifact, and of the peer's own weights."""
+def judge(cases: list[Case], source: Path, work: Path) -> list[Row]:
+    """Perplexity and KL divergence of each artifact, and of the peer's own weights or model."""
+    import quantkit
+
+    paths = [work / case.name / part for case in cases for part in ("artifact", "weights")]
+    rounded = [path for path in paths if path.is_dir() and path.parent.name.endswith("-W8A8")]
+    measured = figures([path for path in paths if path.is_dir() and path not in rounded], source)
+    if rounded:
+        with rounding_as_compressed_tensors():
+            measured |= figures(rounded, source)
+    rows = []
+    for case in cases:
+        folder = work / case.name
+        theirs = measured.get(folder / "weights")
+        if theirs is None:  # the maker reported the figures of its loaded model
+            reported = json.loads((folder / "figures.json").read_text())
+            theirs = reported["perplexity"], reported["kl"]
+        facts = quantkit.inspect(folder / "artifact")
+        schemes = dict.fromkeys(t.scheme for t in facts.plan.tensors if t.quantized)
+        perplexity, kl = zip(measured[folder / "artifact"], theirs, strict=True)
+        rows.append(Row(case.name, facts.format, ", ".join(schemes), perplexity, kl))
+    return rows
+
+
+def figures(paths: list[Path], source: Path) -> dict[Path, tuple[float, float]]:
+    """Perplexity and mean KL divergence from the model of ``source``, by path."""
     from quantkit.base.progress import Silent
     from quantkit.checkpoint.reader import Checkpoint
-    from quantkit.commands.inspect import inspect
-    from quantkit.formats import compressed_tensors as compressed
     from quantkit.judging.quality import judge_quality
-    from quantkit.methods import inputs
     from quantkit.recipes.suite import load_suite
 
     suite = load_suite("demo")
     suite.suite = suite.suite.model_copy(update={"regression": None})
     baseline = Checkpoint(source / "model")
-
-    def figures(paths: list[Path]) -> dict[Path, tuple[float, float]]:
-        found = judge_quality(paths, baseline, suite, device="cpu", progress=Silent()).artifacts
-        return {
-            path: (quality.perplexity.value, quality.kl_divergence.mean)
-            for path, quality in zip(paths, found, strict=True)
-        }
-
-    paths = [work / case.name / part for case in cases for part in ("artifact", "weights")]
-    by_transformers = [p for p in paths if p.is_dir() and p.parent.name.endswith("-W8A8")]
-    measured = figures([p for p in paths if p.is_dir() and p not in by_transformers])
-    if by_transformers:
-        compressed.round_int8 = round_as_transformers
-        measured |= figures(by_transformers)
-        compressed.round_int8 = inputs.round_int8
-    rows = []
-    for case in cases:
-        ours = measured[work / case.name / "artifact"]
-        theirs = measured.get(work / case.name / "weights")
-        if theirs is None:
-            said = json.loads((work / case.name / "figures.json").read_text())
-            theirs = said["perplexity"], said["kl"]
-        facts = inspect(work / case.name / "artifact")
-        schemes = dict.fromkeys(t.scheme for t in facts.plan.tensors if t.quantized)
-        rows.append(
-            {
-                "name": case.name,
-                "format": facts.format,
-                "schemes": ", ".join(schemes),
-                "producer": facts.producer,
-                "perplexity": [ours[0], theirs[0]],
-                "kl": [ours[1], theirs[1]],
-            }
-        )
-    return rows
+    qualities = judge_quality(paths, baseline, suite, device="cpu", progress=Silent()).artifacts
+    result = {}
+    for path, quality in zip(paths, qualities, strict=True):
+        assert quality.kl_divergence is not None
+        result[path] = quality.perplexity.value, quality.kl_divergence.mean
+    return result
 
 
-def round_as_transformers(inputs: Tensor, scale: Tensor | None = None) -> Tensor:
-    """Inputs in int8 as compressed-tensors has it; judging imitates vLLM, which takes 127."""
+@contextmanager
+def rounding_as_compressed_tensors() -> Iterator[None]:
+    """Let quantkit round inputs to int8 as compressed-tensors does, not as vLLM does."""
+    from unittest.mock import patch
+
+    with patch("quantkit.formats.compressed_tensors.round_int8", round_as_compressed_tensors):
+        yield
+
+
+def round_as_compressed_tensors(inputs: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Inputs rounded to int8 with a scale of absmax / 127.5 for each token, unless one is given."""
     values = inputs.float()
     if scale is None:
         scale = (values.abs().amax(-1, keepdim=True) / 127.5).clamp(min=1e-30)
     return (values / scale).round_().clamp_(-128, 127).mul_(scale).to(inputs.dtype)
 
 
-def agrees(row: dict[str, object]) -> bool:
-    """Whether both figures are equal to 1%."""
-    pairs = (row["perplexity"], row["kl"])
-    return all(abs(ours - theirs) <= AGREEMENT * theirs for ours, theirs in pairs)
-
-
-def table(rows: list[dict[str, object]], failures: dict[str, str]) -> str:
-    """The figures as Markdown."""
+def table(rows: list[Row], failures: dict[str, str]) -> str:
+    """The figures as Markdown. ``failures``: the last messages of those that failed, by name."""
     lines = [
         "# Foreign artifacts\n",
-        "Written by `python benchmarks/foreign.py`: the demo model quantized by others, judged by "
+        "Written by `python -m benchmarks.foreign`: the demo model quantized by others, judged by "
         "quantkit, beside the weights that the maker's own loaded model computes with (W8A8 and "
         "FP8: beside that model itself; for W8A8 with the maker's scale of inputs).\n",
         "| artifact | format | schemes | ppl: quantkit | maker | KL: quantkit | maker | same |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        ppl, kl = row["perplexity"], row["kl"]
-        figures = f"{ppl[0]:.4f} | {ppl[1]:.4f} | {kl[0]:.6f} | {kl[1]:.6f}"
-        verdict = "yes" if agrees(row) else "**no**"
-        lines.append(
-            f"| {row['name']} | {row['format']} | {row['schemes']} | {figures} | {verdict} |"
-        )
-    lines += [f"| {name} | failed: {said} | | | | | | |" for name, said in failures.items()]
+        ppl, kl = row.perplexity, row.kl
+        cells = f"{ppl[0]:.4f} | {ppl[1]:.4f} | {kl[0]:.6f} | {kl[1]:.6f}"
+        verdict = "yes" if row.agrees else "**no**"
+        lines.append(f"| {row.name} | {row.format} | {row.schemes} | {cells} | {verdict} |")
+    lines += [f"| {name} | failed: {error} | | | | | | |" for name, error in failures.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -226,21 +241,21 @@ def main() -> None:
     options = parser.parse_args()
     known = {case.name: case for case in CASES}
     if unknown := set(options.names) - known.keys():
-        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+        parser.error(f"there is no case {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     work = options.work.resolve()
     source = feed(work)
     failures, made = {}, []
     for name in options.names or known:
-        print(f"making {name}", file=sys.stderr, flush=True)
-        said = make(known[name], source, work, options.environments)
-        if said:
-            failures[name] = said
+        say(f"making {name}")
+        error = make(known[name], source, work, options.environments)
+        if error:
+            failures[name] = error
         else:
             made.append(known[name])
     rows = judge(made, source, work) if made else []
     options.out.write_text(table(rows, failures), encoding="utf-8")
     print(options.out.read_text(encoding="utf-8"))
-    raise SystemExit(0 if rows and not failures and all(map(agrees, rows)) else 1)
+    raise SystemExit(0 if rows and not failures and all(row.agrees for row in rows) else 1)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""What 95% intervals over rows cover, on rows of the demo drawn again: tables for docs/quality.md.
+"""How often 95% intervals over rows cover the true mean, by kind: tables for docs/quality.md.
 
-    python benchmarks/intervals.py [--rows 64 128] [--draws 10000]
+    python -m benchmarks.intervals [--rows 64 128] [--draws 10000]
 
-The demo suite's rows are taken to be all that there is. A cell says how often the intervals of
-resampled rows cover their mean, and in brackets how often they end below it.
+The rows of the demo suite are treated as the whole population. Samples are drawn from them with
+replacement; a cell gives the percentage of samples whose interval covers the population's mean, and
+in brackets the percentage whose interval ends below it, which should be 2.5.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
@@ -20,11 +22,12 @@ from quantkit.judging.significance import mean_interval
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data" / "demo_row_sums.json"
 RESAMPLES = 1999
 AT_ONCE = 500
-Ends = tuple[np.ndarray, np.ndarray]
+Array = np.ndarray[Any, np.dtype[Any]]
+Ends = tuple[Array, Array]
 
 
-def intervals(values: np.ndarray) -> dict[str, Ends]:
-    """Intervals of the mean by every kind; values: (draws, rows)."""
+def intervals(values: Array) -> dict[str, Ends]:
+    """Ends of the mean's 95% interval, (draws) each, by kind of interval; values: (draws, rows)."""
     draws, rows = values.shape
     mean = values.mean(1)
     rest = values - mean[:, None]
@@ -53,17 +56,17 @@ def intervals(values: np.ndarray) -> dict[str, Ends]:
     }
 
 
-def covered(values: np.ndarray, rows: int, draws: int) -> dict[str, str]:
-    """Percentages of draws by kind: covered, and ended below the truth."""
+def covered(values: Array, rows: int, draws: int) -> dict[str, str]:
+    """By kind of interval: "covered (ended below the truth)" in percent of ``draws`` samples."""
     generator, truth = np.random.default_rng(3), values.mean()
-    found: dict[str, list[tuple[float, float]]] = {}
+    shares: dict[str, list[tuple[float, float]]] = {}
     for _ in range(draws // AT_ONCE):
         drawn = values[generator.integers(0, len(values), (AT_ONCE, rows))]
         for kind, (low, high) in intervals(drawn).items():
             inside = (low <= truth) & (truth <= high)
-            found.setdefault(kind, []).append((inside.mean(), (high <= truth).mean()))
-    shares = {kind: 100 * np.mean(parts, axis=0) for kind, parts in found.items()}
-    return {kind: f"{inside:.1f} ({below:.1f})" for kind, (inside, below) in shares.items()}
+            shares.setdefault(kind, []).append((inside.mean(), (high <= truth).mean()))
+    means = {kind: 100 * np.mean(parts, axis=0) for kind, parts in shares.items()}
+    return {kind: f"{inside:.1f} ({below:.1f})" for kind, (inside, below) in means.items()}
 
 
 def main() -> None:

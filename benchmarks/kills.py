@@ -1,11 +1,10 @@
-"""Runs that are killed at random moments, and go on: do they end in the same bytes?
+"""Do runs that are killed at random moments and then resumed end in the same bytes?
 
-    python benchmarks/kills.py [--kills N] [--model DIR] [--recipes RECIPE...]
+    python -m benchmarks.kills [--kills N] [--model DIR] [--recipes RECIPE...]
 
-Makes an artifact by each recipe without interruption, and times it. Then it starts the same
-command again and again under SIGKILL, each at a random moment of what is left, until it has been
-killed N times in all; every artifact must be byte-equal to the uninterrupted one, and nothing
-else may lie beside it.
+Makes an artifact by each recipe without interruption, and times it. Then starts the same commands
+again and ends them with SIGKILL at random moments, N times in all, resuming after each kill. Every
+artifact must then equal the uninterrupted one byte for byte, with nothing else left beside it.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ RECIPES = ["awq-w4-g128", "gptq-w4-g128", "gguf-q4-k-m"]
 
 
 def digests(directory: Path) -> dict[str, str]:
-    """sha256 of every file but run.json, which tells of the run."""
+    """sha256 of every file but run.json, which holds times and paths of the run."""
     return {
         str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(directory.rglob("*"))
@@ -34,12 +33,16 @@ def digests(directory: Path) -> dict[str, str]:
 
 
 def command(recipe: str, model: str, out: Path, samples: int) -> list[str]:
+    """The command line that makes an artifact."""
     start = [sys.executable, "-m", "quantkit.cli", "quantize", recipe, "--model", model]
     return [*start, "--out", str(out), "--no-cache", "--set", f"calibration.samples={samples}"]
 
 
 def begin(line: list[str], out: Path) -> subprocess.Popen[bytes]:
-    """Start a command; returns when it has begun to work, after all its imports."""
+    """Start a command; returns when it has begun to work, after all its imports.
+
+    A kill during the imports would test nothing.
+    """
     process = subprocess.Popen(line, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     partial = out.with_name(out.name + ".partial")
     while not partial.exists() and process.poll() is None:
@@ -74,11 +77,11 @@ def main() -> None:
             out = work / "again" / "out"
             out.parent.mkdir(exist_ok=True)
             line = command(recipe, options.model, out, options.samples)
-            for _ in range(chance.randint(1, 3)):  # some are killed more than once
+            for _ in range(chance.randint(1, 3)):  # so that some are killed more than once
                 process = begin(line, out)
                 try:
                     process.wait(timeout=chance.random() * seconds[recipe])
-                    break  # it was quicker
+                    break  # it ended before its moment came
                 except subprocess.TimeoutExpired:
                     process.send_signal(signal.SIGKILL)
                     process.wait()

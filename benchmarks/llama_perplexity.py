@@ -1,7 +1,7 @@
-"""What llama.cpp says of a GGUF file itself: ``llama-perplexity --kl-divergence``.
+"""llama.cpp's own measurement of a GGUF file: ``llama-perplexity --kl-divergence``.
 
-It cuts the text into chunks of its own, judges the second half of each, and computes in the
-precision of its own kernels, which round activations: a floor lies under all of its figures.
+It cuts the text into chunks, judges the second half of each, and computes in the precision of its
+own kernels. These round activations, so that no file, however good, has a divergence of zero.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import re
 import subprocess
 from pathlib import Path
 
-import environments
+from benchmarks import environments
 
 _MEAN = re.compile(r"Mean\s+KLD:\s+(-?[\d.]+)\s+±\s+([\d.]+)")
 
 
 class Judge:
-    """llama.cpp's own measure against ``baseline``, on the first ``chunks`` chunks of a text."""
+    """Measures files against ``baseline``, on the first ``chunks`` chunks of a text."""
 
     def __init__(
         self, baseline: Path, text: Path, *, chunks: int, length: int, directory: Path
     ) -> None:
-        """directory: of the peers' environments. The baseline's logits are kept beside it."""
+        """``directory``: of the peers' environments. The baseline's logits are kept beside it."""
         environments.make("llama.cpp", directory)
         folder = environments.python_of("llama.cpp", directory).parent.parent
         self._tool = folder / "llama.cpp" / "build" / "bin" / "llama-perplexity"
@@ -32,11 +32,12 @@ class Judge:
 
     def mean_kl(self, file: Path) -> tuple[float, float]:
         """Mean KL divergence of ``file`` in nats, and its standard error."""
-        for _ in range(2):  # once in some hundred runs it ends well and leaves its summary out
-            said = self._run(file, "--kl-divergence-base", str(self._logits), "--kl-divergence")
-            if found := _MEAN.search(said):
-                return float(found[1]), float(found[2])
-        raise SystemExit(f"{self._tool.name} said no mean KL divergence of {file}")
+        for _ in range(2):  # once in some hundred runs it succeeds but prints no summary
+            output = self._run(file, "--kl-divergence-base", str(self._logits), "--kl-divergence")
+            result = parse_mean_kl(output)
+            if result is not None:
+                return result
+        raise SystemExit(f"{self._tool.name} reported no mean KL divergence of {file}")
 
     def _run(self, model: Path, *arguments: str) -> str:
         command = [str(self._tool), "-m", str(model), *self._text, *arguments]
@@ -44,3 +45,9 @@ class Judge:
         if done.returncode:
             raise SystemExit(f"{self._tool.name} failed: {done.stderr.strip()[-500:]}")
         return done.stdout
+
+
+def parse_mean_kl(output: str) -> tuple[float, float] | None:
+    """Mean and standard error in the tool's summary; None where there is no summary."""
+    match = _MEAN.search(output)
+    return (float(match[1]), float(match[2])) if match else None

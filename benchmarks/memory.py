@@ -1,10 +1,10 @@
 """Peak memory of quantkit's commands as models grow.
 
-    python benchmarks/memory.py [CASE...] [--work reports/bench]
+    python -m benchmarks.memory [CASE...] [--work reports/bench]
 
-The 1.1-billion-parameter model and the same twice as deep show whether depth costs memory; the
-7-billion one shows what a model of common size needs. Each command is a process of its own. Disk:
-23 GB for all checkpoints, which are kept, and 5 GB for artifacts, which aren't.
+The 1.1-billion-parameter model and one of twice as many layers show whether depth costs memory; the
+7-billion one shows what a model of common size needs. Each command is a process of its own. All
+checkpoints take 23 GB of disk and are kept; artifacts take 5 GB and are deleted.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from processes import Measured, run
+from benchmarks.processes import Measured, run
 
-BENCHMARKS = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 QUANTKIT = [sys.executable, "-m", "quantkit.cli"]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model and the command on it, given its folder and one for what it writes."""
+    """A model and the command on it, a function of the model's folder and of one to write into."""
 
     model: str
     title: str
@@ -46,9 +46,10 @@ def quantize(recipe: str, *settings: str) -> Callable[[Path, Path], list[str]]:
 
 
 def evaluate(feed: Path, out: Path) -> list[str]:
-    """The command that judges an artifact on 16 rows of 512 tokens, made here without calibration.
+    """The command that judges an artifact on 16 rows of 512 tokens.
 
-    Raises CalledProcessError when the artifact can't be made.
+    The artifact is made here, by a method that needs no calibration. Raises CalledProcessError when
+    it can't be made.
     """
     artifact = out / "rtn-w4-g128"
     if not artifact.is_dir():
@@ -79,8 +80,8 @@ CASES = {
 
 def measure(case: Case, work: Path) -> Measured:
     """Make the model if it isn't there and run the command on it."""
-    script = [sys.executable, str(BENCHMARKS / "models.py"), case.model, "--work", str(work)]
-    subprocess.run(script, check=True)
+    command = [sys.executable, "-m", "benchmarks.models", case.model, "--work", str(work)]
+    subprocess.run(command, check=True, cwd=ROOT)
     out = work / "memory"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
@@ -93,12 +94,12 @@ def measure(case: Case, work: Path) -> Measured:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
-    parser.add_argument("--model", help="in place of every case's own, to try the script")
+    parser.add_argument("--model", help="instead of every case's own, to try the script")
     parser.add_argument("--work", type=Path, default=Path("reports/bench"))
     options = parser.parse_args()
     names = options.cases or list(CASES)
     if unknown := set(names) - set(CASES):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+        parser.error(f"there is no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
     work = options.work.resolve()
     print(f"{os.cpu_count()} cores\n")
     print("| model | command | peak GB | wall s | CPU s |")

@@ -1,19 +1,19 @@
-"""What the benchmarks are fed: random Llama checkpoints, adapters for them, calibration rows.
+"""The inputs of the benchmarks: random Llama checkpoints, adapters for them, calibration rows.
 
-    python benchmarks/models.py MODEL [--work reports/bench]
+    python -m benchmarks.models MODEL [--work reports/bench]
 
 makes, under ``WORK/MODEL``, ``model`` (safetensors in BF16, config.json, tokenizer), ``adapter``
 (LoRA of rank 64 on all linears), ``rows.json`` (calibration rows of token ids, the ones that
-``quantkit quantize`` takes from the same text) and ``text.txt`` (the text of those rows and a
-little more). What is there already is left alone. The same seed gives the same bytes.
+``quantkit quantize`` draws from the same text) and ``text.txt`` (the text of those rows and of
+``SPARE`` more). Parts that are there already are kept. The same seed gives the same bytes.
 
 Weights are drawn from N(0, 0.02), norms are 1, and a few channels of the hidden state are larger
-than the others, as in trained models. Tensors are written as they are drawn, a slice at a time:
-memory stays far below the size of the model.
+than the others, as in trained models. Tensors are written as they are drawn, a slice at a time, so
+that memory stays far below the size of the model.
 
 The tokenizer is a BPE of Llama 2's kind (``▁`` for spaces, byte fallback), trained on the bundled
-text. llama.cpp's converter takes such a one from tokenizer.json; a byte-level BPE it knows only by
-a hash of what the tokenizer makes of one text, so that no newly trained one could be converted.
+text. llama.cpp's converter reads this kind from tokenizer.json. It recognizes a byte-level BPE only
+by a hash of how the tokenizer splits one text, so that no newly trained one could be converted.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CALIBRATION = ROOT / "calibration" / "general-v1.jsonl"
 WORK = Path("reports/bench")
 SAMPLES, SEQUENCE_LENGTH = 16, 512
-SPARE = 4  # rows more in the text, for who tokenizes it into fewer tokens
+SPARE = 4  # more rows of text, because a peer may tokenize it into fewer tokens
 RANK = 64
 SHARD_BYTES = 2 * 10**9
 SLICE = 2**22  # elements drawn at once
@@ -48,7 +48,7 @@ LOUD_CHANNELS, LOUDNESS = 4, 8.0
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a Llama."""
+    """Sizes of a Llama, in elements."""
 
     layers: int
     hidden: int
@@ -75,7 +75,7 @@ class Shape:
         }
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Every tensor of the checkpoint."""
+        """Name and shape of every tensor of the checkpoint."""
         yield "model.embed_tokens.weight", (self.vocabulary, self.hidden)
         for layer in range(self.layers):
             prefix = f"model.layers.{layer}"
@@ -88,6 +88,7 @@ class Shape:
             yield "lm_head.weight", (self.vocabulary, self.hidden)
 
     def config(self) -> dict[str, Any]:
+        """The content of config.json."""
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -122,7 +123,7 @@ SHAPES = {
 
 
 def make(name: str, work: Path = WORK) -> Path:
-    """Make everything for one model; the folder it lies in."""
+    """Make everything for one model; returns its folder."""
     shape = SHAPES[name]
     folder = work / name
     with missing(folder / "model") as directory:
@@ -139,7 +140,7 @@ def make(name: str, work: Path = WORK) -> Path:
 
 @contextmanager
 def missing(path: Path) -> Iterator[Path | None]:
-    """A directory that becomes ``path`` when it is complete; None when ``path`` is there."""
+    """A new directory, renamed to ``path`` when the block ends; None where ``path`` exists."""
     if path.is_dir():
         yield None
         return
@@ -151,7 +152,7 @@ def missing(path: Path) -> Iterator[Path | None]:
 
 
 def write_model(directory: Path, shape: Shape) -> None:
-    """Write config and weights, in shards of at most 2 GB."""
+    """Write config.json and the weights, in shards of at most 2 GB."""
     write_json(directory / "config.json", shape.config())
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     room = SHARD_BYTES
@@ -201,7 +202,7 @@ def write_adapter(directory: Path, shape: Shape) -> None:
 
 
 def write_safetensors(path: Path, tensors: dict[str, tuple[int, ...]]) -> None:
-    """Write random BF16 tensors of these shapes, each drawn slice by slice by its name's seed."""
+    """Write random BF16 tensors of these shapes; the seed of each comes from its name."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in tensors.items():
@@ -217,7 +218,7 @@ def write_safetensors(path: Path, tensors: dict[str, tuple[int, ...]]) -> None:
 
 
 def draw(name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
-    """float32 slices (rows, columns) of a tensor, by the seed of its name."""
+    """Yield float32 slices (rows, columns) of a tensor; its name gives the seed."""
     if len(shape) == 1:
         yield torch.ones(shape)
         return
@@ -232,7 +233,7 @@ def draw(name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
 
 
 def write_tokenizer(directory: Path, vocabulary: int) -> None:
-    """Train a BPE on the bundled text; tokens that no text gives fill the vocabulary up."""
+    """Train a BPE on the bundled text; unused tokens fill the vocabulary up to its size."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     special = ["<unk>", "<s>", "</s>"]
@@ -244,7 +245,7 @@ def write_tokenizer(directory: Path, vocabulary: int) -> None:
         show_progress=False,
     )
     tokenizer.train_from_iterator(documents(), trainer)
-    # Words were split for training only: at run time a merge never crosses a space anyway.
+    # Splitting into words matters in training only: no learned merge crosses a space.
     tokenizer.pre_tokenizer = None
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
@@ -258,7 +259,7 @@ def write_tokenizer(directory: Path, vocabulary: int) -> None:
         ]
     )
     content = json.loads(tokenizer.to_str())
-    content["added_tokens"] = content["added_tokens"][: len(special)]  # bytes are ordinary tokens
+    content["added_tokens"] = content["added_tokens"][: len(special)]  # not the bytes
     ids = content["model"]["vocab"]
     for index in range(len(ids), vocabulary):
         ids[f"<unused_{index}>"] = index
@@ -282,14 +283,14 @@ def documents() -> list[str]:
 
 
 def write_rows(folder: Path) -> None:
-    """Write the rows that quantkit calibrates on, as ids and as text."""
+    """Write the rows that quantkit calibrates on, as token ids and as text."""
     from quantkit.calibration.text import load_tokenizer, pack
 
     tokenizer = load_tokenizer(folder / "model")
     length, more = SEQUENCE_LENGTH, SAMPLES + SPARE
     rows = pack(CALIBRATION, tokenizer, sequence_length=length, rows=more, seed=0).ids.tolist()
     if len(rows) < more:
-        raise SystemExit(f"{CALIBRATION} fills only {len(rows)} of {more} rows")
+        raise SystemExit(f"the text of {CALIBRATION} fills only {len(rows)} of {more} rows")
     (folder / "text.txt").write_text(
         "\n".join(tokenizer.decode(row, skip_special_tokens=True) for row in rows),
         encoding="utf-8",
@@ -298,7 +299,7 @@ def write_rows(folder: Path) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON at once: a file that is there is complete."""
+    """Write JSON to a partial file and rename it, so that a file that exists is complete."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
     os.replace(partial, path)

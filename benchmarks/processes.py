@@ -1,7 +1,7 @@
-"""A command run to its end in a fresh process: its time, its memory, what it said last.
+"""A command run to its end in a fresh process: its time, its memory, its last message.
 
-Only the standard library is used here and by what imports this: on Linux a new process may be
-charged for the memory of the one that started it, so that one must be small.
+Only the standard library is used here, and by the benchmarks that measure memory: on Linux a new
+process may be charged for the memory of the one that started it, so that one must be small.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _MESSAGE_CHARACTERS = 300
 
 @dataclass(frozen=True)
 class Measured:
-    """One process with those it started: seconds of wall and of CPU time, bytes.
+    """One process together with those that it started.
 
-    peak: resident bytes of the largest of them at its largest.
-    error: what it said last when it failed, else None.
+    wall, cpu: seconds. peak: resident bytes of the largest process at its largest.
+    error: the last message when the process failed, else None.
     """
 
     wall: float
@@ -39,22 +39,21 @@ class Measured:
 def run(
     command: list[str], log: Path, *, timeout: float | None = None, settings: dict[str, str]
 ) -> Measured:
-    """Run a command with ``settings`` added to the environment, all it says in ``log``.
+    """Run a command with ``settings`` added to the environment variables and its output in ``log``.
 
-    It runs in the log's folder: some tools leave files of their own where they run.
-    After ``timeout`` seconds it is stopped, together with what it started.
+    After ``timeout`` seconds it is stopped, together with the processes that it started.
     """
     stopped = threading.Event()
     with log.open("wb") as output:
         started = time.monotonic()
         process = subprocess.Popen(
             command,
-            cwd=log.parent,
+            cwd=log.parent,  # some tools leave files of their own where they run
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=os.environ | settings,
-            start_new_session=True,
+            start_new_session=True,  # a process group of its own, for stop()
         )
 
         def stop() -> None:
@@ -65,6 +64,7 @@ def run(
         if timer:
             timer.start()
         try:
+            # Not Popen.wait: wait4 alone gives the resources of this child and of its own.
             _, status, usage = os.wait4(process.pid, 0)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
@@ -83,16 +83,22 @@ def run(
 
 
 def peak_bytes(usage: resource.struct_rusage) -> int:
-    """Linux counts in kibibytes, macOS in bytes."""
+    """The peak of resident memory in bytes."""
+    # Linux counts in kibibytes, macOS in bytes.
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def last_message(log: Path) -> str:
-    """The last exception in a log, else its last line: on one line, shortened, without folders."""
+    """The last exception in a log, or else its last line.
+
+    It is put on one line, shortened, and the folders of paths are left out, because messages end up
+    in tables that are published.
+    """
     text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(encoding="utf-8", errors="replace"))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    found = [number for number, line in enumerate(lines) if _EXCEPTION.match(line)]
-    said = _FOLDERS.sub("…/", " ".join(lines[found[-1] :] if found else lines[-1:]))
-    if len(said) > _MESSAGE_CHARACTERS:
-        said = f"{said[:_MESSAGE_CHARACTERS]}…"
-    return said
+    exceptions = [number for number, line in enumerate(lines) if _EXCEPTION.match(line)]
+    message = " ".join(lines[exceptions[-1] :] if exceptions else lines[-1:])
+    message = _FOLDERS.sub("…/", message)
+    if len(message) > _MESSAGE_CHARACTERS:
+        message = f"{message[:_MESSAGE_CHARACTERS]}…"
+    return message

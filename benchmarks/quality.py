@@ -1,15 +1,15 @@
 """Quality per bit: quantkit's recipes and its peers on one model, one calibration, one judge.
 
-    python benchmarks/quality.py --model DIR --calibration FILE --heldout FILE [--table FILE]
+    python -m benchmarks.quality --model DIR --calibration FILE --heldout FILE [--table FILE]
 
-Every contestant quantizes MODEL, calibrated on the same ``--samples`` rows of the calibration
-text; ``quantkit eval`` judges all artifacts in one go on the first ``--rows`` rows of the held-out
-text, in float32, against the model in its own dtype. The result is one table for each class of
-artifacts that take the same room, printed and written to ``--table``.
+Every contestant quantizes MODEL and calibrates on the same ``--samples`` rows of the calibration
+text. One ``quantkit eval`` judges all artifacts on the first ``--rows`` rows of the held-out text,
+in float32, against the model in its own dtype. The result is one table for each class of
+artifacts of about the same size, printed and written to ``--table``.
 
-``--only`` chooses classes, ``--ours`` leaves the peers out (their environments are made by
-``environments.py``); ``--llama-perplexity`` adds what llama.cpp itself measures of GGUF files.
-Artifacts stay in ``--out`` and are used again unless it is emptied.
+``--only`` chooses classes, ``--ours`` leaves the peers out (``environments.py`` makes their
+environments), ``--llama-perplexity`` adds llama.cpp's own measurement of GGUF files. Artifacts stay
+in ``--out``, and the next call uses them again; empty it to make them anew.
 """
 
 from __future__ import annotations
@@ -20,21 +20,26 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import environments
-import processes
-from llama_perplexity import Judge
+from benchmarks import environments, processes
+from benchmarks.llama_perplexity import Judge
+from benchmarks.printing import say, slug
 
-BENCHMARKS = Path(__file__).resolve().parent
+PEER_JOBS = Path(__file__).resolve().parent / "peer_jobs"
 QUANTKIT = [sys.executable, "-m", "quantkit.cli"]
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One way to an artifact: a recipe of ours with settings, or a peer's job."""
+    """One way to an artifact: a recipe of ours with settings, or a peer's job.
+
+    environment: the name of a peer's environment; None for a recipe and for a peer in our own one.
+    job: the peer's script in benchmarks/peer_jobs, then its arguments.
+    """
 
     name: str
     recipe: str = ""
@@ -43,17 +48,26 @@ class Contestant:
     job: tuple[str, ...] = ()
 
     def command(self, options: argparse.Namespace, feed: Path, out: Path) -> list[str]:
-        if self.environment is None and not self.recipe:  # a peer in our own environment
-            interpreter = sys.executable
-        elif self.environment:
-            interpreter = str(environments.python_of(self.environment, options.environments))
-        else:
+        """The command line that makes the artifact ``out``, without a recipe's calibration."""
+        if self.recipe:
             place = ["--model", str(options.model), "--out", str(out), "--force", "--no-cache"]
             flags = [part for setting in self.settings for part in ("--set", setting)]
             return [*QUANTKIT, "quantize", self.recipe, *place, *flags]
+        interpreter = sys.executable
+        if self.environment:
+            interpreter = str(environments.python_of(self.environment, options.environments))
         script, *arguments = self.job
-        path = str(BENCHMARKS / "peer_jobs" / script)
+        path = str(PEER_JOBS / script)
         return [interpreter, path, *arguments, "--feed", str(feed), "--out", str(out)]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contestant, the directory of its artifact, and the process that made it."""
+
+    contestant: Contestant
+    out: Path
+    measured: processes.Measured
 
 
 def ours(name: str, recipe: str, *settings: str) -> Contestant:
@@ -65,10 +79,10 @@ def peer(name: str, environment: str | None, script: str, *arguments: str) -> Co
 
 
 def integers(bits: int, *, symmetric: bool) -> list[Contestant]:
-    """Everyone who rounds to integers in groups of 128."""
+    """Everyone who quantizes to integers in groups of 128."""
     grid = (f"quantize.bits={bits}", f"quantize.symmetric={str(symmetric).lower()}")
     flags = ("--bits", str(bits), "--symmetric" if symmetric else "--no-symmetric")
-    found = [
+    contestants = [
         ours("quantkit gptq", "gptq-w4-g128", *grid),
         ours("quantkit gptq, quantized", "gptq-w4-g128", *grid, "quantize.propagate=quantized"),
         ours("quantkit gptq, corrected", "gptq-w4-g128-corrected", *grid),
@@ -77,16 +91,16 @@ def integers(bits: int, *, symmetric: bool) -> list[Contestant]:
         peer("AutoRound, 200 iterations", "auto-round", "autoround.py", "gptq", *flags),
     ]
     if bits == 4 and not symmetric:
-        found += [
+        contestants += [
             ours("quantkit awq", "awq-w4-g128"),
             ours("quantkit rtn", "rtn-w4-g128"),
             peer("AutoAWQ", "autoawq", "auto_awq.py", "awq"),
         ]
-    return found
+    return contestants
 
 
 def mix(name: str) -> list[Contestant]:
-    """One of llama.cpp's mixes: its own tools, its quantizer by ours, and error feedback."""
+    """One of llama.cpp's mixes: by its own tools, by our ggml method, and by our GPTQ."""
     chosen = f"quantize.mix={name}"
     return [
         ours("quantkit gptq", "gguf-q4-k-m-gptq", chosen),
@@ -109,7 +123,7 @@ CLASSES: dict[str, Callable[[], list[Contestant]]] = {
     "3 bits symmetric, groups of 128": lambda: integers(3, symmetric=True),
     "3 bits asymmetric, groups of 128": lambda: integers(3, symmetric=False),
     **{
-        name.upper(): lambda name=name: mix(name)
+        name.upper(): partial(mix, name)
         for name in ("q2_k", "q3_k_m", "iq4_xs", "q4_0", "q4_k_m", "q5_k_m", "q6_k")
     },
     "NF4": lambda: [
@@ -137,18 +151,17 @@ def main() -> None:
     for name in ("model", "calibration", "heldout", "out"):
         setattr(options, name, getattr(options, name).resolve())
     feed = make_feed(options)
-    made: dict[str, list[tuple[Contestant, Path, processes.Measured]]] = {}
+    entries: dict[str, list[Entry]] = {}
     for title in options.only:
         for contestant in CLASSES[title]():
             if options.ours and not contestant.recipe:
                 continue
             out = options.out / "artifacts" / slug(title) / slug(contestant.name)
             measured = make(contestant, options, feed, out)
-            said = measured.error or f"{measured.wall:.1f} s"
-            print(f"{title}: {contestant.name}: {said}", file=sys.stderr, flush=True)
-            made.setdefault(title, []).append((contestant, out, measured))
-    judged = judge(options, [out for rows in made.values() for _, out, m in rows if not m.error])
-    text = render(options, made, judged, confirm(options, feed, made))
+            say(f"{title}: {contestant.name}: {measured.error or f'{measured.wall:.1f} s'}")
+            entries.setdefault(title, []).append(Entry(contestant, out, measured))
+    made = [entry.out for row in entries.values() for entry in row if not entry.measured.error]
+    text = render(options, entries, judge(options, made), confirm(options, feed, made))
     print(text)
     if options.table:
         options.table.write_text(text + "\n", encoding="utf-8")
@@ -175,7 +188,8 @@ def make_feed(options: argparse.Namespace) -> Path:
     (feed / "rows.json").write_text(json.dumps(rows.ids.tolist()))
     shutil.copy(options.calibration, feed / "text.txt")
     if not (feed / "bf16.gguf").is_file():
-        # llama.cpp's converter knows no tokenizer but the published ones: it is given the file.
+        # llama.cpp's converter knows the tokenizers of published models only, so that the peer gets
+        # the file that quantkit writes.
         write_bf16(feed / "bf16.gguf", Checkpoint(options.model))
     return feed
 
@@ -183,7 +197,7 @@ def make_feed(options: argparse.Namespace) -> Path:
 def make(
     contestant: Contestant, options: argparse.Namespace, feed: Path, out: Path
 ) -> processes.Measured:
-    """Make an artifact, unless it is there; what that took."""
+    """Make an artifact unless it is there; returns the process that made it."""
     record = out.with_name(f"{out.name}.json")
     if record.is_file():
         return processes.Measured(**json.loads(record.read_text()))
@@ -204,19 +218,19 @@ def make(
             command += ["--set", f"calibration.{key}={value}"]
     measured = processes.run(command, out.with_name(f"{out.name}.log"), settings={})
     if not measured.error:
-        record.write_text(json.dumps(measured.__dict__))
+        record.write_text(json.dumps(asdict(measured)))
     return measured
 
 
 def recipe_keys(recipe: str) -> set[str]:
-    """The sections that a shipped recipe has."""
+    """The names of the sections of a shipped recipe."""
     from quantkit.recipes.recipe import load_recipe
 
     return set(load_recipe(recipe).recipe.model_dump(exclude_none=True))
 
 
 def judge(options: argparse.Namespace, artifacts: Sequence[Path]) -> dict[str, Any]:
-    """Rows of the comparison by path; what can't be read is named with the reason."""
+    """The comparison's variants, by the artifact's path; what can't be judged is left out."""
     suite = options.out / "suite.yaml"
     likelihood = {
         "dataset": str(options.heldout),
@@ -227,6 +241,7 @@ def judge(options: argparse.Namespace, artifacts: Sequence[Path]) -> dict[str, A
     suite.write_text(json.dumps(document))  # JSON is YAML
     paths = {str(artifact): str(readable(artifact)) for artifact in artifacts}
     left = list(paths.values())
+    # One artifact that is refused stops the whole command: leave it out and try again.
     judged: dict[str, Any] = {}
     while left and not judged:
         judged, refused = evaluate(options, suite, left)
@@ -235,18 +250,22 @@ def judge(options: argparse.Namespace, artifacts: Sequence[Path]) -> dict[str, A
 
 
 def readable(artifact: Path) -> Path:
-    """What ``quantkit eval`` is given for what a contestant wrote."""
+    """The path within a contestant's output that ``quantkit eval`` can read."""
     files = list(artifact.glob("*.gguf"))
     if files and not (artifact / "quantkit.json").is_file():
         return files[0]
-    inner = [path.parent for path in artifact.glob("*/config.json")]  # AutoRound's own folder
+    # AutoRound writes into a folder that it names itself.
+    inner = [path.parent for path in artifact.glob("*/config.json")]
     return artifact if (artifact / "config.json").is_file() or not inner else inner[0]
 
 
 def evaluate(
     options: argparse.Namespace, suite: Path, paths: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Rows of the comparison by path; or else which can't be judged, the reason on stderr."""
+    """The variants by path; or, where some are refused, their paths, with the reason on stderr.
+
+    Ends the program where ``quantkit eval`` fails without refusing any of them.
+    """
     command = [*QUANTKIT, "eval", *paths, "--baseline", str(options.model)]
     done = subprocess.run(
         [*command, "--suite", str(suite), "--json", "--allow-overlap"],
@@ -259,23 +278,16 @@ def evaluate(
         print(done.stderr.strip(), file=sys.stderr)
         refused = [path for path in paths if f"{path}: " in done.stderr]
         if not refused:
-            raise SystemExit("nothing can be judged") from None
+            raise SystemExit("quantkit eval failed and refused no artifact") from None
         return {}, refused
     return dict(zip(paths, variants, strict=True)), []
 
 
 def confirm(
-    options: argparse.Namespace,
-    feed: Path,
-    made: dict[str, list[tuple[Contestant, Path, processes.Measured]]],
+    options: argparse.Namespace, feed: Path, artifacts: Sequence[Path]
 ) -> dict[str, tuple[float, float]]:
-    """llama.cpp's own mean KL divergence of the GGUF files, by path; with its standard error."""
-    files = {
-        str(out): next(out.glob("*.gguf"), None)
-        for rows in made.values()
-        for _, out, measured in rows
-        if not measured.error
-    }
+    """llama.cpp's own mean KL divergence and its standard error, by path, of the GGUF artifacts."""
+    files = {str(artifact): next(artifact.glob("*.gguf"), None) for artifact in artifacts}
     if not options.llama_perplexity or not any(files.values()):
         return {}
     judge = Judge(
@@ -290,11 +302,14 @@ def confirm(
 
 def render(
     options: argparse.Namespace,
-    made: dict[str, list[tuple[Contestant, Path, processes.Measured]]],
+    entries: dict[str, list[Entry]],
     judged: dict[str, Any],
     confirmed: dict[str, tuple[float, float]],
 ) -> str:
-    """The tables in Markdown."""
+    """The tables as Markdown.
+
+    judged: as ``judge`` returns it. confirmed: as ``confirm`` returns it.
+    """
     lines = [
         f"Model {options.model.name}; calibrated on {options.samples} × {options.sequence_length} "
         f"tokens of {options.calibration.name}, judged on {options.rows} × "
@@ -302,34 +317,34 @@ def render(
         "in nats, ± 95% over rows; both sides in float32. Bits per weight of the whole file. "
         "Seconds of the whole process.",
     ]
-    for title, contestants in made.items():
+    for title, row in entries.items():
         columns = ["", "bits", "mean KL", "p99", "top-1", "perplexity", "seconds"]
-        if any(str(out) in confirmed for _, out, _ in contestants):
+        if any(str(entry.out) in confirmed for entry in row):
             columns.append("KL by llama-perplexity, ± its error")
         lines += ["", f"### {title}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-        for contestant, out, measured in contestants:
-            row = judged.get(str(out))
-            if row is None:
-                why = measured.error or "can't be judged"
-                lines.append(f"| {contestant.name} | – | {why} | | | | |")
-                continue
-            quality = row["quality"]
-            kl = quality["kl_divergence"]
-            lines.append(
-                f"| {contestant.name} | {row['bits_per_weight']:.2f} "
-                f"| {kl['mean']:.6f} ± {(kl['high'] - kl['low']) / 2:.6f} | {kl['p99']:.4f} "
-                f"| {quality['top1_agreement']:.2%} | {quality['perplexity']['value']:.3f} "
-                f"| {measured.wall:.0f} |"
-            )
-            if str(out) in confirmed:
-                mean, error = confirmed[str(out)]
+        for entry in row:
+            path = str(entry.out)
+            lines.append(line(entry, judged.get(path)))
+            if path in judged and path in confirmed:
+                mean, error = confirmed[path]
                 lines[-1] += f" {mean:.6f} ± {error:.6f} |"
     return "\n".join(lines)
 
 
-def slug(text: str) -> str:
-    """A name for a folder."""
-    return "".join(c if c.isalnum() else "-" for c in text.lower()).strip("-")
+def line(entry: Entry, variant: dict[str, Any] | None) -> str:
+    """One contestant's line of a table. ``variant``: None where its artifact wasn't judged."""
+    name, measured = entry.contestant.name, entry.measured
+    if variant is None:
+        reason = measured.error or "can't be judged"
+        return f"| {name} | – | {reason} | | | | |"
+    quality = variant["quality"]
+    kl = quality["kl_divergence"]
+    return (
+        f"| {name} | {variant['bits_per_weight']:.2f} "
+        f"| {kl['mean']:.6f} ± {(kl['high'] - kl['low']) / 2:.6f} | {kl['p99']:.4f} "
+        f"| {quality['top1_agreement']:.2%} | {quality['perplexity']['value']:.3f} "
+        f"| {measured.wall:.0f} |"
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Every shipped recipe on the demo model, as recipes/README.md.
 
-    python benchmarks/recipe_table.py [--out DIR] [--to FILE]
+    python -m benchmarks.recipe_table [--out DIR] [--to FILE]
 
-Quantizes the demo by all of them (``quantkit sweep``; artifacts that lie in DIR already, made of
-the same inputs, are kept), judges them by the suite ``demo`` and writes the table. Takes minutes.
+Quantizes the demo model by all of them with ``quantkit sweep``, judges the artifacts by the suite
+``demo`` and writes the table, which takes minutes. Artifacts of the same inputs that DIR holds
+already are used again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from quantkit.base.errors import ExitCode
 from quantkit.recipes.recipe import Recipe, shipped_recipes
 
 SUITE = "demo"
-# The versions that were tried, and what doesn't load, are in docs/artifacts.md.
+# docs/artifacts.md has the versions that were tried, and what doesn't load.
 ENGINES = {
     "awq": "vLLM; transformers with gptqmodel",
     "gptq": "vLLM; transformers with optimum and gptqmodel",
@@ -33,7 +34,7 @@ ENGINES = {
 INTRODUCTION = """\
 # Recipes
 
-Written by `python benchmarks/recipe_table.py`; don't edit it. `quantkit recipes show NAME` prints a
+Written by `python -m benchmarks.recipe_table`; don't edit it. `quantkit recipes show NAME` prints a
 recipe with every default, [docs/recipes.md](../docs/recipes.md) has every key, and
 `quantkit recipes check` holds all of them to [recipes.lock](recipes.lock).
 
@@ -60,7 +61,8 @@ def measure(out: Path) -> dict[str, Any]:
     names = [loaded.recipe.name for loaded in shipped_recipes()]
     command = [sys.executable, "-m", "quantkit.cli", "sweep", *names, "--model", "demo"]
     command += ["--suite", SUITE, "--out", str(out), "--no-locate"]
-    # A cache of its own: what other code of the same version has kept may differ in the last digit.
+    # A cache of its own: statistics that other code of the same version number left in the user's
+    # cache may differ in the last digit.
     with tempfile.TemporaryDirectory() as cache:
         settings = os.environ | {"QUANTKIT_CACHE": cache}
         code = subprocess.run(command, stdout=subprocess.DEVNULL, env=settings).returncode
@@ -71,7 +73,7 @@ def measure(out: Path) -> dict[str, Any]:
 
 
 def row(recipe: Recipe, variant: dict[str, Any]) -> str:
-    """One recipe as a line of the table."""
+    """One recipe and its variant of the comparison as a line of the table."""
     quality = variant["quality"]
     kl, cases = quality["kl_divergence"], quality["regression"]
     cells = (
@@ -91,7 +93,7 @@ def row(recipe: Recipe, variant: dict[str, Any]) -> str:
 
 
 def document(comparison: dict[str, Any], manifest: dict[str, Any]) -> str:
-    """The whole README."""
+    """The whole README. ``manifest``: of any of the artifacts, for the versions of libraries."""
     baseline, (floor, *_) = comparison["baseline"], comparison["references"]
     config = json.loads((resources.demo_model() / "config.json").read_text())
     parameters = 8 * baseline["disk_bytes"] / baseline["bits_per_weight"]

@@ -1,8 +1,8 @@
-"""Six recipes from one calibration, against the same six run separately.
+"""Six recipes in one sweep, with one calibration, compared with six separate runs.
 
-    python benchmarks/sweep.py --model DIR [--samples N]
+    python -m benchmarks.sweep --model DIR [--samples N]
 
-Both ways make the same artifacts (their bytes are compared); wall times of whole processes.
+Prints wall times of whole processes, and whether both ways made the same bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RECIPES = ["awq-w4-g128", "gptq-w4-g128", "gptq-w3", "rtn-w4-g128", "gguf-q4-k-m
 
 
 def run(*arguments: object, cache: Path) -> float:
-    """Seconds that one command takes."""
+    """Run one command of quantkit; returns the seconds that it took."""
     started = time.monotonic()
     command = [sys.executable, "-m", "quantkit.cli", *map(str, arguments)]
     environment = {**os.environ, "QUANTKIT_CACHE": str(cache)}
@@ -32,34 +32,24 @@ def run(*arguments: object, cache: Path) -> float:
 
 
 def weights(directory: Path) -> dict[str, str]:
+    """sha256 of the files with weights, by their name."""
     files = [path for path in directory.iterdir() if path.suffix in (".safetensors", ".gguf")]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def three_bits(folder: Path, samples: int) -> Path:
-    """The shipped GPTQ recipe at 3 bits, as a file of its own."""
-    loaded = load_recipe("gptq-w4-g128")
+def write_recipe(name: str, folder: Path, samples: int) -> Path:
+    """Write a recipe of RECIPES with ``samples`` calibration rows, as a file of its own."""
+    three_bits = name == "gptq-w3"  # no shipped recipe has 3 bits
+    loaded = load_recipe("gptq-w4-g128" if three_bits else name)
     content = loaded.recipe.model_dump(mode="json", by_alias=True)
-    content["name"] = "gptq-w3"
-    content["quantize"]["bits"] = 3
-    content["calibration"]["dataset"] = str(loaded.calibration_dataset())
-    content["calibration"]["samples"] = samples
-    path = folder / "gptq-w3.yaml"
-    path.write_text(json.dumps(content))  # JSON is YAML
-    return path
-
-
-def with_samples(recipe: str, folder: Path, samples: int) -> Path:
-    """A shipped recipe on fewer calibration rows, as a file of its own."""
-    if recipe == "gptq-w3":
-        return three_bits(folder, samples)
-    loaded = load_recipe(recipe)
-    content = loaded.recipe.model_dump(mode="json", by_alias=True)
+    content["name"] = name
+    if three_bits:
+        content["quantize"]["bits"] = 3
     if content["calibration"] is not None:
         content["calibration"]["dataset"] = str(loaded.calibration_dataset())
         content["calibration"]["samples"] = samples
-    path = folder / f"{recipe}.yaml"
-    path.write_text(json.dumps(content))
+    path = folder / f"{name}.yaml"
+    path.write_text(json.dumps(content))  # JSON is YAML
     return path
 
 
@@ -70,7 +60,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        recipes = [with_samples(recipe, folder, options.samples) for recipe in RECIPES]
+        recipes = [write_recipe(recipe, folder, options.samples) for recipe in RECIPES]
         model = ("--model", options.model)
         together = run("sweep", *recipes, *model, "--out", folder / "sweep", cache=folder / "c")
         total = 0.0

@@ -1,12 +1,13 @@
 """A second trained model and text of another kind, so that no method is tuned to one of each.
 
-    python benchmarks/trained.py DIR [--steps N]
+    python -m benchmarks.trained DIR [--steps N]
 
-makes ``DIR/gpt-neox-20m`` (parallel residual, LayerNorm, plain GELU MLP, biases, rotation of
-a quarter of each head), and ``DIR/calibration.txt`` and ``DIR/heldout.txt``. The text is what
-everybody who runs this has: the docstrings of Python's own library, of torch and of transformers.
-By the digest of its name a file goes to training, calibration or the held-out text. Twenty minutes
-on two CPU cores. Seeded, but other versions of these packages hold other text.
+trains ``DIR/gpt-neox-20m`` (parallel residual, LayerNorm, plain GELU MLP, biases, rotation of
+a quarter of each head) and writes ``DIR/calibration.txt`` and ``DIR/heldout.txt``. The text is the
+docstrings of Python's standard library, of torch and of transformers, which everybody who runs this
+has. The digest of a file's name decides whether its docstrings are training, calibration or
+held-out text. It takes twenty minutes on two CPU cores. The training is seeded, but other versions
+of these packages have other docstrings.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
+# The demo's scripts are no package and import one another as neighbours.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "demo"))
 
 from train import train
@@ -34,8 +36,8 @@ PACKAGES = ("torch", "transformers")
 NAME = "gpt-neox-20m"
 VOCABULARY = 4096
 END = "<|endoftext|>"
-SHORTEST = 200  # characters of a docstring that is taken
-HELD = 16  # one file in so many is calibration text, another the held-out text
+SHORTEST = 200  # characters; shorter docstrings are left out
+HELD = 16  # one file in 16 is calibration text, and one is held-out text
 
 
 def main() -> None:
@@ -64,7 +66,7 @@ def main() -> None:
 
 
 def docstrings() -> Iterator[tuple[str, str]]:
-    """(file, docstring) of everything documented, in a fixed order."""
+    """(file, docstring) of every module, class and function, in a fixed order."""
     roots = [Path(sysconfig.get_paths()["stdlib"])]
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
@@ -88,7 +90,7 @@ def docstrings() -> Iterator[tuple[str, str]]:
 
 
 def part(name: str) -> str:
-    """Where a file's text goes."""
+    """The text that a file's docstrings belong to: "training", "calibration" or "heldout"."""
     place = hashlib.sha256(name.encode()).digest()[0] % HELD
     return {0: "calibration", 1: "heldout"}.get(place, "training")
 

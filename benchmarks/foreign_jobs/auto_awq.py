@@ -1,9 +1,9 @@
 """AutoAWQ: 4 bits, asymmetric, packed as GEMM."""
 
 import torch
+from arguments import Job, parse
 from awq import AutoAWQForCausalLM
 from awq.modules.linear import gemm
-from told import Job, parse
 from transformers import AutoTokenizer
 from weights import save
 
@@ -21,8 +21,9 @@ def run(job: Job) -> None:
     )
     model.save_quantized(str(job.artifact))
     tokenizer.save_pretrained(job.artifact)
-    # Loading what was saved takes a GPU or Intel's extension; the packed linears are here already.
-    gemm.TRITON_AVAILABLE = False  # imports on a CPU too, but doesn't run there
+    # Loading the artifact needs a GPU or Intel's extension, but this model's linears are packed
+    # already.
+    gemm.TRITON_AVAILABLE = False  # Triton imports on a CPU too, but doesn't run there
     save(model.model, job.model, job.weights, torch.float16)
 
 

@@ -1,15 +1,18 @@
-"""AutoAWQ's own decoder on what another tool packed as AWQ: its loader takes a GPU."""
+"""AutoAWQ's own decoder on an artifact that another tool packed as AWQ.
+
+The linears are put together here, because AutoAWQ's loader needs a GPU.
+"""
 
 import torch
+from arguments import Job, parse
 from awq.modules.linear import gemm
 from safetensors.torch import load_file
-from told import Job, parse
 from transformers import AutoModelForCausalLM
 from weights import save
 
 
 def run(job: Job) -> None:
-    gemm.TRITON_AVAILABLE = False  # imports on a CPU too, but doesn't run there
+    gemm.TRITON_AVAILABLE = False  # Triton imports on a CPU too, but doesn't run there
     tensors = load_file(job.artifact / "model.safetensors")
     model = AutoModelForCausalLM.from_pretrained(job.model, torch_dtype=torch.float32)
     for key in [key for key in tensors if key.endswith(".qweight")]:

@@ -1,11 +1,13 @@
 """transformers with bitsandbytes: NF4, FP4 and LLM.int8 by save_pretrained."""
 
+from typing import Any
+
 import torch
-from told import Job, parse
+from arguments import Job, parse
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from weights import save
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "nf4-double": {
         "load_in_4bit": True,
         "bnb_4bit_quant_type": "nf4",
@@ -28,7 +30,7 @@ def run(job: Job) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(job.artifact, dtype=torch.float32)
     for module in loaded.modules():
         if hasattr(module, "compute_dtype"):
-            # Or weights and answers would be rounded to bfloat16 on the way.
+            # Otherwise weights and outputs would be rounded to bfloat16.
             module.compute_dtype = torch.float32
             module.support_avx512bf16_for_cpu = False
     save(loaded, job.model, job.weights, torch.float32)

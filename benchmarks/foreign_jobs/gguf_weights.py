@@ -1,7 +1,7 @@
-"""What transformers makes of a GGUF file: gguf-py's decoders, its own names and permutations."""
+"""A GGUF file as transformers loads it: gguf-py's decoders, its own names and permutations."""
 
 import torch
-from told import Job, parse
+from arguments import Job, parse
 from transformers import AutoModelForCausalLM
 from weights import save
 

@@ -5,16 +5,17 @@ with fewer than three cores it raises at import. Its own variable GPTQMODEL_CPU_
 """
 
 import os
+from typing import Any
 
 if (os.cpu_count() or 1) < 3:
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 
 import torch
+from arguments import Job, parse
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
-from told import Job, parse
 from weights import save
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "v1-sym": {"bits": 4, "group_size": 128, "sym": True, "format": "gptq"},
     "v1-asym": {"bits": 4, "group_size": 64, "sym": False, "format": "gptq"},
     "v2-asym": {"bits": 4, "group_size": 64, "sym": False, "format": "gptq_v2"},

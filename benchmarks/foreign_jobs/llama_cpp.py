@@ -6,10 +6,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from told import Job, parse
+from arguments import Job, parse
 
 SOURCE = Path(sys.prefix) / "llama.cpp"
-# The converter knows pre-tokenizers by a hash, and not the demo's, which splits as Qwen2's does.
+# The converter recognizes pre-tokenizers by a hash of what they make of one text. It doesn't know
+# the demo's, which splits text as Qwen2's does.
 CONVERT = """
 import runpy, sys
 sys.path[:0] = [{source!r}, {library!r}]
@@ -32,6 +33,7 @@ def run(job: Job) -> None:
 
 
 def call(*command: object) -> None:
+    """Run a tool. Raises CalledProcessError."""
     subprocess.run([str(part) for part in command], check=True)
 
 

@@ -1,10 +1,10 @@
-"""llm-compressor, what it wrote loaded by transformers with compressed-tensors."""
+"""llm-compressor; transformers with compressed-tensors loads its artifacts."""
 
 import torch
+from arguments import Job, parse
 from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
-from told import Job, parse
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from weights import figures, save
 
@@ -37,7 +37,7 @@ def run(job: Job) -> None:
         AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         for path in (job.model, job.artifact)
     )
-    loaded(torch.tensor(job.rows[:1]))  # weights are unpacked in the first forward
+    loaded(torch.tensor(job.rows[:1]))  # the first forward unpacks the weights
     if job.variant in INPUTS_TOO:
         figures(loaded, original, job.heldout, job.figures)
     else:

@@ -1,15 +1,16 @@
 """AutoRound in its own format, packed as GPTQ (both versions of its zero points) and as AWQ.
 
-What is packed as GPTQ is loaded by transformers with it; for AWQ it has nothing that runs on CPU.
+Artifacts packed as GPTQ are loaded by transformers with AutoRound; for AWQ AutoRound has no kernel
+that runs on a CPU, so that awq_weights.py reads them.
 """
 
 import torch
+from arguments import Job, parse
 from auto_round import AutoRound
-from told import Job, parse
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from weights import save
 
-# The format, and whether it is symmetric.
+# The format, and whether the grid is symmetric.
 VARIANTS = {
     "auto_gptq": ("auto_round:auto_gptq", True),
     "gptqmodel": ("auto_round:gptqmodel", False),
@@ -34,7 +35,7 @@ def run(job: Job) -> None:
     )
     made = job.artifact.parent / "made"
     rounding.quantize_and_save(str(made), format=layout)
-    [config] = made.rglob("config.json")  # in a folder that it names itself
+    [config] = made.rglob("config.json")  # AutoRound names the folder
     config.parent.rename(job.artifact)
     if job.variant == "auto_awq":
         return

@@ -1,8 +1,8 @@
 """What a peer's loaded model computes: its weights as a plain checkpoint, or its likelihoods.
 
-Every linear is asked what it makes of the identity matrix, so whatever the peer does to weights
-when it runs is in the answer. What it does to inputs isn't: where it rounds them too, the model's
-own figures are taken. Standard library, torch and safetensors only.
+Every linear is applied to the identity matrix, so that the result includes whatever the peer does
+to weights when it runs. It doesn't include the rounding of inputs: for a model that rounds them,
+``figures`` measures the model itself. Standard library, torch and safetensors only.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -19,9 +20,9 @@ from torch import Tensor, nn
 
 @torch.inference_mode()
 def save(model: nn.Module, original: Path, out: Path, dtype: torch.dtype) -> None:
-    """Write to ``out`` what ``model`` has for each tensor of ``original``, in float32.
+    """Write a checkpoint ``out`` of the tensors of ``original``, float32, as ``model`` has them.
 
-    ``dtype``: of the activations that its linears are given.
+    ``dtype``: of the activations that the model's linears take.
     """
     out.mkdir(parents=True)
     for file in original.iterdir():
@@ -36,7 +37,7 @@ def save(model: nn.Module, original: Path, out: Path, dtype: torch.dtype) -> Non
     for key in keys:
         path, _, leaf = key.rpartition(".")
         module = model.get_submodule(path)
-        value = getattr(module, leaf, None)
+        value: Any = getattr(module, leaf, None)
         if leaf == "weight" and _inputs(module):
             value = _weight(module, dtype)
         tensors[key] = value.detach().float().contiguous().clone()
@@ -58,12 +59,16 @@ def figures(model: nn.Module, original: nn.Module, rows: list[list[int]], out: P
 
 
 def _inputs(module: nn.Module) -> int | None:
-    """How many inputs a linear has, by either name; None for another module."""
+    """The number of a linear's inputs; None for any other module."""
+    # Packed linears of the peers have the one name or the other.
     return getattr(module, "in_features", getattr(module, "infeatures", None))
 
 
 def _weight(linear: nn.Module, dtype: torch.dtype) -> Tensor:
-    identity = torch.eye(_inputs(linear), dtype=dtype)
+    """The weight (out, in) that a linear computes with, whatever it stores."""
+    inputs = _inputs(linear)
+    assert inputs is not None
+    identity = torch.eye(inputs, dtype=dtype)
     rows = linear(identity[None])[0]
     bias = getattr(linear, "bias", None)
     return (rows if bias is None else rows - bias).T

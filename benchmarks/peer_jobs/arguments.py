@@ -1,4 +1,4 @@
-"""What a peer's job is told. Standard library only: every peer's interpreter runs this."""
+"""The command line of a peer's job. Standard library only: every peer's interpreter runs this."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Arguments:
-    """job: as benchmarks/peers.py names it. rows: token ids. text: a file. out: what to make.
+    """What to make, of what, and where.
 
-    bits, symmetric: of the integer grids, whose groups have 128 columns. mix: llama.cpp's.
-    gguf: the model in BF16, where there is one.
+    job: its name in benchmarks/peers/jobs.py. rows: token ids to calibrate with. text: a file with
+    the same text. out: the directory to make.
+    bits, symmetric: of the integer grids, whose groups have 128 columns. mix: llama.cpp's name.
+    gguf: the model as a BF16 GGUF file, which need not exist.
     """
 
     job: str

@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerFast
 def quantize(given: Arguments) -> None:
     device_map = "auto" if given.device == "cuda" else "cpu"
     model = AutoAWQForCausalLM.from_pretrained(given.model, device_map=device_map)
-    # By its file: the class that a newer transformers names is unknown to this one.
+    # Not AutoTokenizer: it would look for the class that the checkpoint names, which this older
+    # transformers doesn't have.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(given.model)
     model.quantize(
         tokenizer,

@@ -15,8 +15,8 @@ from transformers import AutoConfig
 
 
 def quantize(given: Arguments) -> None:
-    # It doesn't find the output matrix that it has put on disk where a checkpoint calls it
-    # otherwise than lm_head.
+    # With offloading it looks for the output matrix on disk by the name lm_head; GPT-NeoX has
+    # another name for it, and saving would fail.
     offload = AutoConfig.from_pretrained(given.model).model_type != "gpt_neox"
     chosen = {"group_size": 128, "offload_to_disk": offload}
     if given.job == "gptq":

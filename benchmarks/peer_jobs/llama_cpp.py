@@ -1,6 +1,6 @@
 """llama.cpp: convert to a BF16 GGUF, then quantize it, with importance weights or without.
 
-Where the feed holds bf16.gguf, that is taken instead of converting.
+Where the feed has bf16.gguf, this file is quantized and nothing is converted.
 """
 
 import os
@@ -37,7 +37,7 @@ def quantize(given: Arguments) -> None:
 
 
 def run(*command: object) -> None:
-    """Run a tool; its exit code becomes ours, so that its own message is the last one."""
+    """Run a tool; ends with its exit code if it fails, so that its message is the log's last."""
     code = subprocess.run([str(part) for part in command]).returncode
     if code:
         sys.exit(code)

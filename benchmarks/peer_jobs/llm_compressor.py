@@ -1,12 +1,14 @@
 """llm-compressor: oneshot with its own defaults, in groups of 128."""
 
+from typing import Any
+
 from arguments import Arguments, parse
 from datasets import Dataset
 from llmcompressor import oneshot
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-def modifier(given: Arguments):
+def modifier(given: Arguments) -> Any:
     """GPTQ or AWQ on all linears but the head."""
     weights = {
         "num_bits": given.bits,

@@ -133,7 +133,7 @@ def test_every_shipped_recipe_is_in_the_readme_as_it_is() -> None:
     found = {tuple(cell.strip() for cell in row) for row in rows}
     recipes = [loaded.recipe for loaded in shipped_recipes()]
     wanted = {(f"[{r.name}]({r.name}.yaml)", r.version, f"`{r.digest[:12]}`") for r in recipes}
-    assert found == wanted, "run: python benchmarks/recipe_table.py"
+    assert found == wanted, "run: python -m benchmarks.recipe_table"
 
 
 @pytest.mark.parametrize(

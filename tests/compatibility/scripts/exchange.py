@@ -1,5 +1,7 @@
-"""What an engine is asked, and what it answers. Standard library only: every engine's interpreter
-runs this."""
+"""The question to an engine, and its answer.
+
+Standard library only: every engine's interpreter runs this.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Job:
-    """path: what the engine loads. dtype: what it computes in.
+    """What an engine does with one artifact.
 
+    path: of the artifact. dtype: that the engine computes in.
     prompts: token ids, each continued greedily by ``new_tokens``, or up to one of ``end``.
-    rows: token ids, all of one length.
+    rows: token ids, all of one length, whose log-probabilities are asked for.
     """
 
     path: str
@@ -27,10 +30,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Answer:
-    """tokens: the new ones of each prompt, with the one that ended it, if any.
+    """What the engine computed.
 
-    log_probabilities: natural logarithms, of every token of the vocabulary after every prefix of
-    each row but the whole of it: (rows, length - 1, vocabulary).
+    tokens: the new ones of each prompt, with the end token where there was one.
+    log_probabilities: (rows, length - 1, vocabulary), natural logarithms, for the token that
+    follows each prefix of a row; the whole row is no prefix.
     """
 
     tokens: list[list[int]]
@@ -38,10 +42,10 @@ class Answer:
 
 
 def receive() -> Job:
-    """The job that the command line names."""
+    """Read the job from the file that the command line names first."""
     return Job(**json.loads(Path(sys.argv[1]).read_text()))
 
 
 def give(answer: Answer) -> None:
-    """Write the answer where the command line says."""
+    """Write the answer to the file that the command line names second."""
     Path(sys.argv[2]).write_text(json.dumps(asdict(answer)))

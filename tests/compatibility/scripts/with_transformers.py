@@ -1,4 +1,4 @@
-"""transformers: whatever loads an artifact's format there."""
+"""transformers, with the package that loads an artifact's format there."""
 
 from pathlib import Path
 

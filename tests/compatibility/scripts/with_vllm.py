@@ -26,8 +26,8 @@ def main() -> None:
             [list(answer.outputs[0].token_ids) for answer in answers],
             # Nothing predicts a row's first token.
             [
-                [[found[token].logprob for token in range(len(found))] for found in positions]
-                for positions in (result.prompt_logprobs[1:] for result in read)
+                [[place[token].logprob for token in range(len(place))] for place in places]
+                for places in (result.prompt_logprobs[1:] for result in read)
             ],
         )
     )
