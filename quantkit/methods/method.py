@@ -81,10 +81,6 @@ class LinearMethod(Method):
         """The globs that the recipe holds, each after its key."""
         return [("quantize.ignore", pattern) for pattern in self.ignore]
 
-    def config(self) -> dict[str, Any]:
-        """What config.json is to say of the method, in the words of the format of its name."""
-        return {}
-
 
 class Override(Strict):
     """Another scheme for the modules whose full name matches a glob; the last match wins."""

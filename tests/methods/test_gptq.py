@@ -8,9 +8,9 @@ import torch
 from quantkit.calibration.statistics import Drift, Gram
 from quantkit.methods import rtn
 from quantkit.methods.cholesky import cholesky_
-from quantkit.methods.gptq import readers as gptq
+from quantkit.methods.gptq import method as gptq
 from quantkit.methods.gptq.feedback import Rounded, Settings, factorize, feedback
-from quantkit.methods.gptq.readers import Readers
+from quantkit.methods.gptq.method import Readers
 from quantkit.methods.grids import Grid, QuantizedTensor, gram_loss
 from tests.helpers.moments import Known
 
@@ -26,7 +26,7 @@ def problem(
 
 
 def quantize(w: torch.Tensor, gram: torch.Tensor, grid: Grid, settings: Settings) -> Rounded:
-    return gptq.quantize([Readers(Known(gram), [w], [grid])], settings)[0][0]
+    return gptq.quantize_readers([Readers(Known(gram), [w], [grid])], settings)[0][0]
 
 
 def loss_of(tensor: QuantizedTensor, w: torch.Tensor, gram: torch.Tensor) -> float:
@@ -48,7 +48,7 @@ def test_readers_of_one_input_are_quantized_as_if_alone() -> None:
     w, gram = problem(rows=80)
     grids = [Grid(4, 32, True), Grid(3, 32, False), Grid(4, 32, True)]
     parts = w.split([16, 40, 24])
-    together = gptq.quantize([Readers(Known(gram), parts, grids)], Settings())[0]
+    together = gptq.quantize_readers([Readers(Known(gram), parts, grids)], Settings())[0]
     for part, grid, outcome in zip(parts, grids, together, strict=True):
         alone = quantize(part, gram, grid, Settings())
         assert outcome.tensor.grid == grid
@@ -183,8 +183,8 @@ def test_what_drifted_inputs_lose_is_made_up_for(bits: int) -> None:
     def lost(value: torch.Tensor) -> float:
         return (x @ w.t() - y @ value.t()).square().sum().item()
 
-    [[plain]] = gptq.quantize([Readers(moment, [w], [grid])], Settings())
-    [[made_up]] = gptq.quantize([Readers(moment, [w], [grid], drift.matrix())], Settings())
+    [[plain]] = gptq.quantize_readers([Readers(moment, [w], [grid])], Settings())
+    [[made_up]] = gptq.quantize_readers([Readers(moment, [w], [grid], drift.matrix())], Settings())
     assert lost(made_up.tensor.dequantize()) < 0.8 * lost(plain.tensor.dequantize())
     # With bits enough, the codes are those of weights half of the way to the best ones, but where
     # these lie outside of the range that was chosen for the weights as they were.
