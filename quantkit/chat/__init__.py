@@ -1,1 +1,1 @@
-"""Chat templates: what they write around messages, and the same said in Go for Ollama."""
+"""Chat templates: what they write around messages, observed and translated for Ollama."""

@@ -1,4 +1,4 @@
-"""What a GGUF file says of chatting: its template, special tokens and context length."""
+"""A GGUF file's chat template, special tokens and context length."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ _ENDS = ("eos", "eot", "eom")
 
 @dataclass(frozen=True)
 class ChatMetadata:
-    """template: Jinja source, None for a model that has none; tokens: the special ones, by the
-    names that templates use; ends: texts of the tokens that end an answer; adds_bos: whether the
-    engine puts BOS before a prompt by itself; context: tokens that the model was trained on."""
+    """What a file says about chats.
+
+    template: Jinja source, None for a model that has none; tokens: the special ones, by the names
+    that templates use; ends: texts of the tokens that end an answer; adds_bos: whether the engine
+    puts BOS before a prompt by itself; context: tokens that the model was trained on.
+    """
 
     template: str | None
     tokens: dict[str, str]

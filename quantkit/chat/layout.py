@@ -1,10 +1,10 @@
-"""What a chat template writes around messages, as data; rendered here, or in Ollama.
+"""What a chat template writes around messages, as data: rendered here, or as Ollama's template.
 
 Ollama's templates are Go's ``text/template`` (https://pkg.go.dev/text/template), given
 ``.Messages`` (each with ``.Role``, ``.Content``, ``.Thinking``), ``.System`` (all system messages,
 joined by an empty line), ``.Think`` and ``.IsThinkSet``
-(https://github.com/ollama/ollama/blob/main/docs/template.mdx). ``render`` and ``go_template`` say
-the same thing twice, so they stand side by side, and the tests run both.
+(https://github.com/ollama/ollama/blob/main/docs/template.mdx). ``render`` and ``go_template`` must
+agree, so they are in one file, and the tests run both.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Literal
 
 Message = Mapping[str, str]
 
-# Where a system prompt goes: a turn of its own, into the first or the last user's turn, nowhere;
-# "refused" by the template, and then written into the first user's turn all the same.
+# Where a system prompt goes: into a turn of its own, the first or the last user's turn, or nowhere.
+# Where the template refuses one, it is written into the first user's turn nevertheless.
 Place = Literal["turn", "first", "last", "ignored", "refused"]
 _INSIDE_FIRST = ("first", "refused")
 
@@ -35,7 +35,7 @@ class Thinking:
     """How a model thinks before it answers.
 
     turn: around the thoughts, before the content of an answer that is to be continued.
-    off: what follows ``generation`` where thinking is switched off.
+    off: the text after ``generation`` where thinking is switched off.
     """
 
     turn: Turn
@@ -47,8 +47,8 @@ class ChatLayout:
     """What a chat template writes.
 
     start: a literal BOS token, or nothing.
-    opening: stands where a system prompt would, in a conversation without one.
-    generation: opens the answer, after a last message that isn't the assistant's.
+    opening: the text in place of the system prompt, in a conversation without one.
+    generation: the text that opens the answer, after a last message that isn't the assistant's.
     An assistant's message that comes last is left open, to be continued.
     """
 
@@ -101,12 +101,10 @@ def render(layout: ChatLayout, messages: Sequence[Message], *, think: bool | Non
 
 
 def go_template(layout: ChatLayout) -> str:
-    """The layout as a template for Ollama.
-
-    All text stands in quotes inside actions, so that the white space between them, which makes
-    the template readable, can be trimmed. Only the thoughts' surroundings are bare: Ollama finds
-    out by them how to tell thoughts from the answer.
-    """
+    """The layout as a template for Ollama."""
+    # All text is quoted inside actions, so that the white space between them, which makes the
+    # template readable, can be trimmed. Only the text around the thoughts is bare: Ollama searches
+    # the template for it, to tell thoughts from the answer.
     lines = [_quoted(layout.start)] if layout.start else []
     if layout.place in _INSIDE_FIRST:
         lines.append("{{- $first := true }}")
@@ -163,10 +161,11 @@ def _around(turn: Turn, content: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """An action that writes ``text``. Go reads JSON's strings as its own, but not its pairs of
-    surrogates; and a Modelfile loses what isn't printable."""
+    """An action that writes ``text``."""
     if not text:
         return ""
+    # Go reads JSON's strings as its own, except pairs of surrogates; and Ollama drops characters
+    # that aren't printable from a Modelfile.
     literal = json.dumps(text, ensure_ascii=False)
     escaped = "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in literal)
     return f"{{{{- {escaped} }}}}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,8 +27,10 @@ Parameter = int | float | bool | str
 
 @dataclass(frozen=True)
 class Modelfile:
-    """What a Modelfile says. source: of the weights, a path; parameters: in order, and ``stop``
-    may come many times."""
+    """The content of a Modelfile.
+
+    source: the path of the weights; parameters: in order, ``stop`` as often as there are texts.
+    """
 
     comment: str
     source: str
@@ -46,12 +49,12 @@ class Modelfile:
 
 
 def parse_parameters(settings: Sequence[str]) -> list[tuple[str, Parameter]]:
-    """Read NAME=VALUE as given on the command line.
+    """Parse NAME=VALUE as given on the command line.
 
-    Raises InputError for a name that Ollama doesn't know, a value of another type, and a name
+    Raises InputError for a name that Ollama doesn't know, a value of the wrong type, and a name
     that is given twice (``stop`` may be).
     """
-    found: list[tuple[str, Parameter]] = []
+    parameters: list[tuple[str, Parameter]] = []
     for setting in settings:
         name, equals, value = setting.partition("=")
         where = f"--parameter {setting}"
@@ -62,10 +65,10 @@ def parse_parameters(settings: Sequence[str]) -> list[tuple[str, Parameter]]:
             raise InputError(
                 f"Ollama has no parameter {name}", where=where, fix=f"It has {', '.join(known)}."
             )
-        if name in dict(found) and name not in _TEXTS:
+        if name in dict(parameters) and name not in _TEXTS:
             raise InputError(f"{name} is given twice", where=where)
-        found.append((name, _parsed(name, value, where)))
-    return found
+        parameters.append((name, _parsed(name, value, where)))
+    return parameters
 
 
 def _parsed(name: str, value: str, where: str) -> Parameter:
@@ -84,13 +87,13 @@ def _parsed(name: str, value: str, where: str) -> Parameter:
 
 def _finite(value: str) -> float:
     number = float(value)
-    if number - number != 0:
+    if not math.isfinite(number):
         raise ValueError(value)
     return number
 
 
 def _path(path: str) -> str:
-    # Ollama drops what isn't printable, and a line's end ends the path.
+    # Ollama drops characters that aren't printable, and the path ends with its line.
     if not path.isprintable() or path != path.strip():
         raise InputError(
             "has a character that a Modelfile can't hold in a path",
@@ -108,7 +111,8 @@ def _value(name: str, value: Parameter) -> str:
 
 
 def _long(text: str, where: str) -> str:
-    """Text between three quotes; it may go over many lines. Nothing in it can be escaped."""
+    """Text of any number of lines between triple quotes."""
+    # A Modelfile has no escapes, so a text with triple quotes can't be written.
     if '"""' in text:
         raise InputError('holds """, which ends a text in a Modelfile', subject=where)
     bad = next((c for c in text if not c.isprintable() and c not in "\n\t"), None)

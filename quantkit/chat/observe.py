@@ -1,8 +1,8 @@
-"""A chat template's layout, found by what the template does.
+"""A chat template's layout, observed in what the template writes.
 
-Conversations of marked words are rendered, what stands between the words is read off, and the
-layout found so must render a set of whole conversations to the very same text. Nothing is known of
-any model's name.
+Conversations of marker words are rendered, and the text between the markers gives the layout. It
+must then render a set of whole conversations to the very same text as the template. No model is
+known by its name.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ class JinjaTemplate:
     """A chat template of transformers, with the special tokens that it may name."""
 
     def __init__(self, source: str, tokens: Mapping[str, str]) -> None:
-        """``tokens``: such as {"bos_token": "<s>", "eos_token": "</s>"}."""
+        """``source``: Jinja; ``tokens``: such as {"bos_token": "<s>", "eos_token": "</s>"}."""
         self.source = source
         self.bos = tokens.get("bos_token", "")
         self.eos = tokens.get("eos_token", "")
         self._tokens = dict(tokens)
 
     def render(self, messages: Sequence[Message], *, answer: bool = True, **options: Any) -> str:
-        """The text of a conversation; ``answer``: ready for the assistant's.
+        """The text of a conversation; ``answer``: with the opening of the assistant's answer.
 
-        Raises InputError when the template can't or won't render it.
+        ``options``: further variables of the template. Raises InputError when the template fails
+        or refuses the conversation.
         """
         from jinja2.exceptions import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -69,24 +70,25 @@ class Observed:
 
 
 def observe(template: JinjaTemplate, *, adds_bos: bool) -> Observed:
-    """Find the layout of a chat template and prove it on ``conversations``.
+    """The layout of a chat template, proven on ``conversations``.
 
-    ``adds_bos``: whether the engine puts BOS before a prompt by itself; ``start`` is then the one
-    to leave to it.
+    ``adds_bos``: whether the engine puts BOS before a prompt by itself.
 
-    Raises InputError when it has none that a ``ChatLayout`` can say.
+    Raises InputError for a template that no ``ChatLayout`` describes.
     """
-    layout = _thinking(template, _placed(template, _alternating(template, adds_bos)))
+    layout = _with_thinking(
+        template, _with_system(template, _alternating_turns(template, adds_bos))
+    )
     for messages in conversations(system=layout.place != "refused"):
-        _same(template.render(messages), render(layout, messages))
+        _require_same(template.render(messages), render(layout, messages))
         if layout.thinking:
             off = template.render(messages, enable_thinking=False)
-            _same(off, render(layout, messages, think=False))
+            _require_same(off, render(layout, messages, think=False))
     return Observed(layout, tuple(_notes(template, layout)))
 
 
 def conversations(*, system: bool) -> list[list[Message]]:
-    """Conversations that end with a user's message; with ``system`` also such with a prompt."""
+    """Conversations that end with a user's message; with ``system`` each with a prompt too."""
     turns = [
         {
             "role": "user",
@@ -105,21 +107,25 @@ def conversations(*, system: bool) -> list[list[Message]]:
     return plain + ([[prompt, *messages] for messages in plain] if system else [])
 
 
-def _alternating(template: JinjaTemplate, adds_bos: bool) -> ChatLayout:
-    """The layout of conversations without a system prompt; ``opening`` is all of what comes
-    before the first user's content, but for BOS."""
-    asked, answered = _says("user", _USER), _says("assistant", _ANSWER)
-    again = _says("user", _AGAIN)
+def _alternating_turns(template: JinjaTemplate, adds_bos: bool) -> ChatLayout:
+    """The layout of conversations without a system prompt.
+
+    ``opening`` is all the text before the first user's content, except BOS.
+    """
+    asked, answered = _message("user", _USER), _message("assistant", _ANSWER)
+    again = _message("user", _AGAIN)
     text = template.render([asked, answered, again])
     head, to_answer, to_user, tail = _pieces(text, _USER, _ANSWER, _AGAIN)
     user_end = _end(template, [asked], _USER, (to_answer, tail))
     answer_end = _end(template, [asked, answered], _ANSWER, (to_user,))
     before = to_user[len(answer_end) :]
     start = template.bos if head.startswith(template.bos) else ""
-    if start and before.startswith(start):  # each user's turn begins with it, not the first alone
-        if adds_bos:  # Llama 2's
+    if start and before.startswith(start):  # not only the first of the user's turns begins with it
+        if adds_bos:
+            # Llama 2: the engine adds the first BOS, so those between turns end the answers.
             before, answer_end = before.removeprefix(start), answer_end + start
-        else:  # SmolLM2's, <|im_start|>
+        else:
+            # SmolLM2: BOS is <|im_start|>, which begins every turn.
             start = ""
     return ChatLayout(
         place="turn",
@@ -135,24 +141,28 @@ def _alternating(template: JinjaTemplate, adds_bos: bool) -> ChatLayout:
 def _end(
     template: JinjaTemplate, messages: list[Message], marker: str, follows: tuple[str, ...]
 ) -> str:
-    """What ends the last message: all that a finished conversation has after it, if each of
-    ``follows`` begins with that; some templates end such a text with EOS besides."""
+    """The text that ends the last message: all of it that a finished conversation has.
+
+    Nothing, unless each of ``follows``, texts after the message in other conversations, begins
+    with it.
+    """
     try:
         rest = template.render(messages, answer=False).rpartition(marker)[2]
     except InputError:
         return ""
+    # Some templates end a finished conversation with EOS besides.
     for end in (rest, rest.removesuffix(template.eos)):
         if all(text.startswith(end) for text in follows):
             return end
     return ""
 
 
-def _placed(template: JinjaTemplate, layout: ChatLayout) -> ChatLayout:
-    """The layout with the system prompt in its place."""
-    chat = [_says("user", _USER), _says("assistant", _ANSWER), _says("user", _AGAIN)]
+def _with_system(template: JinjaTemplate, layout: ChatLayout) -> ChatLayout:
+    """The layout, with the place of the system prompt and the text around it."""
+    chat = [_message("user", _USER), _message("assistant", _ANSWER), _message("user", _AGAIN)]
     user = layout.user.before
     try:
-        text = template.render([_says("system", _SYSTEM), *chat])
+        text = template.render([_message("system", _SYSTEM), *chat])
     except InputError:
         return _inside_first(layout, "refused", Turn("", "\n\n"))
     if _SYSTEM not in text:
@@ -178,11 +188,10 @@ def _inside_first(layout: ChatLayout, place: Place, system: Turn) -> ChatLayout:
     return replace(layout, place=place, system=system, opening=opening)
 
 
-def _thinking(template: JinjaTemplate, layout: ChatLayout) -> ChatLayout:
-    """The layout with thinking, where the template knows ``enable_thinking`` and
-    ``reasoning_content`` as Qwen3's does."""
-    asked = _says("user", _USER)
-    answered = {**_says("assistant", _ANSWER), "reasoning_content": _THOUGHT}
+def _with_thinking(template: JinjaTemplate, layout: ChatLayout) -> ChatLayout:
+    """The layout, with thinking where the template has Qwen3's variables for it."""
+    asked = _message("user", _USER)
+    answered = {**_message("assistant", _ANSWER), "reasoning_content": _THOUGHT}
     try:
         on, off = template.render([asked]), template.render([asked], enable_thinking=False)
         text = template.render([asked, answered], answer=False)
@@ -196,7 +205,7 @@ def _thinking(template: JinjaTemplate, layout: ChatLayout) -> ChatLayout:
 
 
 def _notes(template: JinjaTemplate, layout: ChatLayout) -> list[str]:
-    """What Ollama will do otherwise than the template, or than its user may expect."""
+    """How Ollama will differ from the template, or from what a user may expect."""
     notes = []
     if layout.place == "refused":
         notes.append(
@@ -225,13 +234,13 @@ def _continues(template: JinjaTemplate, layout: ChatLayout) -> bool:
     chat = conversations(system=False)[1][:2]
     content = chat[-1]["content"]
     try:
-        text, found, _ = template.render(chat, answer=False).rpartition(content)
+        text, answer, _ = template.render(chat, answer=False).rpartition(content)
     except InputError:
         return True  # nothing to differ from
-    return text + found == render(layout, chat)
+    return text + answer == render(layout, chat)
 
 
-def _says(role: str, content: str) -> Message:
+def _message(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
@@ -239,15 +248,16 @@ def _pieces(text: str, *markers: str) -> list[str]:
     """``text`` cut at the markers. Raises InputError unless each is there once, in this order."""
     pieces = []
     for marker in markers:
-        piece, found, rest = text.partition(marker)
-        if not found or marker in rest:
-            raise _unlike("it leaves out a message, repeats one, or changes their order")
+        piece, match, rest = text.partition(marker)
+        if not match or marker in rest:
+            raise _unknown_layout("it leaves out a message, repeats one, or changes their order")
         pieces.append(piece)
         text = rest
     return [*pieces, text]
 
 
-def _same(expected: str, made: str) -> None:
+def _require_same(expected: str, made: str) -> None:
+    """Raise InputError, with the first difference, unless the two texts are equal."""
     if expected == made:
         return
     at = next(
@@ -255,10 +265,12 @@ def _same(expected: str, made: str) -> None:
         min(len(expected), len(made)),
     )
     after, wants = expected[max(at - 30, 0) : at], expected[at : at + 30]
-    raise _unlike(f"after {after!r} it writes {wants!r}, where {made[at : at + 30]!r} was expected")
+    raise _unknown_layout(
+        f"after {after!r} it writes {wants!r}, where {made[at : at + 30]!r} was expected"
+    )
 
 
-def _unlike(what: str) -> InputError:
+def _unknown_layout(what: str) -> InputError:
     return InputError(
         f"the chat template is of no known layout: {what}",
         fix=f"Known: {KNOWN}. {_FIX}",

@@ -1,1 +1,1 @@
-"""What runs an artifact: transformers, our packed 4-bit linears, llama.cpp."""
+"""What runs artifacts: transformers, torch's 4-bit kernel, llama.cpp and vLLM."""

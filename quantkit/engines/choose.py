@@ -1,4 +1,4 @@
-"""Which engine runs an artifact, and whether it is there."""
+"""Which engine runs an artifact, and whether it is installed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENGINES = (TRANSFORMERS, int4.NAME, LLAMACPP, VLLM)
 
 
 def engine_for(path: Path) -> tuple[str, Path]:
-    """The engine that runs what lies at ``path``, and what it is given to load."""
+    """The engine that runs the artifact at ``path``, and the path that it loads."""
     if files := gguf_files(path):
         return LLAMACPP, files[0]
     source = open_artifact(path)
@@ -27,8 +27,8 @@ def engine_for(path: Path) -> tuple[str, Path]:
 
 
 def check_engine(engine: str, path: Path) -> None:
-    """Raise InputError for an engine that can't run what lies at ``path``, MachineError for one
-    that isn't installed, or lacks a package for this format."""
+    """Raise InputError for an engine that can't run the artifact at ``path``, and MachineError for
+    one that isn't installed or lacks a package for the artifact's format."""
     if engine not in ENGINES:
         raise InputError(
             "no such engine", where=f"--engine {engine}", fix=f"One of {', '.join(ENGINES)}."

@@ -1,6 +1,7 @@
-"""Which engines load an artifact, by what was tried and by what their sources say.
+"""Which engines load an artifact.
 
-Tried: vLLM 0.32 on CPU, transformers 5.23, llama.cpp. docs/artifacts.md has the tables.
+Each format's ``loading`` knows, from what was tried (vLLM 0.32 on CPU, transformers 5.23,
+llama.cpp) and from the engines' sources. docs/artifacts.md has the tables.
 """
 
 from __future__ import annotations
@@ -35,6 +36,6 @@ def loading_of_packed(source: PackedCheckpoint) -> tuple[Loading, ...]:
 
 
 def loading_of(format: str, contents: Contents) -> tuple[Loading, ...]:
-    """For an artifact that may not exist yet, without our own engine."""
+    """For an artifact that may not exist yet. Leaves out our own engine."""
     loading = FORMATS[format].loading(contents)
     return (*loading, _NO_LLAMA) if format in safetensors_formats() else loading

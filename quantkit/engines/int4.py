@@ -1,8 +1,8 @@
 """``quantkit-int4``: transformers' model with its 4-bit linears on torch's own CPU kernel.
 
-Codes of awq, gptq and compressed-tensors go to ``aten::_weight_int4pack_mm_for_cpu`` as they are:
-its grid is w = (q - 8) * s + b, so b = (8 - z) * s. Nothing but the packed words, scales and
-offsets is held. Columns whose groups are permuted are sorted by group, and so are the inputs.
+Codes of awq, gptq and compressed-tensors go to ``aten::_weight_int4pack_mm_for_cpu`` unchanged: its
+grid is w = (q - 8) * s + b, so b = (8 - z) * s. Only the packed words, scales and offsets are kept
+in memory. Columns whose groups are permuted are sorted by group, and so are the inputs.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Int4Linear(nn.Module):
 
 
 def fits(grid: object, shape: tuple[int, ...]) -> bool:
-    """Whether the kernel takes a weight of this shape (out, in) on a grid."""
+    """Whether the kernel can compute with a weight of this shape (out, in) on a grid."""
     if not isinstance(grid, Grid) or grid.bits != 4 or shape[0] % 16:
         return False
     columns = shape[1] if grid.group_size == -1 else grid.group_size
@@ -64,7 +64,7 @@ def fits(grid: object, shape: tuple[int, ...]) -> bool:
 
 
 def runs(source: PackedCheckpoint) -> bool:
-    """Whether the kernel takes any of the linears."""
+    """Whether the kernel can compute any of a checkpoint's linears."""
     return any(fits(source.scheme_of(key), source.shape(key)) for key in source.quantized())
 
 
@@ -74,7 +74,7 @@ def _even(tensor: QuantizedTensor) -> bool:
 
 
 def load(source: PackedCheckpoint) -> tuple[Any, str]:
-    """The model in memory, and the engine's name, which says so where linears had to stay dense.
+    """The model in memory, and the engine's name, with the number of linears that stay dense.
 
     Raises MachineError where torch has no such kernel, or none of the linears fits it.
     """

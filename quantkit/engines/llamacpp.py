@@ -2,7 +2,7 @@
 
 The server listens on a port of localhost, locked with a random key: only its own ``/completion``
 returns token ids (the handlers that xllamacpp exports return text, and withhold incomplete
-characters). Streams go through the handlers. Its log goes to stderr, errors only.
+characters). Streams go through the handlers. llama.cpp's log goes to stderr, errors only.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _GREEDY = {
 class Generation:
     """A greedy continuation.
 
-    ``ids``: the new tokens, as transformers returns them: with the one that ended it, if any.
-    ``text``: without that one. ``ended``: whether there is one, or else the limit was reached.
+    ``ids``: the new tokens, as transformers returns them: with the one that ends it, if any.
+    ``text``: without that one. ``ended``: whether there is one; if not, the limit was reached.
     """
 
     ids: list[int]
@@ -47,7 +47,7 @@ class Generation:
 
 @dataclass(frozen=True)
 class Timing:
-    """What requests that ran together took. Rates are tokens a second.
+    """How long requests that ran together took. Rates are tokens a second.
 
     ``first_token_seconds``: from sending a request to its first text, the mean over requests.
     ``prefill_rate``: all prompt tokens, from the first sending to the last first token.
@@ -130,8 +130,8 @@ class LlamaCpp:
     def generate(self, prompt: str | Sequence[int], max_new_tokens: int) -> Generation:
         """Continue ``prompt`` greedily.
 
-        Ids are taken as they are. Text is tokenized by llama.cpp: special tokens in it count as
-        such, and BOS is added where the file says so.
+        Ids are used as given. Text is tokenized by llama.cpp, with special tokens in it, and BOS
+        is added where the file's metadata asks for it.
 
         Raises InputError when the prompt doesn't fit the context or holds an unknown id.
         """
@@ -153,14 +153,14 @@ class LlamaCpp:
 
         Raises InputError as ``generate`` does.
         """
-        # Nothing is reported of a token that ends the answer or is part of a character, so another
-        # is forced: this changes what is sampled, not what is reported.
+        # llama.cpp reports nothing at a token that ends the answer or is part of a character, so
+        # another one is forced. That changes what is sampled, not the reported probabilities.
         [*_, plain] = self._post("/tokenize", {"content": "a", "add_special": False})["tokens"]
         request = {**_GREEDY, "prompt": list(prompt), "n_predict": 1, "n_probs": _ALL}
         request["logit_bias"] = [[plain, 1e6]]
         [step] = self._post("/completion", request)["completion_probabilities"]
-        found = {int(token["id"]): float(token["logprob"]) for token in step["top_logprobs"]}
-        return [found[token] for token in range(len(found))]
+        by_id = {int(token["id"]): float(token["logprob"]) for token in step["top_logprobs"]}
+        return [by_id[token] for token in range(len(by_id))]
 
     def tokenize(self, text: str) -> list[int]:
         """Return the ids of ``text`` as ``generate`` would read it."""
@@ -232,4 +232,4 @@ class LlamaCpp:
     def _check(self, answer: dict[str, Any]) -> None:
         if "error" in answer:
             reason = answer["error"]["message"]
-            raise InputError(f"llama.cpp refuses: {reason}", where=str(self._path))
+            raise InputError(f"llama.cpp refuses the request: {reason}", where=str(self._path))

@@ -15,7 +15,10 @@ _BATCH = 16
 
 
 def check_memory(parameters: int, dtype: torch.dtype, purpose: str) -> None:
-    """Raise MachineError when a model of so many parameters won't fit beside what is running."""
+    """Raise MachineError when a model of that many ``parameters`` won't fit into free memory.
+
+    ``purpose``: what needs the model, for the message.
+    """
     needed = parameters * dtype.itemsize
     free = psutil.virtual_memory().available
     if needed > free:

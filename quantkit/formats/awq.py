@@ -28,6 +28,7 @@ from quantkit.formats.format import (
 )
 from quantkit.methods.grids import Grid, Quantized, QuantizedTensor
 
+# Kernels convert two nibbles that are 16 bits apart at once: those of neighbours.
 _ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 _INVERSE = [_ORDER.index(i) for i in range(8)]
 
@@ -98,6 +99,7 @@ class AwqFormat(SafetensorsFormat):
                 "its qweight, qzeros and scales don't belong together", where=linear.module
             )
         settings = linear.settings
+        # One group may be a row, or a group size that is the row's width; config.json decides.
         per_row = groups == 1 and settings.get("group_size", -1) == -1
         size = -1 if per_row else in_features // groups
         return Grid(4, size, not settings.get("zero_point", True))

@@ -3,10 +3,10 @@
 4 bits, per linear: ``weight`` uint8 (out·in/2, 1), the even element in the high nibble;
 ``weight.absmax``, ``weight.quant_map``, with double quantization ``weight.nested_absmax`` and
 ``weight.nested_quant_map``; and ``weight.quant_state.bitsandbytes__nf4`` (or ``fp4``), JSON as
-bytes. Others may have stored the codes as another dtype of the same bytes.
+bytes. Other tools may store the codes as another dtype of the same bytes.
 
 8 bits (LLM.int8, read only): ``weight`` int8 (out, in), ``SCB`` fp32 (out), the rows' absolute
-maxima, so that w = q · SCB / 127; ``weight_format`` uint8, 0 for rows as they are.
+maxima, so that w = q · SCB / 127; ``weight_format`` uint8, 0 for codes in the weight's own order.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _INT8 = Grid(8, -1, symmetric=True)
 
 
 class BitsandbytesFormat(SafetensorsFormat):
-    """NF4; of others FP4 and LLM.int8 too."""
+    """NF4. FP4 and LLM.int8 of other tools are read too."""
 
     name = "bitsandbytes"
     holds = (Nf4Scheme,)
@@ -132,7 +132,7 @@ class BitsandbytesFormat(SafetensorsFormat):
 def _unpack_int8(linear: StoredLinear) -> QuantizedTensor:
     if "weight_format" in linear.suffixes and int(linear.read("weight_format")) != 0:
         raise InputError(
-            "its rows are stored in a GPU's own order (weight_format isn't 0)",
+            "its codes are stored in the order of a GPU's kernel (weight_format isn't 0)",
             where=linear.module,
             fix="Save it again with bitsandbytes 0.45 or later.",
         )

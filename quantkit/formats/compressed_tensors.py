@@ -20,7 +20,6 @@ Reference: compressed_tensors' ``compressors`` and ``quantization/quant_args.py`
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -30,6 +29,11 @@ from torch import Tensor
 
 from quantkit.base.errors import InputError
 from quantkit.formats import words
+from quantkit.formats.compressed_tensors_config import (
+    group_of_module,
+    group_of_scheme,
+    scheme_of_module,
+)
 from quantkit.formats.format import (
     Contents,
     Dialect,
@@ -43,12 +47,13 @@ from quantkit.methods.fp8 import Fp8Scheme, Fp8Tensor
 from quantkit.methods.grids import Grid, Quantized, QuantizedTensor
 from quantkit.methods.inputs import Rounding, round_fp8, round_int8
 
-_BITS = (2, 4, 8)  # of others, readers of different age expect different words
+# With other numbers of bits a code straddles two words for some readers, and not for older ones.
+_BITS = (2, 4, 8)
 _VERSION = "0.17.0"  # of the layout
 
 
 class CompressedTensorsFormat(SafetensorsFormat):
-    """Grids of 2, 4 or 8 bits, a group of modules each, and FP8."""
+    """Grids of 2, 4 or 8 bits, and FP8, each with a group of modules in config.json."""
 
     name = "compressed-tensors"
     holds = (Grid, Fp8Scheme)
@@ -132,8 +137,8 @@ class CompressedTensorsFormat(SafetensorsFormat):
         return QuantizedTensor(grid, codes, scales, zeros, _groups(linear))
 
     def scheme(self, linear: StoredLinear) -> Grid | Fp8Scheme:
-        """What config.json says: the tensors' shapes leave it open."""
-        return _scheme_of(linear.module, linear.settings)
+        """The grid or FP8, by config.json: the tensors' shapes don't tell."""
+        return scheme_of_module(linear.module, linear.settings)
 
     def weight_shape(self, linear: StoredLinear) -> tuple[int, ...]:
         if "weight" in linear.suffixes:
@@ -145,7 +150,7 @@ class CompressedTensorsFormat(SafetensorsFormat):
         if not scheme.rounds_inputs:
             return None
         rounding = round_fp8 if isinstance(scheme, Fp8Scheme) else round_int8
-        if _group_of(linear.module, linear.settings)["input_activations"]["dynamic"]:
+        if group_of_module(linear.module, linear.settings)["input_activations"]["dynamic"]:
             return rounding
         return partial(rounding, scale=linear.read("input_scale").float())
 
@@ -164,7 +169,7 @@ class CompressedTensorsFormat(SafetensorsFormat):
         # vLLM looks for the class of a fused linear before it looks for its parts.
         single = len(modules) < 2
         groups = {
-            f"group_{number}": _group(scheme, ["Linear"] if single else names)
+            f"group_{number}": group_of_scheme(scheme, ["Linear"] if single else names)
             for number, (scheme, names) in enumerate(modules.items())
         }
         return {
@@ -212,7 +217,7 @@ class CompressedTensorsFormat(SafetensorsFormat):
 def _groups(linear: StoredLinear) -> Tensor | None:
     """The group of each column, int64 (in), unless they are consecutive."""
     if "weight_g_idx" not in linear.suffixes:
-        group = _group_of(linear.module, linear.settings)
+        group = group_of_module(linear.module, linear.settings)
         if group["weights"].get("actorder") == "group":
             raise InputError("has permuted groups, but no weight_g_idx", subject=linear.module)
         return None
@@ -222,100 +227,13 @@ def _groups(linear: StoredLinear) -> Tensor | None:
 
 
 def _unpack(packed: Tensor, bits: int, count: int) -> Tensor:
-    """int32 (words, m) → the first ``count`` codes along dimension 0, uint8 (count, m).
-
-    Older writers don't let a code straddle two words; newer ones do.
-    """
+    """int32 (words, m) → the first ``count`` codes along dimension 0, uint8 (count, m)."""
+    # Older writers don't let a code straddle two words; newer ones do. The number of words tells.
     if 32 % bits and len(packed) == -(-count // (32 // bits)):
         unsigned = packed.to(torch.int64) & 0xFFFFFFFF
         codes = torch.stack([unsigned >> shift for shift in range(0, 32 - bits + 1, bits)], dim=1)
         return (codes.flatten(0, 1)[:count] & ((1 << bits) - 1)).to(torch.uint8)
-    whole = -(-len(packed) // bits) * bits  # a run of words that ends on a boundary of codes
+    # ``words`` reads runs of words that end on a boundary of codes.
+    whole = -(-len(packed) // bits) * bits
     padded = torch.nn.functional.pad(packed, (0, 0, 0, whole - len(packed)))
     return words.unpack(padded if 32 % bits else packed, bits)[:count]
-
-
-def _group(scheme: object, targets: list[str]) -> dict[str, Any]:
-    layout, inputs = "pack-quantized", None
-    if isinstance(scheme, Fp8Scheme):
-        layout, weights = "float-quantized", _arguments(8, "float", "channel")
-    else:
-        grid = expect(scheme, Grid)
-        strategy = "channel" if grid.group_size == -1 else "group"
-        weights = _arguments(grid.bits, "int", strategy)
-        weights["symmetric"] = grid.symmetric
-        weights["group_size"] = None if grid.group_size == -1 else grid.group_size
-        layout = "int-quantized" if grid.rounds_inputs else layout
-    if layout != "pack-quantized":
-        inputs = _arguments(8, weights["type"], "token") | {"dynamic": True, "observer": None}
-    return {
-        "targets": targets,
-        "format": layout,
-        "input_activations": inputs,
-        "output_activations": None,
-        "weights": weights,
-    }
-
-
-def _arguments(bits: int, type: str, strategy: str) -> dict[str, Any]:
-    """One side of a group; readers of different age refuse other keys, or miss absent ones."""
-    return {
-        "num_bits": bits,
-        "type": type,
-        "symmetric": True,
-        "strategy": strategy,
-        "group_size": None,
-        "block_structure": None,
-        "dynamic": False,
-        "actorder": None,
-        "observer": "minmax",
-        "observer_kwargs": {},
-    }
-
-
-def _scheme_of(module: str, config: Mapping[str, Any]) -> Grid | Fp8Scheme:
-    """What a module is quantized to. Raises InputError for a scheme that can't be read."""
-    group = _group_of(module, config)
-    weights, inputs = group["weights"], group.get("input_activations")
-    layout = group.get("format") or config["format"]
-    bits, strategy = weights["num_bits"], weights["strategy"]
-    if layout == "pack-quantized" and inputs is None and 2 <= bits <= 8:
-        per_row = strategy == "channel"
-        if per_row or strategy == "group":
-            return Grid(bits, -1 if per_row else weights["group_size"], weights["symmetric"])
-    static = inputs is not None and not inputs["dynamic"]
-    fitting = bits == 8 and weights["symmetric"] and strategy in ("channel", "tensor")
-    if inputs is not None:
-        by = "tensor" if static else "token"
-        fitting &= inputs["num_bits"] == 8 and inputs["symmetric"] and inputs["strategy"] == by
-    if fitting and layout == "float-quantized" and weights["type"] == "float":
-        return Fp8Scheme(strategy == "channel", inputs is not None, static)
-    if fitting and layout == "int-quantized" and weights["type"] == "int":
-        return Grid(8, -1, symmetric=True, rounds_inputs=inputs is not None)
-    what = f", inputs {inputs['num_bits']} bits by {inputs['strategy']}" if inputs else ""
-    raise InputError(
-        f"is stored as {layout} ({bits} bits by {strategy}{what}), which can't be read",
-        subject=module,
-        fix="Can be read: pack-quantized by group or channel; int-quantized and float-quantized "
-        "of 8 bits by channel or tensor, with inputs by token, static or left alone.",
-    )
-
-
-def _group_of(module: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The group whose targets name a module; names go before patterns, patterns before classes."""
-
-    def rank(target: str) -> int | None:
-        if target.startswith("re:"):
-            return 1 if re.match(target[3:], module) else None
-        return {module: 0, "Linear": 2}.get(target)
-
-    matches = [
-        (place, number, group)
-        for number, group in enumerate(config["config_groups"].values())
-        for place in map(rank, group["targets"])
-        if place is not None
-    ]
-    if not matches:
-        raise InputError("is in none of the config_groups of config.json", subject=module)
-    result: dict[str, Any] = min(matches, key=lambda item: item[:2])[2]
-    return result

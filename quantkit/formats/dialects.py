@@ -1,7 +1,7 @@
-"""What config.json may say of quantized weights, ours or another tool's, in one language.
+"""Quantization settings of any tool's checkpoint, in the names that the formats' classes read.
 
-Every tool has names of its own for the same layouts. Each format's class knows what others call
-its own; here it is found by the name of the tool's method.
+Every tool has names of its own for the same layouts. Each format's class knows what other tools
+call its settings. Here the class is chosen by ``quant_method``.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from quantkit.formats.registry import FORMATS, safetensors_formats
 
 
 def quantization_of(directory: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a checkpoint says of its quantization, or None for a plain one.
+    """A checkpoint's quantization settings, or None for one that isn't quantized.
 
-    Older tools wrote it into a file of its own beside config.json.
+    They are in ``config``, its config.json, or in a file beside it, where older tools wrote them.
     """
     inside: dict[str, Any] | None = config.get("quantization_config")
     if inside:
@@ -32,7 +32,10 @@ def quantization_of(directory: Path, config: Mapping[str, Any]) -> dict[str, Any
 
 
 def dialect_of(quantization: Mapping[str, Any], where: str) -> Dialect:
-    """Understand a ``quantization_config``. Raises InputError, by name, for what can't be read."""
+    """Understand a ``quantization_config``; ``where``: the checkpoint's path, for the error.
+
+    Raises InputError, by name, for what can't be read.
+    """
     method = str(quantization.get("quant_method")).lower()
     try:
         if method in auto_round.NAMES:

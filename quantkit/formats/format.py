@@ -1,8 +1,8 @@
 """What a format is: everything that depends on how an artifact stores its quantized linears.
 
-``Format`` is what every one of them says, and what planning needs; ``SafetensorsFormat`` adds how
-a linear's tensors are written and read. A class for each format subclasses one of them, in a file
-of its own, and ``registry.py`` lists their instances.
+``Format`` is what planning needs to know of any of them; ``SafetensorsFormat`` adds how a linear's
+tensors are written and read. Each format is a class in a file of its own that subclasses one of
+these two, and ``registry.py`` lists them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Loading:
-    """Whether an engine loads an artifact: ``yes``, ``no`` or ``untried``, and what to know."""
+    """Whether an engine loads an artifact: ``yes``, ``no`` or ``untried``, and why or with what."""
 
     engine: str
     loads: str
@@ -91,12 +91,12 @@ class StoredLinear:
 class Format(Protocol):
     """A format, by the name that a recipe gives it.
 
-    holds: the classes of the schemes that it can store; ``check_scheme`` says which of their
-    instances. lowest_zero: the lowest zero point of an asymmetric grid. exact_minimum: whether
-    scale · zero point must be exact in fp16, since that product is what is stored. records: the
-    method's settings that its config.json repeats. needed_by_transformers: the packages, as pip
-    names them, that transformers can't load it without. readable: its name, with what of it can be
-    read, for messages.
+    holds: the classes of the schemes that it can store; ``check_scheme`` decides on each instance.
+    lowest_zero: the lowest zero point that an asymmetric grid may have. exact_minimum: whether
+    scale · zero point must be exact in fp16, because the format stores that product. records: the
+    method's settings that config.json repeats. needed_by_transformers: the packages, as pip names
+    them, that transformers needs to load it. readable: the name, with what can be read of it, for
+    messages.
     """
 
     name: ClassVar[str]
@@ -139,15 +139,16 @@ class Format(Protocol):
         skipped: Sequence[str],
         dtype: torch.dtype,
     ) -> dict[str, Any]:
-        """``quantization_config`` of config.json; empty where the file itself says it all.
+        """``quantization_config`` of config.json; empty for a format that doesn't need one.
 
-        schemes: of the quantized linears, by full name; skipped: full names of the linears that
-        are kept in the model's ``dtype``.
+        default: the scheme of the linears that the recipe makes no exception for; schemes: of all
+        quantized linears, by full name; skipped: full names of the linears that are kept in the
+        model's ``dtype``.
         """
         ...
 
     def loading(self, contents: Contents) -> tuple[Loading, ...]:
-        """The engines that load it or might be expected to, by trial or by their sources."""
+        """Which engines load it, and which that one might try don't."""
         ...
 
 
@@ -184,7 +185,7 @@ class SafetensorsFormat(Format, Protocol):
         ...
 
     def weight_shape(self, linear: StoredLinear) -> tuple[int, ...]:
-        """(out, in). Raises KeyError where the tensor that says it is missing."""
+        """(out, in) of the weight. Raises KeyError where a tensor that is needed is missing."""
         ...
 
     def dialect(self, quantization: Mapping[str, Any]) -> Dialect:
@@ -196,19 +197,19 @@ class SafetensorsFormat(Format, Protocol):
         return None
 
     def other_files(self, config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-        """JSON files to write beside config.json, by name; ``config`` is what that one says."""
+        """JSON files to write beside config.json, by name; ``config``: what ``config`` returned."""
         return {}
 
 
 def expect(value: object, kind: type[T]) -> T:
-    """``value``, of the kind that ``check_scheme`` lets through. Raises TypeError for another."""
+    """``value``, which is of ``kind`` if ``check_scheme`` was asked. Raises TypeError if not."""
     if not isinstance(value, kind):
         raise TypeError(f"expected {kind.__name__}, not {type(value).__name__}")
     return value
 
 
 def first_setting(quantization: Mapping[str, Any], *names: str, default: str) -> str:
-    """The first of the settings that is there, as lower-case text."""
+    """The first of the settings that is set, as lower-case text."""
     values = (quantization[name] for name in names if quantization.get(name) is not None)
     return str(next(values, default)).lower()
 

@@ -4,8 +4,8 @@ Per linear: ``qweight`` int32 (in·bits/32, out), packed along in, the first row
 ``qzeros`` int32 (groups, out·bits/32), packed along out, holding zero point - 1 (version 1, which
 is written here) or the zero point (version 2); ``scales`` fp16 (groups, out); ``g_idx`` int32
 (in), the group of each input feature. What is written has static activation order, so g_idx is
-k // group_size and ``desc_act`` is false; others' permuted groups are read too, and whatever
-bits, groups and shapes the tensors have, since ``dynamic`` settings are hard to read otherwise.
+k // group_size and ``desc_act`` is false. Other tools' permuted groups are read too. Bits and
+groups are read off the tensors' shapes, since ``dynamic`` settings may change them by module.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class GptqFormat(SafetensorsFormat):
         tensor = expect(tensor, QuantizedTensor).cpu()
         bits = tensor.grid.bits
         in_features = tensor.codes.shape[1]
-        # Stored as z - 1. Readers add 1 to whole words, so z = 0 would carry into its neighbours:
-        # lowest_zero keeps zero points above that.
+        # Stored as z - 1, which for z = 0 is the highest code. Readers add 1 to all codes of a word
+        # at once, and would carry from there into the neighbour: lowest_zero rules that out.
         zeros = tensor.zeros.t() - 1
         groups = torch.arange(in_features) // tensor.grid.columns(in_features)
         return {
@@ -125,6 +125,7 @@ class GptqFormat(SafetensorsFormat):
 
     def weight_shape(self, linear: StoredLinear) -> tuple[int, ...]:
         words_in, out_features = linear.shape("qweight")
+        # Words of codes are in · bits / 32, words of zero points out · bits / 32: bits cancel out.
         return out_features, words_in * out_features // linear.shape("qzeros")[1]
 
     def config(
@@ -210,19 +211,19 @@ def _vllm(grids: Sequence[Grid], contents: Contents) -> Loading:
 
 
 def _zeros(packed: Tensor, grid: Grid, settings: Mapping[str, Any]) -> Tensor:
-    """Zero points, uint8 (out, groups)."""
+    """Zero points of any version and writer, uint8 (out, groups)."""
     bits = grid.bits
     if settings.get("checkpoint_format") == "gptq_v2":
         return words.unpack(packed.t().contiguous(), bits)
     if _by_words(settings) and 32 % bits == 0:
         ones = sum(1 << shift for shift in range(0, 32, bits))
         return words.unpack((packed.to(torch.int64) + ones).t().contiguous(), bits)
-    # Some writers let z = 0 wrap.
+    # Other writers let z = 0 wrap to the highest code, each by itself.
     return (words.unpack(packed.t().contiguous(), bits) + 1) & grid.levels
 
 
 def _by_words(settings: Mapping[str, Any]) -> bool:
-    """Whether 1 was taken off whole words, so that a zero point of 0 borrowed from the next."""
+    """Whether the writer subtracted 1 in whole words, so that z = 0 borrowed from the next code."""
     return "gptqmodel" in str((settings.get("meta") or {}).get("quantizer"))
 
 

@@ -1,7 +1,7 @@
-"""Quantized checkpoints in safetensors, read as the weights that they store.
+"""Quantized checkpoints in safetensors, read by the keys of the original checkpoint.
 
-A format's own file knows the tensors of one linear. Here is what the formats share: which keys
-belong to a linear, and that it is asked for by the key that its weight had before.
+A format's class knows the tensors of one linear. Here is what the formats share: which keys of the
+checkpoint belong to which linear.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def packed_keys(format_name: str, key: str) -> list[str]:
 
 
 class PackedCheckpoint:
-    """A checkpoint whose config.json names one of the formats. Implements ``Weights``.
+    """A quantized checkpoint, ours or another tool's. Implements ``Weights``.
 
-    ``read`` gives quantized weights dequantized to float32; ``read_quantized`` gives their codes.
-    ``dialect`` is what config.json says of them.
+    Keys are the original's: a linear's is ``MODULE.weight``, whatever tensors it is stored as.
+    ``read`` returns quantized weights dequantized to float32, ``read_quantized`` their codes.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """Raises InputError when the format is unknown."""
+        """Raises InputError when the checkpoint isn't quantized, or its format can't be read."""
         self.checkpoint = checkpoint
         self.directory = checkpoint.directory
         self.files = checkpoint.files
@@ -98,7 +98,7 @@ class PackedCheckpoint:
         return bool((groups[1:] < groups[:-1]).any())
 
     def scheme_of(self, key: str) -> object:
-        """The grid, or whatever else a quantized weight is rounded to."""
+        """The grid or other scheme that a quantized weight is rounded to."""
         try:
             return self._format.scheme(self._linear(key.removesuffix(".weight")))
         except KeyError as error:
@@ -138,7 +138,7 @@ class PackedCheckpoint:
         return None if linear is None else self._format.input_rounding(linear)
 
     def _quantized(self, key: str) -> StoredLinear | None:
-        """The linear whose weight goes by ``key``, where it is quantized."""
+        """The linear of weight ``key``, or None where that isn't quantized."""
         module = key.removesuffix(".weight")
         return self._linear(module) if module in self._modules else None
 
@@ -157,9 +157,9 @@ class PackedCheckpoint:
 
 
 def open_artifact(path: Path) -> Weights:
-    """The weights of an artifact, or of a plain checkpoint, by the original's keys.
+    """The weights of an artifact or of a plain checkpoint, by the original's keys.
 
-    ``path``: its directory, or a .gguf file.
+    ``path``: a directory, or a .gguf file. Raises InputError for what can't be read.
     """
     if gguf_files(path):
         return GgufWeights(path)
