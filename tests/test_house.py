@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,3 +92,12 @@ def test_only_the_console_prints() -> None:
         and node.func.id == "print"
     ]
     assert not guilty
+
+
+def test_the_architecture_page_draws_the_list_and_a_tensors_way() -> None:
+    page = (ROOT.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = re.findall(r"^      (\w+)(?:/|\.py) ", page, re.MULTILINE)
+    assert [API if name == "api" else name for name in tree] == PACKAGES
+    way = re.findall(r"^\| `(\S+\.py)` \|", page, re.MULTILINE)
+    assert 0 < len(way) <= 9
+    assert all((ROOT / file).is_file() for file in way)
