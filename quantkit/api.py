@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from quantkit.base.progress import Progress, Silent
 from quantkit.results.cost import Load
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from quantkit.recipes.recipe import Loaded
     from quantkit.recipes.suite import LoadedSuite
     from quantkit.results.comparison import Comparison, Variant
+    from quantkit.results.manifest import MergedManifest, QuantizedManifest
     from quantkit.results.sweep import Sweep
 
 AnyPath: TypeAlias = str | Path
@@ -72,7 +73,7 @@ def quantize(
     memory_budget: int | None = None,
     cache: bool = True,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> QuantizedManifest:
     """Make an artifact from a checkpoint, as a recipe says.
 
     A run that was stopped leaves its finished blocks in OUT.partial, and the same call continues
@@ -185,7 +186,7 @@ def merge(
     dequantize_base: bool = False,
     force: bool = False,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> MergedManifest:
     """Merge LoRA adapters into a checkpoint, one tensor at a time, and prove it equal.
 
     Returns the manifest of the merged checkpoint, as in its quantkit.json.

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quantkit.artifact.manifest import file_digests, library_versions
+from quantkit.artifact.machine import library_versions
+from quantkit.artifact.records import checkpoint_digests
 from quantkit.assembly.journal import Journal
 from quantkit.base.files import digests
 from quantkit.base.progress import Progress
@@ -100,7 +101,7 @@ def describe_inputs(
     recipe: its digest.
     """
     adapters = checkpoint.adapters if isinstance(checkpoint, AdaptedCheckpoint) else []
-    files = file_digests(checkpoint.directory)
+    files = checkpoint_digests(checkpoint.directory)
     inputs = {
         "recipe": recipe,
         "checkpoint": _digest(files),

@@ -56,9 +56,9 @@ def merge_command(
         force=force,
         progress=console,
     )
-    text = f"{out}: {manifest['weights_bytes'] / 1e6:,.1f} MB"
-    text += f", {manifest['changed_tensors']} tensors changed"
-    if result := manifest["proof"]:
-        text += f"; logits differ by {result['difference']:.1e} from base and adapter at run time"
-        text += f", the cast to {manifest['dtype']} costs {result['kl']:.2g} nats (mean KL)"
-    console.show(manifest, text)
+    text = f"{out}: {manifest.weights_bytes / 1e6:,.1f} MB"
+    text += f", {manifest.changed_tensors} tensors changed"
+    if result := manifest.proof:
+        text += f"; logits differ by {result.difference:.1e} from base and adapter at run time"
+        text += f", the cast to {manifest.dtype} costs {result.kl:.2g} nats (mean KL)"
+    console.show(manifest.to_json(), text)

@@ -84,9 +84,9 @@ def quantize_command(
         cache=cache,
         progress=console,
     )
-    bits = manifest["bits_per_weight"]
-    part = f", {bits['quantized']:.3f} in the quantized part" if bits["quantized"] else ""
+    bits = manifest.bits_per_weight
+    part = f", {bits.quantized:.3f} in the quantized part" if bits.quantized else ""
     console.show(
-        manifest,
-        f"{out}: {manifest['weights_bytes'] / 1e6:,.1f} MB, {bits['file']:.3f} bits a weight{part}",
+        manifest.to_json(),
+        f"{out}: {manifest.weights_bytes / 1e6:,.1f} MB, {bits.file:.3f} bits a weight{part}",
     )

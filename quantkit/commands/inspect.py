@@ -18,6 +18,7 @@ from quantkit.formats.gguf.reader import GgufHeader, gguf_files
 from quantkit.formats.gguf.tokenizer import chat_template
 from quantkit.formats.packed import PackedCheckpoint, open_artifact
 from quantkit.plan.base import FLOATS, Plan, PlannedTensor
+from quantkit.results.manifest import Manifest
 
 _LONG = 16  # a list in GGUF metadata that is longer is shown by its length
 _PROVENANCE = ("quantkit", "recipe", "source", "adapters", "calibration", "summary", "libraries")
@@ -37,13 +38,13 @@ def inspect(path: Path) -> Facts:
     return _safetensors(path, open_artifact(path), manifest)
 
 
-def _gguf(path: Path, header: GgufHeader, manifest: dict[str, Any] | None) -> Facts:
+def _gguf(path: Path, header: GgufHeader, manifest: Manifest | None) -> Facts:
     tensors = tuple(
         PlannedTensor(e.name, e.shape, e.type, e.nbytes, e.type not in FLOATS)
         for e in header.entries
     )
     metadata = header.metadata
-    method = (manifest or {}).get("method")
+    method = manifest.method if manifest else None
     if method is None and any(name.startswith("quantize.imatrix.") for name in metadata):
         method = "ggml, weighted by an importance matrix"
     dtypes: dict[str, int] = {}
@@ -65,7 +66,7 @@ def _gguf(path: Path, header: GgufHeader, manifest: dict[str, Any] | None) -> Fa
     )
 
 
-def _safetensors(path: Path, source: Weights, manifest: dict[str, Any] | None) -> Facts:
+def _safetensors(path: Path, source: Weights, manifest: Manifest | None) -> Facts:
     quantized = set(source.quantized())
     tensors = tuple(
         PlannedTensor(
@@ -77,7 +78,7 @@ def _safetensors(path: Path, source: Weights, manifest: dict[str, Any] | None) -
     if not isinstance(checkpoint, Checkpoint):
         raise TypeError(f"{type(checkpoint).__name__} has no config.json")
     label, writer, engines = source.format, None, loading_of_plain()
-    method = (manifest or {}).get("method")
+    method = manifest.method if manifest else None
     if isinstance(source, PackedCheckpoint):
         label, writer = str(source.dialect), source.dialect.writer
         engines = loading_of_packed(source)
@@ -121,12 +122,15 @@ def _method(source: PackedCheckpoint, path: Path) -> str | None:
     return None
 
 
-def _producer(manifest: dict[str, Any] | None, writer: str | None) -> str | None:
-    return f"quantkit {manifest.get('quantkit')}" if manifest else writer
+def _producer(manifest: Manifest | None, writer: str | None) -> str | None:
+    return f"quantkit {manifest.quantkit}" if manifest else writer
 
 
-def _provenance(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
-    return None if manifest is None else {k: manifest[k] for k in _PROVENANCE if k in manifest}
+def _provenance(manifest: Manifest | None) -> dict[str, Any] | None:
+    if manifest is None:
+        return None
+    content = manifest.to_json()
+    return {key: content[key] for key in _PROVENANCE if key in content}
 
 
 def _tokenizer(directory: Path) -> dict[str, Any]:

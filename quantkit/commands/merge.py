@@ -8,24 +8,39 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from quantkit.artifact.manifest import describe_adapter, file_digests, seal, weights_bytes
+from quantkit.artifact.machine import library_versions
+from quantkit.artifact.manifest import run_record, write_manifest
+from quantkit.artifact.records import (
+    checkpoint_digests,
+    record_adapter,
+    record_files,
+    weights_bytes,
+)
 from quantkit.base.errors import InputError
 from quantkit.base.output import check_output, new_directory
 from quantkit.base.progress import Progress
+from quantkit.base.version import __version__
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import copy_sidecars, tokens_of, write_config
 from quantkit.checkpoint.source import locate
 from quantkit.checkpoint.writer import TensorWriter
 from quantkit.formats.packed import PackedCheckpoint
-from quantkit.judging.merge_proof import PASSES, Proof, prove
+from quantkit.judging.merge_proof import PASSES, prove
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.lora.open import Weighted, adapt
-from quantkit.results.manifest import MANIFEST
+from quantkit.results.manifest import (
+    MANIFEST,
+    MERGE,
+    AdapterRecord,
+    MergedManifest,
+    MergeProof,
+    SourceRecord,
+    VocabularyRecord,
+)
 
 DTYPES = {
     "float32": torch.float32,
@@ -47,7 +62,7 @@ def merge(
     dequantize_base: bool = False,
     force: bool = False,
     progress: Progress,
-) -> dict[str, Any]:
+) -> MergedManifest:
     """Write ``base`` with the adapters merged into it to ``out``; returns the manifest.
 
     base: a directory, a hub id or 'demo'; adapters: the same, each with its weight; dtype: of the
@@ -74,13 +89,17 @@ def merge(
     needed = int(adapted.nbytes() * _SLACK)
     check_output(out, "an artifact", MANIFEST, force=force, needed=needed)
     with new_directory(out) as directory, ThreadPoolExecutor(1) as pool:
-        sources = [checkpoint.directory, *(adapter.directory for adapter in adapted.adapters)]
-        digests = [pool.submit(file_digests, source) for source in sources]
+        source = pool.submit(checkpoint_digests, checkpoint.directory)
+        records = [pool.submit(record_adapter, adapter) for adapter in adapted.adapters]
         _write(adapted, directory, max_shard_size or _largest_shard(adapted), progress)
         copy_sidecars(checkpoint.directory, directory, adapted.brings)
         write_config(directory, adapted.config, None)
         result = _prove(adapted, directory, progress) if proof else None
-        return _write_manifest(directory, base, adapted, digests, result, started)
+        manifest = _manifest(directory, adapted, source, records, result)
+        names = [str(adapter.directory) for adapter in adapted.adapters]
+        run = run_record(started, model=base, device="cpu", adapters=names)
+        write_manifest(directory, manifest, run)
+        return manifest
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -193,42 +212,34 @@ def _read_ahead(adapted: AdaptedCheckpoint, keys: Sequence[str]) -> Iterator[tup
             yield key, tensor
 
 
-def _prove(adapted: AdaptedCheckpoint, directory: Path, progress: Progress) -> Proof:
+def _prove(adapted: AdaptedCheckpoint, directory: Path, progress: Progress) -> MergeProof:
     with progress.task("prove", PASSES) as task:
         return prove(adapted, Checkpoint(directory), task.advance)
 
 
-def _write_manifest(
+def _manifest(
     directory: Path,
-    base: str,
     adapted: AdaptedCheckpoint,
-    digests: Sequence[Future[dict[str, str]]],
-    proof: Proof | None,
-    started: float,
-) -> dict[str, Any]:
-    """Write quantkit.json and run.json into the finished ``directory``; returns the manifest."""
-    source, *others = (future.result() for future in digests)
-    content = {
-        "source": {"files": source},
-        "adapters": [
-            describe_adapter(adapter, files)
-            for adapter, files in zip(adapted.adapters, others, strict=True)
-        ],
-        "method": "merge",
-        "format": "safetensors",
-        "dtype": adapted.config.get("dtype") or adapted.config.get("torch_dtype"),
-        "dequantized_base": isinstance(adapted.base, _Unpacked),
-        "parameters": adapted.parameters(),
-        "weights_bytes": weights_bytes(directory),
-        "changed_tensors": len(adapted.changed),
-        "untied": adapted.untied,
-        "vocabulary": {"rows": adapted.vocabulary, "resized": adapted.resized},
-        "warnings": adapted.warnings,
-        "proof": None if proof is None else dataclasses.asdict(proof),
-    }
-    run = {
-        "model": base,
-        "adapters": [str(adapter.directory) for adapter in adapted.adapters],
-        "device": "cpu",
-    }
-    return seal(directory, content, run, started)
+    source: Future[dict[str, str]],
+    records: Sequence[Future[AdapterRecord]],
+    proof: MergeProof | None,
+) -> MergedManifest:
+    """The manifest of the merged checkpoint that was written to ``directory``."""
+    return MergedManifest(
+        quantkit=__version__,
+        source=SourceRecord(source.result()),
+        adapters=tuple(record.result() for record in records),
+        method=MERGE,
+        format="safetensors",
+        dtype=adapted.config.get("dtype") or adapted.config.get("torch_dtype"),
+        dequantized_base=isinstance(adapted.base, _Unpacked),
+        parameters=adapted.parameters(),
+        weights_bytes=weights_bytes(directory),
+        changed_tensors=len(adapted.changed),
+        untied=adapted.untied,
+        vocabulary=VocabularyRecord(adapted.vocabulary, adapted.resized),
+        warnings=tuple(adapted.warnings),
+        proof=proof,
+        libraries=library_versions(),
+        files=record_files(directory),
+    )

@@ -6,24 +6,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 
-from quantkit.artifact.manifest import (
-    Provenance,
-    describe_adapter,
-    file_digests,
-    read_manifest,
-    write_manifest,
-)
+from quantkit.artifact.manifest import read_manifest, run_record, write_manifest
+from quantkit.artifact.records import checkpoint_digests, quantized_manifest, record_adapter
 from quantkit.assembly.gguf import write_gguf
 from quantkit.assembly.journal import unfinished
 from quantkit.assembly.run import Run, describe_inputs
 from quantkit.assembly.safetensors import write_safetensors
 from quantkit.base.errors import InputError, QuantkitError
-from quantkit.base.files import read_json
 from quantkit.base.output import check_output
 from quantkit.base.parallel import return_large_blocks
 from quantkit.base.progress import Progress
@@ -47,7 +40,7 @@ from quantkit.plan.gguf import GgufFilePlan
 from quantkit.plan.linears import LinearPlan
 from quantkit.plan.recipe import plan_recipe
 from quantkit.recipes.recipe import Loaded
-from quantkit.results.manifest import MANIFEST
+from quantkit.results.manifest import MANIFEST, QuantizedManifest
 
 _CHECKED_TOKENS = 64
 _SLACK = 1.01  # headers, tokenizer, manifest
@@ -149,7 +142,7 @@ def quantize(
     progress: Progress,
     memory_budget: int | None = None,
     cache: bool = True,
-) -> dict[str, Any]:
+) -> QuantizedManifest:
     """Make the artifact at ``out``; returns its manifest.
 
     What an earlier run of the same inputs has finished in ``OUT.partial`` isn't done again.
@@ -176,34 +169,55 @@ def quantize(
                 job.checkpoint, rows, where, directory, journal, progress, budget, inputs, cache
             )
             layers = _write(run, job)
-            provenance = Provenance(job.loaded, job.model, job.checkpoint, files, rows, str(where))
-            return write_manifest(directory, provenance, job.plan, layers, started)
-        return read_json(directory / MANIFEST)
+            _write_manifest(directory, job, files, rows, layers, str(where), started)
+        manifest = read_manifest(directory)
+        assert isinstance(manifest, QuantizedManifest)
+        return manifest
 
 
-def made_already(job: Job, out: Path) -> dict[str, Any] | None:
+def _write_manifest(
+    directory: Path,
+    job: Job,
+    source_files: dict[str, str],
+    rows: Rows | None,
+    layers: Sequence[LayerReport],
+    device: str,
+    started: float,
+) -> None:
+    manifest = quantized_manifest(
+        directory,
+        recipe=job.loaded.recipe,
+        source=job.checkpoint,
+        source_files=source_files,
+        rows=rows,
+        plan=job.plan,
+        layers=layers,
+    )
+    recipe = str(job.loaded.path.resolve())
+    run = run_record(started, model=job.model, device=device, recipe=recipe)
+    write_manifest(directory, manifest, run)
+
+
+def made_already(job: Job, out: Path) -> QuantizedManifest | None:
     """The manifest at ``out``, where that is the artifact of this job; otherwise None."""
     manifest = read_manifest(out) if out.is_dir() else None
-    if manifest is None or "recipe" not in manifest:
+    if not isinstance(manifest, QuantizedManifest):
         return None
     adapted = job.checkpoint if isinstance(job.checkpoint, AdaptedCheckpoint) else None
-    adapters = [
-        describe_adapter(adapter, file_digests(adapter.directory))
-        for adapter in (adapted.adapters if adapted else ())
-    ]
+    adapters = tuple(record_adapter(adapter) for adapter in (adapted.adapters if adapted else ()))
     same = (
-        manifest["quantkit"] == __version__
-        and manifest["recipe"]["digest"] == job.loaded.recipe.digest
-        and manifest["source"]["files"] == file_digests(job.checkpoint.directory)
-        and manifest["adapters"] == adapters
+        manifest.quantkit == __version__
+        and manifest.recipe.digest == job.loaded.recipe.digest
+        and manifest.source.files == checkpoint_digests(job.checkpoint.directory)
+        and manifest.adapters == adapters
         and _same_text(job, manifest)
     )
     return manifest if same else None
 
 
-def _same_text(job: Job, manifest: dict[str, Any]) -> bool:
+def _same_text(job: Job, manifest: QuantizedManifest) -> bool:
     dataset = job.loaded.calibration_dataset()
-    known: str | None = (manifest["calibration"] or {}).get("dataset_sha256")
+    known = manifest.calibration.dataset_sha256 if manifest.calibration else None
     return known == (None if dataset is None else digest_of(dataset))
 
 

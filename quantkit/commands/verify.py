@@ -77,14 +77,14 @@ class _Subject:
     def files(self, task: Task | None = None) -> Iterator[Check]:
         """Every file is the one that the manifest has, and there is no other."""
         manifest = read_manifest(self.path) if self.path.is_dir() else None
-        if manifest is None or "files" not in manifest:
+        if manifest is None:
             yield Check("digests", None, "no quantkit.json to hold the files against")
             yield from self._shards()
             return
-        recorded: dict[str, Any] = manifest["files"]
+        recorded = manifest.files
         present = {file.name: file for file in self.path.iterdir() if file.name not in _OWN}
         found = digests([file for name, file in present.items() if name in recorded])
-        changed = [name for name, value in found.items() if value != recorded[name]["sha256"]]
+        changed = [name for name, value in found.items() if value != recorded[name].sha256]
         yield _check(
             "digests", changed, f"{len(found)} files have the digests of {MANIFEST}", "changed"
         )

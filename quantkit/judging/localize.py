@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from quantkit.artifact.manifest import read_manifest
+from quantkit.artifact.manifest import read_manifest, read_run
 from quantkit.base import resources
 from quantkit.base.errors import InputError
-from quantkit.base.files import read_optional_json, sha256
+from quantkit.base.files import sha256
 from quantkit.base.progress import Progress, Task
 from quantkit.calibration.text import load_tokenizer
 from quantkit.checkpoint.reader import Checkpoint
@@ -33,7 +33,7 @@ from quantkit.recipes.recipe import Recipe, recipe_from
 from quantkit.recipes.suite import LoadedSuite
 from quantkit.results.comparison import Variant
 from quantkit.results.localization import Localization, Patch, PlaceLoss
-from quantkit.results.manifest import MANIFEST, RUN
+from quantkit.results.manifest import MANIFEST, QuantizedManifest
 from quantkit.results.metrics import KL_MEAN, LIKELIHOOD_METRICS
 from quantkit.results.verdict import GateOutcome, Verdict
 
@@ -65,7 +65,7 @@ def localize(
     if variant.verdict is not Verdict.FAIL:
         return result
     manifest = read_manifest(Path(variant.path))
-    if manifest is None or "recipe" not in manifest:
+    if not isinstance(manifest, QuantizedManifest):
         return replace(result, no_patch="the artifact has no quantkit.json with its recipe")
     if not places:
         return replace(result, no_patch="its weights are the baseline's")
@@ -213,17 +213,18 @@ def _would_pass(gate: GateOutcome, value: float) -> bool:
     return (gate.min is None or low >= gate.min) and (gate.max is None or high <= gate.max)
 
 
-def _recipe(manifest: dict[str, Any], artifact: Path) -> Recipe:
+def _recipe(manifest: QuantizedManifest, artifact: Path) -> Recipe:
     """The recipe of an artifact, with the path of its calibration text on this machine."""
-    content = manifest["recipe"]["content"]
-    if content.get("calibration") and isinstance(content["calibration"]["dataset"], str):
+    content = manifest.recipe.content
+    if manifest.calibration is not None and isinstance(content["calibration"]["dataset"], str):
         # The derived recipe will be written in another folder than the recipe that the path is
         # relative to, so it gets an absolute path; unless the text isn't found, or has changed.
-        dataset, recorded = content["calibration"]["dataset"], manifest["calibration"]
-        recipe = read_optional_json(artifact / RUN).get("recipe")
-        folders = [*([Path(recipe).parent] if recipe else []), resources.recipes(), Path.cwd()]
+        dataset, run = content["calibration"]["dataset"], read_run(artifact)
+        folders = [resources.recipes(), Path.cwd()]
+        if run is not None and run.recipe is not None:
+            folders.insert(0, Path(run.recipe).parent)
         for file in ((folder / dataset).resolve() for folder in folders):
-            if file.is_file() and sha256(file) == recorded["dataset_sha256"]:
+            if file.is_file() and sha256(file) == manifest.calibration.dataset_sha256:
                 calibration = {**content["calibration"], "dataset": str(file)}
                 content = {**content, "calibration": calibration}
                 break

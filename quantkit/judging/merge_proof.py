@@ -23,31 +23,16 @@ from quantkit.lora.changes import Factors
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
+from quantkit.results.manifest import MergeProof
 
-LIMIT = 1e-4  # of Proof.difference
+LIMIT = 1e-4  # of MergeProof.difference
 _ROWS, _TOKENS = 2, 64
 PASSES = 3  # how often prove() calls step
 
 
-@dataclass(frozen=True)
-class Proof:
-    """The result on ``rows`` × ``tokens`` fixed token ids.
-
-    difference: between the logits of the float32 merge and those of base and adapters at run time,
-    ‖Δ‖ / ‖logits‖ of the token where it is largest; kl: mean KL(float32 merge ‖ stored), in nats a
-    token; limit: the largest difference that is accepted.
-    """
-
-    difference: float
-    kl: float
-    rows: int
-    tokens: int
-    limit: float = LIMIT
-
-
 def prove(
     adapted: AdaptedCheckpoint, merged: Checkpoint, step: Callable[[], None] = lambda: None
-) -> Proof:
+) -> MergeProof:
     """Compare ``merged``, a written checkpoint, with the base and adapters in ``adapted``.
 
     ``step`` is called ``PASSES`` times. Raises QuantkitError for a difference of over ``LIMIT``.
@@ -78,7 +63,8 @@ def prove(
             where=", ".join(adapter.directory.name for adapter in adapted.adapters),
             fix="Please report it with the adapter's config. --no-proof skips the comparison.",
         )
-    return Proof(difference, kl, *rows.shape)
+    count, length = rows.shape
+    return MergeProof(difference, kl, rows=count, tokens=length, limit=LIMIT)
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,13 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from quantkit.artifact.manifest import read_manifest
+from quantkit.artifact.manifest import read_manifest, read_run
 from quantkit.base import resources
 from quantkit.base.errors import InputError, QuantkitError
-from quantkit.base.files import read_optional_json
 from quantkit.documents.dataset import Dataset, Document, HubDataset, digest_of, read
 from quantkit.judging.cases import Case
-from quantkit.results.manifest import RUN
+from quantkit.results.manifest import MergedManifest
 
 WORDS = 13
 _FEWEST = 5  # words that a document must have: shorter ones, such as "yes", are in any text
@@ -90,12 +88,11 @@ def calibration_of(artifact: Path) -> Dataset | str | None:
     manifest = read_manifest(artifact)
     if manifest is None:
         return "has no manifest that names its calibration text"
-    known: dict[str, Any] | None = manifest.get("calibration")
-    if known is None:
+    if isinstance(manifest, MergedManifest) or manifest.calibration is None:
         return None
-    named = manifest["recipe"]["content"]["calibration"]["dataset"]
-    run = read_optional_json(artifact / RUN)
-    directory = Path(run.get("recipe", "recipe.yaml")).parent
+    named = manifest.recipe.content["calibration"]["dataset"]
+    run = read_run(artifact)
+    directory = Path(run.recipe if run and run.recipe else "recipe.yaml").parent
     candidates: list[Dataset]
     if isinstance(named, dict):
         candidates = [HubDataset(**named).relative_to(directory)]
@@ -104,7 +101,7 @@ def calibration_of(artifact: Path) -> Dataset | str | None:
         candidates = [path.resolve() for path in paths if path.is_file()]
     for candidate in candidates:
         try:
-            if digest_of(candidate) == known["dataset_sha256"]:
+            if digest_of(candidate) == manifest.calibration.dataset_sha256:
                 return candidate
         except QuantkitError:
             continue

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from quantkit.artifact.manifest import occasion, read_manifest, read_run
+from quantkit.artifact.machine import occasion
+from quantkit.artifact.manifest import read_manifest, read_run
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.packed import open_artifact
 from quantkit.judging.cases import case_inputs
@@ -16,6 +16,7 @@ from quantkit.methods.registry import with_trait
 from quantkit.recipes.suite import Gate, LoadedSuite
 from quantkit.results.comparison import CaseInput, Comparison, Variant
 from quantkit.results.cost import Cost, Costs
+from quantkit.results.manifest import QuantizedManifest
 from quantkit.results.quality import Qualities, Quality
 from quantkit.results.verdict import Verdict
 
@@ -24,21 +25,21 @@ def describe_artifact(
     path: Path, quality: Quality | None = None, cost: Cost | None = None
 ) -> Variant:
     """The row of an artifact, ours or another tool's, or of a plain checkpoint."""
-    manifest: dict[str, Any] = read_manifest(path) or {}
-    recipe = manifest.get("recipe", {})
+    manifest = read_manifest(path)
+    recipe = manifest.recipe if isinstance(manifest, QuantizedManifest) else None
     source = open_artifact(path)
     disk_bytes = sum(file.stat().st_size for file in source.files)
     return Variant(
-        name=recipe.get("name", path.name),
+        name=recipe.name if recipe else path.name,
         path=str(path),
-        recipe=f"{recipe['name']} {recipe['version']}" if recipe else None,
-        method=manifest.get("method"),
+        recipe=f"{recipe.name} {recipe.version}" if recipe else None,
+        method=manifest.method if manifest else None,
         format=source.format,
         bits_per_weight=8 * disk_bytes / source.parameters(),
         disk_bytes=disk_bytes,
         quality=quality,
         cost=cost,
-        manifest=manifest or None,
+        manifest=manifest,
         run=read_run(path),
     )
 

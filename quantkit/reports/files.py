@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from quantkit.base.errors import InputError
 from quantkit.base.files import read_json, write_json
+from quantkit.base.typed import typed
 from quantkit.reports.html.page import comparison_html
 from quantkit.reports.junit import comparison_junit
 from quantkit.reports.markdown import comparison_markdown
@@ -68,12 +67,7 @@ def read_comparison(path: Path) -> Comparison:
             where=str(path),
             fix="Name a comparison.json; quantkit compare writes one.",
         )
-    try:
-        return TypeAdapter(Comparison).validate_python(_as_fields(value))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise InputError(f"{key}: {problem['msg']}", where=str(path)) from error
+    return typed(Comparison, _as_fields(value), str(path))
 
 
 # Keys that comparison.json had before they were renamed, and what they are called now.

@@ -11,7 +11,7 @@ from typing import Any
 
 from quantkit.results.comparison import Comparison, Variant
 from quantkit.results.cost import Cost
-from quantkit.results.manifest import MANIFEST
+from quantkit.results.manifest import MANIFEST, QuantizedManifest
 from quantkit.results.quality import Quality
 from quantkit.results.verdict import Verdict
 
@@ -204,14 +204,14 @@ def _calibration(variant: Variant) -> Item:
     if manifest is None:
         return Item(topic, None, missing=f"no {MANIFEST}: not made by quantkit")
     evidence = f"{variant.path}/{MANIFEST}: calibration"
-    found = manifest.get("calibration")
-    if not found:
-        said = f"none: the recipe chooses codes by the weights alone ({manifest.get('method')})"
+    found = manifest.calibration if isinstance(manifest, QuantizedManifest) else None
+    if found is None:
+        said = f"none: the recipe chooses codes by the weights alone ({manifest.method})"
         return Item(topic, said, f"{variant.path}/{MANIFEST}: recipe")
-    short = found["rows"] < found["rows_wanted"]
-    said = f"{found['rows']} rows of {found['sequence_length']} tokens"
-    said += f" ({found['rows_wanted']} were asked for)" if short else ""
-    said += f", text sha256 {found['dataset_sha256'][:12]}…"
+    short = found.rows < found.rows_wanted
+    said = f"{found.rows} rows of {found.sequence_length} tokens"
+    said += f" ({found.rows_wanted} were asked for)" if short else ""
+    said += f", text sha256 {found.dataset_sha256[:12]}…"
     return Item(topic, said, evidence, holds=not short)
 
 
@@ -232,7 +232,7 @@ def _evaluation(comparison: Comparison, variant: Variant, place: str) -> Item:
 
 
 def _baseline_evidence(comparison: Comparison, variant: Variant) -> str:
-    if variant.manifest and variant.manifest.get("source"):
+    if variant.manifest is not None:
         return f"digests of the baseline: {variant.path}/{MANIFEST}: source.files"
     return f"{comparison.baseline.path}"
 

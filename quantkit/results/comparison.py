@@ -10,6 +10,7 @@ from typing import Any
 
 from quantkit.results.cost import Cost
 from quantkit.results.localization import Localization
+from quantkit.results.manifest import Manifest, RunRecord
 from quantkit.results.quality import Quality
 from quantkit.results.verdict import GateOutcome, Verdict
 
@@ -35,14 +36,16 @@ class Variant:
     gates: tuple[GateOutcome, ...] = ()
     verdict: Verdict | None = None
     localization: Localization | None = None
-    manifest: dict[str, Any] | None = None
-    run: dict[str, Any] | None = None
+    manifest: Manifest | None = None
+    run: RunRecord | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
             **asdict(self),
             "quality": self.quality.to_json() if self.quality else None,
             "gates": [gate.to_json() for gate in self.gates],
+            "manifest": self.manifest.to_json() if self.manifest else None,
+            "run": self.run.to_json() if self.run else None,
         }
 
 

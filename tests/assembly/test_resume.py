@@ -22,6 +22,7 @@ from quantkit.base.progress import Silent, Task
 from quantkit.calibration import cache
 from quantkit.commands.quantize import made_already, prepare, quantize
 from quantkit.recipes.recipe import load_recipe
+from quantkit.results.manifest import QuantizedManifest
 
 QUANTKIT = str(Path(sys.executable).with_name("quantkit"))
 FEW = ["calibration.samples=16"]
@@ -32,7 +33,7 @@ PROPAGATING = {
 }
 
 
-def make(recipe: str, out: Path, settings: list[str] = FEW, **options: Any) -> dict[str, Any]:
+def make(recipe: str, out: Path, settings: list[str] = FEW, **options: Any) -> QuantizedManifest:
     job = prepare(load_recipe(recipe, settings), "demo")
     options = {"device": "cpu", "force": False, "progress": Silent(), "cache": False, **options}
     return quantize(job, out, **options)

@@ -44,7 +44,8 @@ SCHEME = nf4.Nf4Scheme(64, True)
 
 
 def merge(base: Path, adapter: Path, out: Path, **options: Any) -> dict[str, Any]:
-    return verb.merge(str(base), [(str(adapter), 1.0)], out, progress=Silent(), **options)
+    adapters = [(str(adapter), 1.0)]
+    return verb.merge(str(base), adapters, out, progress=Silent(), **options).to_json()
 
 
 @pytest.fixture
@@ -226,7 +227,7 @@ def test_several_weighted_adapters(base: Path, adapter: Path, tmp_path: Path) ->
     other = train(base, tmp_path / "b", PLAIN, seed=2)
     adapters = [(str(adapter), 0.7), (str(other), 0.3)]
     out = tmp_path / "out"
-    manifest = verb.merge(str(base), adapters, out, progress=Silent())
+    manifest = verb.merge(str(base), adapters, out, progress=Silent()).to_json()
     assert [found["weight"] for found in manifest["adapters"]] == [0.7, 0.3]
     model = PeftModel.from_pretrained(load(base), adapter, adapter_name="a")
     model.load_adapter(other, adapter_name="b")

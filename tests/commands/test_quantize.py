@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +40,7 @@ from quantkit.recipes.recipe import load_recipe
 from quantkit.recipes.suite import Gate, load_suite
 from quantkit.results.comparison import Comparison
 from quantkit.results.cost import Load
+from quantkit.results.manifest import QuantizedManifest
 from quantkit.results.quality import Qualities, Quality
 from quantkit.results.verdict import Verdict
 from tests.helpers.present import present
@@ -57,7 +57,7 @@ TWO_BITS = ["quantize.bits=2", "quantize.format=gptq"]
 CPU = torch.device("cpu")
 
 
-def make(recipe: str, out: Path, settings: list[str] | None = None) -> dict[str, Any]:
+def make(recipe: str, out: Path, settings: list[str] | None = None) -> QuantizedManifest:
     job = prepare(load_recipe(recipe, settings), "demo")
     # Without the cache, or the second of two runs would not calibrate.
     return quantize(job, out, device="cpu", force=False, progress=Silent(), cache=False)

@@ -13,6 +13,7 @@ from quantkit.results.metrics import KL_MEAN
 from quantkit.results.quality import Interval, KlDivergence, Perplexity, Quality, RowSums, Slice
 from quantkit.results.regression import CaseOutcome, CheckOutcome, RegressionResult
 from quantkit.results.verdict import GateOutcome, Verdict
+from tests.helpers.manifests import RUN, sample_manifest
 from tests.helpers.present import present
 
 HOSTILE = (
@@ -112,44 +113,6 @@ def cost(engine: str, megabytes: float, rate: float) -> Cost:
     )
 
 
-def manifest(method: str, error: float) -> dict[str, Any]:
-    kinds = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
-    return {
-        "schema": 1,
-        "quantkit": "0.1.0",
-        "recipe": {
-            "name": f"{method}-w4",
-            "version": "1.0.0",
-            "digest": "ab" * 32,
-            "content": {"schema": 1, "name": f"{method}-w4", "description": "4 bits for laptops."},
-        },
-        "source": {"files": {"model.safetensors": "cd" * 32}},
-        "adapters": [],
-        "calibration": None
-        if method == "rtn"
-        else {
-            "dataset_sha256": "ef" * 32,
-            "rows": 64,
-            "rows_wanted": 64,
-            "sequence_length": 256,
-            "seed": 0,
-        },
-        "method": method,
-        "layers": [
-            {
-                "name": f"model.layers.{block}.{kind}",
-                "scheme": "4 bits",
-                "error": error * (1 + place) / (1 + block),
-                "measured_on": "outputs",
-            }
-            for block in range(6)
-            for place, kind in enumerate(kinds)
-        ],
-        "libraries": {"torch": "2.13.0"},
-        "files": {"model.safetensors": {"bytes": 1234567, "sha256": "01" * 32}},
-    }
-
-
 def artifact(method: str, kl: float, megabytes: float, broken: int, verdict: Verdict) -> Variant:
     return Variant(
         name=f"{method}-w4",
@@ -166,9 +129,9 @@ def artifact(method: str, kl: float, megabytes: float, broken: int, verdict: Ver
             GateOutcome("regression.pass_rate", cases(broken).pass_rate, 0.5, None, Verdict.PASS),
         ),
         verdict=verdict,
-        manifest=manifest(method, kl),
+        manifest=sample_manifest(method, kl),
         localization=None if verdict is Verdict.PASS else LOSSES,
-        run={"model": "demo", "device": "cpu", "finished": "2026-11-20T10:00:00Z", "seconds": 9.5},
+        run=RUN,
     )
 
 

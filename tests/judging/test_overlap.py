@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from quantkit.artifact.manifest import write_manifest
 from quantkit.base import resources
 from quantkit.base.errors import InputError
 from quantkit.commands.suite_check import check_suite
@@ -14,6 +15,8 @@ from quantkit.documents.dataset import Document, digest_of
 from quantkit.judging.overlap import calibration_of, check_overlap, find_overlaps
 from quantkit.recipes.recipe import load_recipe, shipped_recipes
 from quantkit.recipes.suite import load_suite
+from quantkit.results.manifest import RunRecord
+from tests.helpers.manifests import RUN, sample_manifest
 
 WORDS = [f"word{number}" for number in range(13)]
 
@@ -67,14 +70,18 @@ def artifact(tmp_path: Path) -> Path:
     text.write_text(" ".join(WORDS))
     place = tmp_path / "artifact"
     place.mkdir()
-    content = {"calibration": {"dataset": "text.txt"}}
-    manifest = {
-        "recipe": {"name": "r", "version": "1.0.0", "content": content},
-        "calibration": {"dataset_sha256": digest_of(text)},
-    }
-    (place / "quantkit.json").write_text(json.dumps(manifest))
-    (place / "run.json").write_text(json.dumps({"recipe": str(tmp_path / "recipe.yaml")}))
+    write_calibrated(place, "text.txt", text, replace(RUN, recipe=str(tmp_path / "recipe.yaml")))
     return place
+
+
+def write_calibrated(place: Path, name: str, text: Path, run: RunRecord) -> None:
+    """Beside an artifact's weights: a recipe that names ``name``, and the digest of ``text``."""
+    manifest = sample_manifest()
+    assert manifest.calibration is not None
+    recipe = replace(manifest.recipe, content={"calibration": {"dataset": name}})
+    calibration = replace(manifest.calibration, dataset_sha256=digest_of(text))
+    manifest = replace(manifest, recipe=recipe, calibration=calibration)
+    write_manifest(place, manifest, run)
 
 
 def test_an_artifact_is_not_judged_on_what_it_has_seen(artifact: Path) -> None:
@@ -107,9 +114,6 @@ def test_what_can_not_be_checked_is_said(artifact: Path, tmp_path: Path) -> None
 
 def test_shipped_text_is_found_where_the_run_is_unknown(artifact: Path) -> None:
     name = "general-v1.jsonl"
-    manifest = json.loads((artifact / "quantkit.json").read_text())
-    manifest["recipe"]["content"]["calibration"]["dataset"] = f"../calibration/{name}"
-    manifest["calibration"]["dataset_sha256"] = digest_of(resources.calibration() / name)
-    (artifact / "quantkit.json").write_text(json.dumps(manifest))
+    write_calibrated(artifact, f"../calibration/{name}", resources.calibration() / name, RUN)
     (artifact / "run.json").unlink()
     assert calibration_of(artifact) == resources.calibration() / name

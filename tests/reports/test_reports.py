@@ -216,8 +216,8 @@ def test_a_comparison_of_before_the_renaming_can_be_read(tmp_path: Path) -> None
     ("change", "said"),
     [
         ({"schema": 2}, "schema is 2, not 1"),
-        ({"verdict": "MAYBE"}, "verdict: "),
-        ({"variants": [{"name": "v"}]}, "variants.0.path: "),
+        ({"verdict": "MAYBE"}, "verdict is 'MAYBE': "),
+        ({"variants": [{"name": "v"}]}, "variants.0.path is missing"),
     ],
 )
 def test_what_is_no_comparison_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from quantkit.reports.html import charts
 from quantkit.reports.html.charts import Axis, Bar, Cell, Point, Rate, Strip
 from quantkit.results.comparison import Comparison, Variant
+from quantkit.results.manifest import QuantizedManifest
 from quantkit.results.quality import KlDivergence, Quality
 from quantkit.results.verdict import Verdict
 
@@ -169,25 +170,29 @@ _COSTS: tuple[tuple[str, str, Callable[[Variant], float | None], Callable[[float
 def layers(comparison: Comparison) -> list[Panel]:
     """The error of every linear, from the manifests: a heat map for each artifact."""
     # Artifacts whose errors are of the same kind share one scale of shades.
-    found = [(row, row.manifest.get("layers", [])) for row in comparison.variants if row.manifest]
+    found = [
+        (row, row.manifest.layers)
+        for row in comparison.variants
+        if isinstance(row.manifest, QuantizedManifest)
+    ]
     domains: dict[str, list[float]] = defaultdict(list)
     for _, reports in found:
         for report in reports:
-            domains[report["measured_on"]].append(report["error"])
+            domains[report.measured_on].append(report.error)
     panels = []
     for row, reports in found:
         cells, others = [], []
-        changed = [report for report in reports if report["error"] > 0]
-        for report in sorted(changed, key=lambda report: report["name"]):
-            place = _BLOCK.match(report["name"])
+        changed = [report for report in reports if report.error > 0]
+        for report in sorted(changed, key=lambda report: report.name):
+            place = _BLOCK.match(report.name)
             if place:
-                cells.append(Cell(place[2], int(place[1]), report["error"]))
+                cells.append(Cell(place[2], int(place[1]), report.error))
             else:
-                others.append(f"{report['name']} {charts.rounded(report['error'])}")
+                others.append(f"{report.name} {charts.rounded(report.error)}")
         if not cells:
             continue
         cells = _shorter(cells)
-        measured = reports[0]["measured_on"]
+        measured = reports[0].measured_on
         positive = [value for value in domains[measured] if value > 0] or [1.0]
         domain = min(positive), max(positive)
         chart = charts.heat(f"{row.name}: error of every linear by block", cells, domain)

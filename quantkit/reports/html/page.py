@@ -24,6 +24,7 @@ from quantkit.reports.html.figures import Panel
 from quantkit.reports.losses import HEADERS, rows, summary
 from quantkit.reports.text import writable
 from quantkit.results.comparison import Comparison, Variant
+from quantkit.results.manifest import QuantizedManifest
 from quantkit.results.regression import CaseOutcome
 from quantkit.results.verdict import GateOutcome, Verdict
 
@@ -205,8 +206,8 @@ def _broken(comparison: Comparison) -> list[BrokenCase]:
 
 
 def _card(card: tradeoff.Card, variant: Variant) -> ArtifactCard:
-    manifest = variant.manifest or {}
-    recipe = manifest.get("recipe", {}).get("content")
+    made = variant.manifest
+    recipe = made.recipe.content if isinstance(made, QuantizedManifest) else None
     lost = variant.localization
     return ArtifactCard(
         trade=card,
@@ -228,27 +229,28 @@ def _gate(gate: GateOutcome) -> dict[str, str]:
 
 def _provenance(variant: Variant) -> list[tuple[str, str]]:
     """Names and values, from quantkit.json and run.json."""
-    manifest, run = variant.manifest, variant.run or {}
+    manifest, run = variant.manifest, variant.run
     pairs = [("path", variant.path)]
     if manifest is None:
         return [*pairs, ("manifest", "none: not made by quantkit")]
-    if recipe := manifest.get("recipe"):
-        pairs.append(("recipe", f"{recipe['name']} {recipe['version']}, sha256 {recipe['digest']}"))
-    if model := run.get("model"):
-        pairs.append(("made of", model))
-    for name, digest in manifest.get("source", {}).get("files", {}).items():
+    if isinstance(manifest, QuantizedManifest):
+        recipe = manifest.recipe
+        pairs.append(("recipe", f"{recipe.name} {recipe.version}, sha256 {recipe.digest}"))
+    if run is not None:
+        pairs.append(("made of", run.model))
+    for name, digest in manifest.source.files.items():
         pairs.append((f"source: {name}", f"sha256 {digest}"))
-    for adapter in manifest.get("adapters", []):
-        pairs.append(("adapter", f"{adapter['name']}, weight {adapter['weight']}"))
-    if calibration := manifest.get("calibration"):
-        pairs.append(("calibration text", f"sha256 {calibration['dataset_sha256']}"))
-    for name, file in manifest.get("files", {}).items():
-        pairs.append((name, f"{file['bytes']:,} bytes, sha256 {file['sha256']}"))
-    pairs.append(("quantkit", manifest.get("quantkit", "")))
-    pairs.append(("libraries", _joined(manifest.get("libraries", {}))))
-    if finished := run.get("finished"):
-        took = f"{finished}, in {run.get('seconds', 0):g} s on {run.get('device', '?')}"
-        pairs += [("made", took), ("machine", _joined(run.get("machine", {})))]
+    for adapter in manifest.adapters:
+        pairs.append(("adapter", f"{adapter.name}, weight {adapter.weight}"))
+    if isinstance(manifest, QuantizedManifest) and manifest.calibration is not None:
+        pairs.append(("calibration text", f"sha256 {manifest.calibration.dataset_sha256}"))
+    for name, file in manifest.files.items():
+        pairs.append((name, f"{file.bytes:,} bytes, sha256 {file.sha256}"))
+    pairs.append(("quantkit", manifest.quantkit))
+    pairs.append(("libraries", _joined(manifest.libraries)))
+    if run is not None:
+        pairs.append(("made", f"{run.finished}, in {run.seconds:g} s on {run.device}"))
+        pairs.append(("machine", _joined(run.machine)))
     return pairs
 
 

@@ -153,7 +153,7 @@ def test_gptq_writes_what_it_chose(
     assert types["model.layers.1.mlp.down_proj.weight"] == "Q8_0"
     assert types["model.layers.1.self_attn.q_proj.weight"] == "Q4_0"
     assert types["model.layers.0.self_attn.q_proj.weight"] == "BF16"
-    measured = {layer["name"]: layer["measured_on"] for layer in manifest["layers"]}
+    measured = {layer.name: layer.measured_on for layer in manifest.layers}
     assert measured["blk.1.attn_q.weight"] == "outputs"
 
     (file,) = out.glob("*.gguf")
