@@ -1,6 +1,6 @@
 """The one loop over a model's blocks, which goes on where an earlier run was stopped.
 
-What an artifact consists of is made in parts: what lies outside the blocks, each block, and the
+An artifact is made in parts: what is outside the blocks, each block, and the
 output. Every kind of artifact says what to do with a part; here the calibration rows are passed
 from block to block, finished parts are recorded, and those of an earlier run are skipped.
 """
