@@ -108,8 +108,8 @@ def _safetensors(path: Path, source: Weights, manifest: Manifest | None) -> Fact
 def _method(source: PackedCheckpoint, path: Path) -> str | None:
     """How the codes were chosen, where the format or its writer leaves no doubt."""
     writer = source.dialect.writer or ""
-    if source.format == "bitsandbytes":
-        return source.dialect.variant
+    if source.dialect.method is not None:
+        return source.dialect.method
     if "auto-round" in writer:
         return "auto-round"
     if (path / "recipe.yaml").is_file():  # llm-compressor's

@@ -27,8 +27,8 @@ from quantkit.checkpoint.sidecars import copy_sidecars
 from quantkit.checkpoint.source import locate, model_name
 from quantkit.documents.dataset import check_exists, digest_of
 from quantkit.engines.compatibility import loading_of
-from quantkit.formats import packed
 from quantkit.formats.format import Contents
+from quantkit.formats.packed import open_artifact
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.lora.open import Weighted, adapt, tokenizer_directory
 from quantkit.methods.linears import LayerReport
@@ -256,7 +256,7 @@ def _calibration_rows(job: Job, progress: Progress) -> Rows | None:
 
 def _check_runs(skeleton: Skeleton, run: Run, recipe: str) -> None:
     """One streamed forward on what was written must give finite logits."""
-    stream = Stream(skeleton, packed.open_artifact(run.directory), torch.device("cpu"))
+    stream = Stream(skeleton, open_artifact(run.directory), torch.device("cpu"))
     ids = torch.arange(_CHECKED_TOKENS)[None] % stream.vocabulary
     if run.rows is not None:
         ids = run.rows.ids[:1, :_CHECKED_TOKENS]

@@ -120,7 +120,7 @@ class BitsandbytesFormat(SafetensorsFormat):
         kind = "int8"
         if quantization.get("load_in_4bit") or quantization.get("_load_in_4bit"):
             kind = str(quantization.get("bnb_4bit_quant_type") or "fp4")
-        return Dialect("bitsandbytes", kind, dict(quantization), None)
+        return Dialect("bitsandbytes", kind, dict(quantization), writer=None, method=kind)
 
     def loading(self, contents: Contents) -> tuple[Loading, ...]:
         return (

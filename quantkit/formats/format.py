@@ -51,14 +51,16 @@ class Dialect:
     """A ``quantization_config``, understood.
 
     format: by its name in a recipe; variant: of its layout; settings: under the names that the
-    format's class reads; writer: the tool that signed it, where one did; auto_round: whether only
-    AutoRound's own loader takes it.
+    format's class reads; writer: the tool that signed it, where one did; method: how the codes were
+    chosen, where the settings leave no doubt; auto_round: whether only AutoRound's own loader takes
+    it.
     """
 
     format: str
     variant: str | None
     settings: Mapping[str, Any]
     writer: str | None
+    method: str | None = None
     auto_round: bool = False
 
     def __str__(self) -> str:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from quantkit.base.errors import InputError
@@ -21,22 +20,6 @@ from quantkit.formats.gguf.reader import GgufWeights, gguf_files
 from quantkit.formats.registry import safetensors_formats
 from quantkit.methods.grids import Quantized
 from quantkit.methods.inputs import Rounding
-
-
-def pack(format_name: str, key: str, tensor: Quantized, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The tensors that a format stores for the weight ``key``, by their keys.
-
-    dtype: of the model, in which compressed-tensors keeps scales.
-    """
-    module = key.removesuffix(".weight")
-    parts = safetensors_formats()[format_name].pack(tensor, dtype)
-    return {f"{module}.{suffix}": part for suffix, part in parts.items()}
-
-
-def packed_keys(format_name: str, key: str) -> list[str]:
-    """Every key that ``pack`` may give."""
-    module = key.removesuffix(".weight")
-    return [f"{module}.{suffix}" for suffix in safetensors_formats()[format_name].suffixes]
 
 
 class PackedCheckpoint:

@@ -22,7 +22,8 @@ from quantkit.base.sizes import parse_size
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.cli import app
 from quantkit.commands import merge as verb
-from quantkit.formats.packed import open_artifact, pack
+from quantkit.formats.bitsandbytes import BitsandbytesFormat
+from quantkit.formats.packed import open_artifact
 from quantkit.lora.changes import Factors
 from quantkit.methods import nf4
 from tests.helpers.adapters import (
@@ -264,9 +265,10 @@ def quantized(tiny: Tiny, tmp_path: Path) -> Path:
     tensors: dict[str, torch.Tensor] = {}
     for key in checkpoint.keys():  # noqa: SIM118
         if "proj" in key:
-            tensors |= pack(
-                "bitsandbytes", key, nf4.quantize(checkpoint.read(key), SCHEME), torch.bfloat16
-            )
+            weight = nf4.quantize(checkpoint.read(key), SCHEME)
+            parts = BitsandbytesFormat().pack(weight, torch.bfloat16)
+            module = key.removesuffix(".weight")
+            tensors |= {f"{module}.{suffix}": part for suffix, part in parts.items()}
         else:
             tensors[key] = checkpoint.read(key)
     save_file(tensors, out / "model.safetensors")

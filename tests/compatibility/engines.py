@@ -1,4 +1,4 @@
-"""The engines: their pins, what runs in them, what they can't be expected to run, and why."""
+"""The engines: their versions, which artifacts each runs, and why not the others."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SAFETENSORS = ("awq", "gptq", "bitsandbytes", "compressed-tensors")
 class Engine:
     """One engine.
 
-    script: of tests/engines/scripts. dtype: what it is asked to compute in.
-    environment: None for quantkit's own. shown: the distributions whose versions count.
-    settings: environment variables. lacks: for a format that it can't load, the reason.
-    refuses: the same where more than the format decides.
-    rounds: formats whose linears get their inputs with 8 significant bits, whatever is asked for.
+    script: in the folder ``scripts``. dtype: what it is asked to compute in.
+    environment: None for quantkit's own. shown: the distributions whose versions are recorded.
+    settings: environment variables. lacks: the reason, for each format that it can't load.
+    refuses: the reason where more than the format decides.
+    rounds: formats whose linears get their inputs with 8 significant bits, whatever the dtype.
     """
 
     name: str
@@ -59,10 +59,10 @@ class Engine:
 
 @dataclass(frozen=True)
 class Artifact:
-    """What is tried: a shipped recipe, or one changed by ``--set``, on a model of models.py.
+    """A shipped recipe, or one changed by ``--set``, on a model of models.py.
 
-    format, bits, symmetric, group_size: what decides who can load it (None where the format has
-    no such thing). activations: whether engines round them too.
+    format, bits, symmetric, group_size: these decide which engines load it (None where the method
+    has no such setting). activations: whether engines round them too.
     """
 
     recipe: str
@@ -159,7 +159,7 @@ ENGINES = {
                 installs=(*GPTQMODEL.installs, ("optimum==2.3.0",)),
                 shown=(),
             ),
-            # With fewer than three cores it raises at import without.
+            # Without this it raises at import where there are fewer than three cores.
             settings={"GPTQMODEL_CPU_WORKERS": "2"} if (os.cpu_count() or 1) < 3 else {},
             lacks=_reasons(
                 "needs no gptqmodel: see transformers", "bitsandbytes", "compressed-tensors", "gguf"

@@ -34,11 +34,11 @@ _OF_THE_DEMO = (
 )
 
 
-def locate(name: str, work: Path) -> Path:
-    """The directory of a checkpoint; a random one is made in ``work`` unless it is there."""
+def checkpoint_of(name: str, work: Path) -> Path:
+    """The directory of a checkpoint. A random one is made in ``work`` unless it is there."""
     if name == DEMO:
         return demo_model()
-    # llama.cpp expects the tokens of Phi-3 in whatever is called so.
+    # llama.cpp expects the tokens of Phi-3 in a model of that name, hence the folder "random".
     directory = work / "models" / name / "random"
     if not (directory / "config.json").is_file():
         _build(name, directory)
@@ -60,7 +60,7 @@ def _build(name: str, directory: Path) -> None:
                 parameter.add_(torch.rand_like(parameter) * 0.5)
             elif key.endswith("bias"):
                 parameter.normal_(std=0.5)
-            else:  # wide enough for attention that looks somewhere, and logits that differ
+            else:  # wide enough for attention that isn't even, and for logits that differ
                 parameter.normal_(std=0.08)
     model.save_pretrained(directory)
     for pattern in _OF_THE_DEMO:

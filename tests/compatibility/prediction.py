@@ -1,18 +1,17 @@
-"""What quantkit predicts of an artifact, and how far an engine's answer is from it.
+"""What quantkit predicts that an engine computes from an artifact, and how far the engine is off.
 
-The prediction is the model in float32 with weights unpacked from what lies on disk, and inputs
-rounded where that says so. Engines are asked for the log-probabilities of the whole vocabulary;
-with their mean taken away these are the logits but for a constant, so both sides are compared as
-such:
+The prediction is the model in float32 with weights unpacked from the artifact, and inputs rounded
+where its format has engines round them. Engines are asked for the log-probabilities of the whole
+vocabulary. Less their mean these are the logits less theirs, so that is what is compared:
 
     error = ‖engine - prediction‖ / ‖prediction‖
 
 over all places together, which must be within the tolerance, and at each, where it may be four
 times that: with inputs rounded to FP8, merely computing in float16 moves a place by a tenth.
 
-Greedy tokens are judged one by one, each after what the engine itself wrote before it, so that
-one tie doesn't spoil all that follows. A tie: the engine's token isn't the likeliest, but its logit
-is nearer to the best than four times the tolerance, of the spread of the logits.
+Greedy tokens are judged one by one, each after the tokens that the engine itself wrote before it,
+so that one tie doesn't spoil all that follow. A tie: the engine's token isn't the likeliest, but
+its logit is nearer to the best than four times the tolerance, of the spread of the logits.
 """
 
 from __future__ import annotations
@@ -31,20 +30,21 @@ from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
 from tests.compatibility.scripts.exchange import Answer, Job
 
-_SLACK = 4  # one place, and one logit, is off by more than all together
+_SLACK = 4  # times the tolerance: a single place or logit is off by more than all together
 
 Logits = Callable[[list[list[int]]], Tensor]
 
 
 class Disagreement(Exception):
-    """The answer isn't one to the question."""
+    """The answer doesn't fit the question."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """error, worst: relative, of all places together and of the worst.
+    """How an engine's answer compares with the prediction.
 
-    tokens: greedy ones; equal: the predicted ones; ties: as near as the tolerance lets them be.
+    error, worst: relative, of all places together and of the worst. tokens: number of greedy ones;
+    equal: of those that were predicted; ties: of those that the tolerance lets pass as such.
     """
 
     error: float
@@ -73,7 +73,7 @@ def predicted(artifact: Path, baseline: Checkpoint) -> Iterator[Logits]:
 
 
 def compare(job: Job, answer: Answer, logits: Logits, tolerance: float) -> Agreement:
-    """Judge an engine's answer. Raises Disagreement for one of another shape."""
+    """Compare an engine's answer with the prediction. Raises Disagreement for a wrong shape."""
     expected = _centred(logits(job.rows)[:, :-1])
     given = torch.tensor(answer.log_probabilities)
     if given.shape != expected.shape:

@@ -13,7 +13,7 @@ _NEVER = "not tried yet"
 
 @dataclass(frozen=True)
 class Cell:
-    """What came of one artifact in one engine.
+    """The result of one artifact in one engine.
 
     why: the reason where it didn't match. The figures are those of ``prediction.Agreement``.
     """
@@ -31,7 +31,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Setting:
-    """Under what an engine's cells came about."""
+    """What an engine's results depend on besides the artifacts."""
 
     versions: str
     python: str
@@ -42,14 +42,14 @@ class Setting:
 
 @dataclass
 class Record:
-    """cells: by artifact, then by engine. settings: by engine."""
+    """All results. cells: by artifact, then by engine. settings: by engine."""
 
     cells: dict[str, dict[str, Cell]] = field(default_factory=dict)
     settings: dict[str, Setting] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Record:
-        """What an earlier run left; nothing when there was none."""
+        """The results of earlier runs; an empty record where there is no file."""
         if not path.is_file():
             return cls()
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -65,7 +65,7 @@ class Record:
         path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
 
     def begin(self, engine: str, setting: Setting) -> None:
-        """Note under what an engine runs now; cells of other versions count no more."""
+        """Set what an engine runs with now, and remove its results with other versions."""
         before = self.settings.get(engine)
         if before is not None and before.versions != setting.versions:
             for row in self.cells.values():
@@ -76,7 +76,7 @@ class Record:
         self.cells.setdefault(artifact, {})[engine] = cell
 
     def markdown(self, artifacts: Sequence[str], engines: Sequence[str]) -> str:
-        """The tables of these artifacts and engines, whether they were tried or not."""
+        """The tables of these artifacts and engines, tried or not."""
         cells = {
             (artifact, engine): self.cells.get(artifact, {}).get(engine, Cell(NOT_RUN, _NEVER))
             for artifact in artifacts

@@ -1,12 +1,12 @@
 """Real artifacts in the engines that people serve with.
 
-    python -m tests.engines.run [--engines ENGINE...] [--recipes RECIPE...]
+    python -m tests.compatibility.run [--engines ENGINE...] [--recipes RECIPE...]
 
-Every shipped recipe, and some that differ from one by ``--set``, is made of the demo model, a few
-of other architectures too, and run by each engine in a process of that engine's own environment.
-Greedy tokens and log-probabilities are compared with what quantkit predicts from the same files.
-The table goes to --out, everything to the .json beside it, after each cell; what isn't run this
-time stays as it was.
+Artifacts of every shipped recipe, and of some that differ from one by ``--set``, are made of the
+demo model, a few of other architectures too, and run by each engine in a process of that engine's
+own environment. Greedy tokens and log-probabilities are compared with what quantkit predicts from
+the same files. The table goes to --out, all results to the .json beside it, after each cell. Cells
+that aren't run this time keep their results.
 
 Exit codes: 0 all that was run matched, 1 something didn't.
 """
@@ -30,7 +30,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.recipes.recipe import load_recipe
 from tests.compatibility import prediction
 from tests.compatibility.engines import DIRECTORY, ENGINES, SCRIPTS, Artifact, Engine
-from tests.compatibility.models import DEMO, RANDOM, locate
+from tests.compatibility.models import DEMO, RANDOM, checkpoint_of
 from tests.compatibility.record import FAILED, MATCHED, NOT_RUN, Cell, Record, Setting
 from tests.compatibility.scripts.exchange import Answer, Job
 
@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PROMPTS, NEW_TOKENS = 64, 24
 ROWS, ROW_LENGTH = 6, 64
 TOLERANCE, ROUNDED_TOLERANCE = 0.01, 0.05
-# What no shipped recipe has, and engines differ on.
+# Settings that no shipped recipe has, and that engines differ on.
 VARIANTS = (
     ("awq-w4-g128", "quantize.group_size=64"),
     ("gptq-w4-g128", "quantize.group_size=64"),
@@ -49,9 +49,9 @@ VARIANTS = (
     ("gptq-w4-g128", "quantize.format=gguf", "quantize.group_size=32"),
     ("awq-w4-g128", "quantize.format=gguf", "quantize.group_size=32"),
 )
-# What is tried on every random model.
+# Recipes that are tried on every random model.
 EVERYWHERE = ("awq-w4-g128", "gptq-w4-g128", "ct-awq-w4a16-g128", "nf4", "gguf-q4-k-m")
-# Nothing is looked up on a hub, and no engine imports what lies in this checkout by accident.
+# No engine looks anything up on the Hub.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
 HEAD = """# Compatibility
 
@@ -59,7 +59,7 @@ Made by `make test-engines`. Every artifact is loaded by the engine as it is, an
 {prompts} prompts continued greedily by up to {new} tokens, and the log-probabilities of the whole
 vocabulary at {positions} places of held-out text. Both are compared with quantkit's prediction: the
 model in float32 with the weights as unpacked from the artifact, and the inputs of its linears
-rounded where the artifact says so.
+rounded as the artifact's format has it.
 
 **matched**: the error of all places together is within the tolerance, none is off by more than
 four times the tolerance, and every token is the predicted one or a tie. The error is
@@ -71,10 +71,10 @@ for it.
 
 Artifacts are made of the demo model, a Llama. Those *of* another architecture are made of a small
 random model with the demo's tokenizer, so that biases, norms of queries and keys, and fused linears
-pass through the engines too. What follows a `+` was changed in the recipe by `--set`.
+pass through the engines too. Settings after a `+` were changed in the recipe by `--set`.
 
     make test-engines                           # all, in environments of their own
-    make test-engines ENGINES="vllm llama.cpp"  # the other columns stay as they were
+    make test-engines ENGINES="vllm llama.cpp"  # the other columns keep their results
 
 """
 
@@ -111,7 +111,7 @@ def main() -> None:
         record.put(artifact, engine, cell)
         if cell.status == FAILED:
             failed.append(f"{artifact} in {engine}")
-        say(f"{artifact}, {engine}: {outcome(cell)}")
+        report(f"{artifact}, {engine}: {outcome(cell)}")
         write(options.out, record, list(shelf))
     if failed:
         raise SystemExit(f"failed: {'; '.join(failed)}")
@@ -125,19 +125,19 @@ def artifacts() -> Iterator[Artifact]:
     for model, recipe, *settings in tried:
         scheme = load_recipe(recipe, settings).recipe.quantize.model_dump()
         yield Artifact(
-            recipe,
-            tuple(settings),
-            model,
-            scheme["format"],
-            scheme.get("bits"),
-            scheme.get("symmetric"),
-            scheme.get("group_size"),
+            recipe=recipe,
+            settings=tuple(settings),
+            model=model,
+            format=scheme["format"],
+            bits=scheme.get("bits"),
+            symmetric=scheme.get("symmetric"),
+            group_size=scheme.get("group_size"),
             activations=scheme["method"] in ("smoothquant", "fp8"),
         )
 
 
 def note_reasons(record: Record, shelf: dict[str, Artifact]) -> None:
-    """Say of every cell that isn't expected to match why not."""
+    """Record for every cell that isn't expected to match why not."""
     for artifact in shelf.values():
         for engine in ENGINES.values():
             if reason := engine.why_not(artifact):
@@ -172,7 +172,7 @@ def run(
 
 
 def questions() -> Job:
-    """What every engine is asked, its path and dtype left open."""
+    """The job of every engine, but for its path and dtype."""
     from quantkit.calibration.text import load_tokenizer, pack
     from quantkit.engines import transformers as hf
     from quantkit.judging.cases import encode_prompt, load_cases
@@ -200,12 +200,12 @@ def place(artifact: Artifact, options: Options) -> Path:
 
 
 def make(artifact: Artifact, options: Options) -> str | None:
-    """Make an artifact by the command line; what was said last if that failed."""
-    model = str(locate(artifact.model, options.work))
+    """Make an artifact by the command line; the last line of its output if that failed."""
+    model = str(checkpoint_of(artifact.model, options.work))
     command = [sys.executable, "-m", "quantkit.cli", "quantize", artifact.recipe]
     command += ["--model", model, "--out", str(place(artifact, options)), "--force"]
     command += [part for setting in artifact.settings for part in ("--set", setting)]
-    # A cache of its own: the user's may hold statistics of another version, and is the user's.
+    # A cache of its own: the user's may hold statistics of another version, and shouldn't grow.
     settings = {"PYTHONPATH": str(ROOT), "QUANTKIT_CACHE": str(options.work / "cache")}
     return launch(command, f"quantize-{artifact.name}", settings, options)
 
@@ -220,6 +220,7 @@ def try_out(artifact: Artifact, engine: Engine, job: Job, options: Options) -> C
     )
     question.write_text(json.dumps(asdict(replace(job, path=str(path), dtype=engine.dtype))))
     answer.unlink(missing_ok=True)
+    # No engine imports this checkout by accident.
     settings = {**OFFLINE, **engine.settings, "PYTHONPATH": str(ROOT) if own else ""}
     script = str(SCRIPTS / engine.script)
     command = [engine.python(options.environments), script, str(question), str(answer)]
@@ -227,7 +228,7 @@ def try_out(artifact: Artifact, engine: Engine, job: Job, options: Options) -> C
         return Cell(FAILED, why)
     rounded = artifact.format in engine.rounds or artifact.activations
     tolerance = ROUNDED_TOLERANCE if rounded else TOLERANCE
-    baseline = Checkpoint(locate(artifact.model, options.work))
+    baseline = Checkpoint(checkpoint_of(artifact.model, options.work))
     given = Answer(**json.loads(answer.read_text()))
     try:
         with prediction.predicted(directory, baseline) as logits:
@@ -241,7 +242,7 @@ def try_out(artifact: Artifact, engine: Engine, job: Job, options: Options) -> C
 
 
 def launch(command: list[str], name: str, settings: dict[str, str], options: Options) -> str | None:
-    """Run a command to its end; what it said last if it failed."""
+    """Run a command to its end; the last line of its output if it failed."""
     logs = options.work / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"{slug(name)}.log"
@@ -249,7 +250,7 @@ def launch(command: list[str], name: str, settings: dict[str, str], options: Opt
 
 
 def setting(engine: Engine, options: Options) -> Setting:
-    """Under what an engine runs."""
+    """What an engine's results depend on besides the artifacts."""
     python = engine.python(options.environments)
     return Setting(
         machine.installed(python, engine.shown),
@@ -261,7 +262,7 @@ def setting(engine: Engine, options: Options) -> Setting:
 
 
 def write(out: Path, record: Record, shelf: list[str]) -> None:
-    """The record, and the page that shows it."""
+    """Write the record, and the page that shows it."""
     head = HEAD.format(
         prompts=PROMPTS,
         new=NEW_TOKENS,
@@ -285,7 +286,7 @@ def slug(text: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in text.lower())
 
 
-def say(text: str) -> None:
+def report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

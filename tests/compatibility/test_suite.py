@@ -1,4 +1,4 @@
-"""The engine suite's own parts: it tells agreement from disagreement, and keeps what it has."""
+"""The parts of the engine suite: it tells agreement from disagreement, and keeps its results."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def job(directory: Path) -> Job:
 
 @pytest.fixture(scope="module")
 def answer(job: Job, logits: Logits) -> Answer:
-    """What an engine without any error says."""
+    """The answer of an engine without any error."""
     tokens = []
     for prompt in job.prompts:
         new: list[int] = []
@@ -113,13 +113,13 @@ def test_an_engine_in_its_own_process(
     target = run.place(artifact, options)
     target.parent.mkdir()
     target.symlink_to(directory)
-    monkeypatch.setattr(run, "locate", lambda model, work: directory)
+    monkeypatch.setattr(run, "checkpoint_of", lambda model, work: directory)
     engine = Engine("here", "with_transformers.py", "float32", ("torch",))
     cell = run.try_out(artifact, engine, job, options)
     assert cell.status == MATCHED, cell
     assert cell.error is not None and cell.error < 1e-4
-    wrong = replace(engine, dtype="float33")
-    cell = run.try_out(artifact, wrong, job, options)
+    impossible = replace(engine, dtype="float33")
+    cell = run.try_out(artifact, impossible, job, options)
     assert cell.status == FAILED
     assert "float33" in cell.why
 
