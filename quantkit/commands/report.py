@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from quantkit.base.errors import InputError
-from quantkit.reports.files import read_comparison, render
+from quantkit.reports.files import read_comparison, render_report
 
 
 def report(comparison: Path, out: Path, *, force: bool) -> None:
@@ -16,7 +16,7 @@ def report(comparison: Path, out: Path, *, force: bool) -> None:
     Raises InputError for another ending, for a file that holds no comparison, and for an output
     that exists already (without ``force``).
     """
-    text = render(read_comparison(comparison), out)
+    text = render_report(read_comparison(comparison), out)
     if out.exists() and not force:
         raise InputError("exists already", subject=str(out), fix="--force replaces it.")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -35,12 +35,12 @@ def write_reports(comparison: Comparison, directory: Path) -> list[Path]:
     write_json(written[0], comparison.to_json())
     for name in _NAMES:
         path = directory / name
-        path.write_text(render(comparison, path), encoding="utf-8")
+        path.write_text(render_report(comparison, path), encoding="utf-8")
         written.append(path)
     return written
 
 
-def render(comparison: Comparison, path: Path) -> str:
+def render_report(comparison: Comparison, path: Path) -> str:
     """A comparison as the text of a report, in the form that the suffix of ``path`` names.
 
     Raises InputError for a suffix that names none.

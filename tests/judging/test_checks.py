@@ -1,4 +1,4 @@
-"""Checks of answers: what passes, what doesn't and why, and checks that can't be held."""
+"""Checks of answers: what passes, what fails and why, and checks that are malformed."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_choice_is_the_likeliest_option() -> None:
         ({"python": "no function"}, "match pattern"),
     ],
 )
-def test_checks_that_can_not_be_held(check: dict[str, Any], message: str) -> None:
+def test_malformed_checks_are_refused(check: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         Check(**check)
     assert message in str(caught.value)
@@ -132,7 +132,7 @@ def test_a_function_says_whether_and_why(tmp_path: Path) -> None:
             Check(python=name).resolve(tmp_path)
 
 
-def test_a_schema_may_lie_in_a_file(tmp_path: Path) -> None:
+def test_a_schema_may_be_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "person.json").write_text(json.dumps(PERSON))
     check = Check(json_schema="person.json").resolve(tmp_path)
     assert check_answer(check, Answer(ADA), Answer(""), {}) == {"json_schema": None}

@@ -37,7 +37,7 @@ gates:
 
 @pytest.fixture(scope="module")
 def harmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo, computing what it did, with weights of one linear that no grid of 4 bits holds.
+    """The demo with the same outputs, but weights in one linear that no grid of 4 bits holds.
 
     A row of up_proj is divided and the column of down_proj that reads it multiplied, by a power of
     two: exact in BF16. One such column in every group of 128 spoils the scales of all groups.
@@ -62,14 +62,14 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def broken(harmed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The harmed demo by plain rounding."""
+    """The harmed demo, quantized by plain rounding."""
     out = tmp_path_factory.mktemp("broken") / "rtn"
     assert run("quantize", "rtn-w4-g128", "--model", harmed, "--out", out).exit_code == 0
     return out
 
 
 def judged(artifact: Path, model: Path, suite: Path, *more: object) -> tuple[int, dict[str, Any]]:
-    """Exit code, and the artifact's row of the comparison."""
+    """The exit code, and the artifact's row of the comparison."""
     done = run("eval", artifact, "--baseline", model, "--suite", suite, "--json", *more)
     assert done.exit_code in (0, 1), done.output
     (row,) = json.loads(done.stdout)["variants"]

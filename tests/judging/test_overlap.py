@@ -1,4 +1,4 @@
-"""Text that a model was calibrated on is found in what is to judge it."""
+"""Overlap of a suite with calibration text is reported, and refused unless it is allowed."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_shipped_suites_hold_no_calibration_text(suite: str) -> None:
 
 @pytest.fixture
 def artifact(tmp_path: Path) -> Path:
-    """What lies beside the weights of an artifact, calibrated on text.txt."""
+    """The manifest and run.json of an artifact that was calibrated on text.txt."""
     text = tmp_path / "text.txt"
     text.write_text(" ".join(WORDS))
     place = tmp_path / "artifact"
@@ -100,7 +100,7 @@ def test_an_artifact_is_not_judged_on_what_it_has_seen(artifact: Path) -> None:
     assert check_overlap([artifact], judged[:1], allow=False) == []
 
 
-def test_what_can_not_be_checked_is_said(artifact: Path, tmp_path: Path) -> None:
+def test_an_overlap_that_can_not_be_checked_is_a_remark(artifact: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("changed")
     (said,) = check_overlap([artifact], [], allow=False)
     assert said == (

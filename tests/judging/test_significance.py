@@ -1,4 +1,4 @@
-"""Intervals cover what they say, on real rows of the demo; gates on them rarely let worse pass."""
+"""Intervals cover at their confidence, on the demo's rows; gates on them rarely pass too much."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROWS = {name: 128 if name == "gguf-q8-0" else 64 for name in MADE["artifacts"]}
 
 
 def resampled(name: str, figure: str) -> tuple[np.ndarray, float]:
-    """Draws as if the demo's rows were all there are: sums (draws, rows), and the true mean."""
+    """Draws from the demo's rows as the population: sums (draws, rows), and the true mean."""
     sums = np.array(MADE["artifacts"][name][figure])
     if figure == "nll":
         sums -= MADE["baseline_nll"]
@@ -51,7 +51,7 @@ def test_intervals_over_rows_cover_the_truth(name: str, figure: str) -> None:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_gates_on_kl_stop_what_is_worse_and_pass_what_is_good(name: str) -> None:
-    """PASS takes the upper end within the bound: at 95%, a risk of 2.5% by intention."""
+    """PASS means that the upper end is within the bound: at 95%, a risk of 2.5% is meant."""
     _, high, truth = intervals(name, "kl")
     at_the_bound, tenth_worse, half = truth, truth / 1.1, truth * 2
     assert (high <= at_the_bound).mean() <= 0.05
@@ -88,7 +88,7 @@ def test_rows_that_are_alike_or_few() -> None:
 
 @pytest.mark.parametrize("total", [5, 64, 128])
 def test_exact_intervals_of_rates_cover_the_truth(total: int) -> None:
-    """Over all outcomes, not draws."""
+    """Over all possible outcomes, not draws."""
     counts = np.arange(total + 1)
     ends = np.array([rate_interval(int(k), total) for k in counts])
     for truth in np.linspace(0.005, 0.995, 100):
@@ -106,7 +106,7 @@ def test_exact_intervals_are_those_of_scipy() -> None:
 
 @pytest.mark.parametrize("total", [64, 128])
 def test_intervals_of_paired_differences_cover_the_truth(total: int) -> None:
-    """Over all outcomes but those that hardly happen; either end errs at most 3.5% of the time."""
+    """Over all but the most unlikely outcomes; either end errs at most 3.5% of the time."""
     counts = [(f, b) for f in range(30) for b in range(45)]
     ends = np.array([difference_interval(f, b, total) for f, b in counts])
     outcomes = np.array([(f, b, total - f - b) for f, b in counts])

@@ -1,4 +1,4 @@
-"""The report in a real browser: it asks for nothing, complains of nothing, fits any screen."""
+"""The report in a real browser: it loads nothing, logs no error, and fits any screen."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tests.helpers.sample_comparison import sample
 pytestmark = pytest.mark.skipif(browser.PROGRAM is None, reason=browser.MISSING)
 
 SPILLS = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-# Contrast of the text's colour with the paper's, https://www.w3.org/TR/WCAG21/#dfn-contrast-ratio
+# Contrast of the text's color with the paper's, https://www.w3.org/TR/WCAG21/#dfn-contrast-ratio
 CONTRAST = """(() => {
-    const luminance = colour => colour.match(/[\\d.]+/g).slice(0, 3).map(Number)
+    const luminance = color => color.match(/[\\d.]+/g).slice(0, 3).map(Number)
         .map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
         .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
     const paper = luminance(getComputedStyle(document.body).backgroundColor);

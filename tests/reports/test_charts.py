@@ -1,4 +1,4 @@
-"""Charts: scales, labels and marks keep to what they stand for."""
+"""Charts: scales, labels and marks fit the values that they show."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from quantkit.reports.html.charts import (
     Point,
     Strip,
     bars,
-    front,
+    pareto_front,
     heat,
     scatter,
     strips,
@@ -32,8 +32,8 @@ def point(x: float, y: float, name: str = "p") -> Point:
 
 def test_the_front_is_what_nothing_beats() -> None:
     points = [point(x, y) for x, y in [(1, 5), (2, 3), (2, 4), (3, 3), (4, 1), (5, 2)]]
-    assert [(p.x, p.y) for p in front(points)] == [(1, 5), (2, 3), (4, 1)]
-    for a, b in itertools.product(front(points), points):
+    assert [(p.x, p.y) for p in pareto_front(points)] == [(1, 5), (2, 3), (4, 1)]
+    for a, b in itertools.product(pareto_front(points), points):
         assert not (b.x <= a.x and b.y <= a.y and (b.x, b.y) != (a.x, a.y))
 
 
@@ -59,7 +59,7 @@ def test_scales_hold_their_values_and_have_round_ticks(values: list[float], log:
     assert all(float(f"{tick:.4g}") == pytest.approx(tick) for tick in ticks)
 
 
-def test_numbers_are_said_as_people_write_them() -> None:
+def test_numbers_are_as_people_write_them() -> None:
     assert [number(v) for v in (0, 0.0001, 12000, 1e-5, 3e-7, 2e9)] == [
         *("0", "0.0001", "12,000", "10⁻⁵", "3·10⁻⁷", "2·10⁹")
     ]
@@ -126,16 +126,3 @@ def test_changes_mark_single_words() -> None:
     assert marked == [
         *(("it is ", "same"), ("red ", "removed"), ("blue ", "added"), ("wine", "same"))
     ]
-
-
-def test_cases_are_told_as_text(tmp_path: Path) -> None:
-    path = tmp_path / "cases.jsonl"
-    path.write_text(
-        '{"id": "a", "prompt": "2 + 2 =", "check": {"number": 4, "tolerance": 0.5}}\n\n'
-        '{"id": "b", "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", '
-        '"content": "Hi"}], "check": [{"contains": "Hello"}, {"max_tokens": 5}]}\n'
-    )
-    first, second = case_inputs(path)
-    assert (first.prompt, first.expected) == ("2 + 2 =", "number: 4; tolerance: 0.5")
-    assert second.prompt == "system: Be brief.\n\nuser: Hi"
-    assert second.expected == "contains: Hello; max_tokens: 5"

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from quantkit.cli import app
 from quantkit.base.errors import InputError
-from quantkit.reports.files import append_step_summary, read_comparison, render, write_reports
+from quantkit.reports.files import append_step_summary, read_comparison, render_report, write_reports
 from quantkit.reports.html.page import comparison_html
 from quantkit.reports.junit import comparison_junit
 from quantkit.reports.markdown import comparison_markdown
@@ -234,7 +234,7 @@ def test_the_report_command_makes_each_form_and_overwrites_nothing(tmp_path: Pat
     for name in ("page.html", "table.csv", "tests.xml", "summary.md"):
         command = ["report", str(tmp_path / "comparison.json"), "--out", str(tmp_path / name)]
         assert run(app, command).exit_code == 0
-        assert (tmp_path / name).read_text() == render(sample(), tmp_path / name)
+        assert (tmp_path / name).read_text() == render_report(sample(), tmp_path / name)
         again = run(app, command)
         assert again.exit_code == 2 and "--force" in again.output
         assert run(app, [*command, "--force"]).exit_code == 0

@@ -94,7 +94,7 @@ class Rate:
     kind: str
 
 
-def front(points: Sequence[Point]) -> list[Point]:
+def pareto_front(points: Sequence[Point]) -> list[Point]:
     """The Pareto front: the points to which no other is at least equal in both x and y."""
     best, kept = math.inf, []
     for point in sorted(points, key=lambda p: (p.x, p.y)):
@@ -125,7 +125,7 @@ def scatter(
         marks.append(line(frame.left, height, frame.right, height, "floor"))
         marks.append(text(frame.right, height - 5, floor[1], anchor="end", class_="quiet"))
         blocked.append(Box(frame.right - 6.7 * len(floor[1]), height - 16, frame.right, height))
-    edge = front(points)
+    edge = pareto_front(points)
     corners = _steps([(across(p.x), up(p.y)) for p in edge], frame)
     path = "M" + "L".join(f"{left:.1f} {height:.1f}" for left, height in corners)
     marks.append(element("path", d=path, class_="front"))

@@ -32,14 +32,22 @@ class Panel:
     aside: str = ""
 
 
-def front(comparison: Comparison) -> list[Panel]:
+def size_panels(comparison: Comparison) -> list[Panel]:
     """Quality against size."""
     points = []
     for row in comparison.variants:
         kl = row.quality.kl_divergence if row.quality else None
         if row.quality and kl and kl.mean > 0:
             low, high = _kl_ends(row.quality, kl)
-            points.append(Point(row.name, row.disk_bytes / 1e6, kl.mean, low, high, kind(row)))
+            point = Point(
+                name=row.name,
+                x=row.disk_bytes / 1e6,
+                y=kl.mean,
+                low=low,
+                high=high,
+                kind=mark_class(row),
+            )
+            points.append(point)
     if not points:
         return []
     floor = comparison.references[0] if comparison.references else None
@@ -63,7 +71,7 @@ def front(comparison: Comparison) -> list[Panel]:
     return [Panel("Quality against size", chart, note)]
 
 
-def divergence(comparison: Comparison) -> list[Panel]:
+def divergence_panels(comparison: Comparison) -> list[Panel]:
     """How the KL divergence is spread over the rows of text."""
     rows = []
     for model in (*comparison.references, *comparison.variants):
@@ -74,8 +82,18 @@ def divergence(comparison: Comparison) -> list[Panel]:
         if kl is None or sums is None or not any(value > 0 for value in sums.kl):
             continue
         values = tuple(kl / tokens for kl, tokens in zip(sums.kl, sums.tokens, strict=True))
-        label = f"mean {charts.rounded(kl.mean)}"
-        rows.append(Strip(model.name, values, kl.mean, *_kl_ends(quality, kl), label, kind(model)))
+        low, high = _kl_ends(quality, kl)
+        rows.append(
+            Strip(
+                name=model.name,
+                values=values,
+                mean=kl.mean,
+                low=low,
+                high=high,
+                label=f"mean {charts.rounded(kl.mean)}",
+                kind=mark_class(model),
+            )
+        )
     if not rows:
         return []
     count = max(len(row.values) for row in rows)
@@ -92,7 +110,7 @@ def _kl_ends(quality: Quality, kl: KlDivergence) -> tuple[float, float]:
     return (interval.low, interval.high) if interval else (kl.mean, kl.mean)
 
 
-def slices(comparison: Comparison) -> list[Panel]:
+def slice_panels(comparison: Comparison) -> list[Panel]:
     """Pass rates by tag beside the baseline's, in order of falling loss."""
     panels = []
     judged = [(model, model.quality.slices) for model in comparison.variants if model.quality]
@@ -126,7 +144,7 @@ def slices(comparison: Comparison) -> list[Panel]:
     return panels
 
 
-def costs(comparison: Comparison) -> list[Panel]:
+def cost_panels(comparison: Comparison) -> list[Panel]:
     """Size, memory, latency and throughput, a panel for each figure."""
     panels = []
     for heading, better, value_of, text in _COSTS:
@@ -135,7 +153,7 @@ def costs(comparison: Comparison) -> list[Panel]:
             value = value_of(model)
             if value is None and model.cost is None:
                 continue
-            rows.append(Bar(model.name, value, text(value) if value else "–", kind(model)))
+            rows.append(Bar(model.name, value, text(value) if value else "–", mark_class(model)))
         if any(row.value for row in rows):
             panels.append(Panel(heading, charts.bars(heading, rows), aside=f"{better} is better"))
     return panels
@@ -167,7 +185,7 @@ _COSTS: tuple[tuple[str, str, Callable[[Variant], float | None], Callable[[float
 )
 
 
-def layers(comparison: Comparison) -> list[Panel]:
+def layer_panels(comparison: Comparison) -> list[Panel]:
     """The error of every linear, from the manifests: a heat map for each artifact."""
     # Artifacts whose errors are of the same kind share one scale of shades.
     found = [
@@ -217,7 +235,7 @@ def _shorter(cells: Sequence[Cell]) -> list[Cell]:
     return [Cell(names[cell.row], cell.column, cell.value) for cell in cells]
 
 
-def kind(model: Variant) -> str:
+def mark_class(model: Variant) -> str:
     """The style sheet's class for the marks of a model."""
     if model.verdict is None:
         return "artifact" if model.method else "reference"

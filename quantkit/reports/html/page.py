@@ -145,27 +145,27 @@ def _chapters(comparison: Comparison) -> list[Chapter]:
             "quality",
             "Quality",
             "",
-            figures.front(comparison) + figures.divergence(comparison),
+            figures.size_panels(comparison) + figures.divergence_panels(comparison),
         ),
         Chapter(
             "cost",
             "Memory and throughput",
             "Each model in a process of its own. Rates are medians; engines differ where the table "
             "says so. Grey: not quantized.",
-            figures.costs(comparison),
+            figures.cost_panels(comparison),
         ),
         Chapter(
             "layers",
             "Error by layer",
             "From each artifact's manifest. Shades are on a log scale, and shared by artifacts "
             "whose errors are measured alike.",
-            figures.layers(comparison),
+            figures.layer_panels(comparison),
         ),
         Chapter(
             "slices",
             "Regression cases by tag",
             "Dot: the artifact; ring: the baseline; line: the artifact's 95% interval.",
-            figures.slices(comparison),
+            figures.slice_panels(comparison),
             slice_table(comparison.variants),
         ),
     ]
