@@ -48,13 +48,13 @@ own number. KL divergence is the mean from BF16 in nats a token, with its 95% in
 rounding against float32 is {floor:.5f}.
 
 These figures don't tell what a recipe costs on your model: judge it there
-(`quantkit sweep NAME … --model MODEL --suite SUITE --out DIR`). They don't even rank recipes whose
-intervals overlap. {corrected}
+(`quantkit sweep NAME … --model MODEL --suite SUITE --out DIR`).
 
-The demo can't tell these apart: the bundled calibration text is unlike what it was trained on, and
-other calibration rows move its figures by as much as they differ here. With 48 rows of six seeds
-gptq-w4-g128-corrected comes to 0.00068 on average and gptq-w4-g128 to 0.00070
-([docs/quality.md](../docs/quality.md#drifted-inputs)). Models of 20 million parameters, calibrated
+Nor can the demo tell the corrected recipes from the plain ones{corrected}.
+The intervals overlap, and they are over the judged rows alone: other calibration rows move these
+figures by as much again. With 48 rows of six seeds gptq-w4-g128-corrected comes to 0.00068 on
+average, gptq-w4-g128 to 0.00070 ([docs/quality.md](../docs/quality.md#drifted-inputs)). The bundled
+calibration text is unlike what the demo was trained on. Models of 20 million parameters, calibrated
 and judged on text of one kind, can tell: there the corrected recipes are closer to BF16, by a
 quarter to a half ([benchmarks/QUALITY.md](../benchmarks/QUALITY.md),
 [benchmarks/QUALITY-gpt-neox.md](../benchmarks/QUALITY-gpt-neox.md)).
@@ -89,7 +89,7 @@ def interval(variant: dict[str, Any]) -> str:
 
 
 def corrected(variants: dict[str, dict[str, Any]]) -> str:
-    """The sentence about corrected recipes that the demo can't tell from the plain ones."""
+    """The figures of the corrected recipes whose intervals overlap with the plain recipes'."""
     pairs = []
     for name, variant in variants.items():
         if not name.endswith(_CORRECTED):
@@ -102,7 +102,7 @@ def corrected(variants: dict[str, dict[str, Any]]) -> str:
             pairs.append(
                 f"{name} has {interval(variant)} and {plain} has {interval(variants[plain])}"
             )
-    return f"So it is with the corrected recipes: {'; '.join(pairs)}." if pairs else ""
+    return f": {'; '.join(pairs)}" if pairs else ""
 
 
 def row(recipe: Recipe, variant: dict[str, Any]) -> str:
