@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from quantkit.artifact.machine import library_versions
@@ -14,7 +13,6 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.lora.adapter import Adapter
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.lora.config import CONFIG_FILE
-from quantkit.methods.linears import LayerReport
 from quantkit.plan.base import Plan
 from quantkit.recipes.recipe import Recipe
 from quantkit.results.manifest import (
@@ -22,7 +20,7 @@ from quantkit.results.manifest import (
     BitsPerWeight,
     CalibrationRecord,
     FileRecord,
-    LayerRecord,
+    LayerReport,
     QuantizedManifest,
     RecipeRecord,
     SourceRecord,
@@ -61,7 +59,7 @@ def quantized_manifest(
         parameters=weights,
         weights_bytes=nbytes,
         bits_per_weight=BitsPerWeight(8 * nbytes / weights, plan.quantized_bits_per_weight),
-        layers=tuple(LayerRecord(**asdict(layer)) for layer in layers),
+        layers=tuple(layers),
         summary=_summary(layers),
         libraries=library_versions(),
         files=record_files(directory),

@@ -31,11 +31,12 @@ from quantkit.formats.gguf.writer import write_blocks, write_file
 from quantkit.methods.ggml import types as ggml
 from quantkit.methods.ggml.method import MixMethod
 from quantkit.methods.grids import QuantizedTensor
-from quantkit.methods.linears import BlockResult, LayerReport, QuantizedLinear
+from quantkit.methods.linears import BlockResult, QuantizedLinear
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
 from quantkit.plan.gguf import GgufFilePlan
 from quantkit.plan.linears import LinearPlan
+from quantkit.results.manifest import LayerReport
 
 
 def write_gguf(run: Run, plan: GgufFilePlan, name: str) -> list[LayerReport]:

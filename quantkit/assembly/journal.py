@@ -23,7 +23,7 @@ from quantkit.base.output import partial_of, replace_output
 from quantkit.base.progress import Progress
 from quantkit.calibration.passing import CalibrationState
 from quantkit.checkpoint.writer import Written
-from quantkit.methods.linears import LayerReport
+from quantkit.results.manifest import LayerReport
 
 _SCRATCH, _FILE = "unfinished", "journal.jsonl"
 

@@ -19,9 +19,10 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import write_config
 from quantkit.checkpoint.writer import TensorWriter, Written
 from quantkit.formats.registry import safetensors_formats
-from quantkit.methods.linears import BlockResult, LayerReport
+from quantkit.methods.linears import BlockResult
 from quantkit.model.stream import Stream
 from quantkit.plan.linears import LinearPlan
+from quantkit.results.manifest import LayerReport
 
 _AT_ONCE = 1 << 25  # bytes of a tensor that is copied
 

@@ -31,7 +31,6 @@ from quantkit.formats.format import Contents
 from quantkit.formats.packed import open_artifact
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.lora.open import Weighted, adapt, tokenizer_directory
-from quantkit.methods.linears import LayerReport
 from quantkit.model.device import resolve_device
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream, slices
@@ -40,7 +39,7 @@ from quantkit.plan.gguf import GgufFilePlan
 from quantkit.plan.linears import LinearPlan
 from quantkit.plan.recipe import plan_recipe
 from quantkit.recipes.recipe import Loaded
-from quantkit.results.manifest import MANIFEST, QuantizedManifest
+from quantkit.results.manifest import MANIFEST, LayerReport, QuantizedManifest
 
 _CHECKED_TOKENS = 64
 _SLACK = 1.01  # headers, tokenizer, manifest

@@ -14,6 +14,7 @@ from quantkit.base.parallel import spread
 from quantkit.calibration.folds import Fold
 from quantkit.calibration.statistics import InputStatistics
 from quantkit.methods.grids import Quantized, total
+from quantkit.results.manifest import LayerReport
 
 _ROWS = 1024  # whose error is computed together, since weights may be large
 
@@ -25,26 +26,6 @@ class Scheme(Protocol):
     def rounds_inputs(self) -> bool:
         """Whether engines round the linear's inputs too."""
         ...
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """How well one linear was quantized.
-
-    error: squared output error over squared output on the calibration tokens
-    (``measured_on: outputs``), or squared weight error over squared weight (``weights``).
-    weighted_error: the latter, with every input feature weighted by its importance.
-    damping: gptq's; None where the Hessian couldn't be factorized and the codes are the nearest.
-    scaled: whether awq or smoothquant rescaled the linear's input.
-    """
-
-    name: str
-    scheme: str
-    error: float
-    measured_on: str
-    weighted_error: float | None = None
-    damping: float | None = None
-    scaled: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -76,14 +76,14 @@ class BitsPerWeight:
 
 
 @dataclass(frozen=True)
-class LayerRecord:
-    """How one linear was quantized, and with what error.
+class LayerReport:
+    """How well one linear was quantized.
 
     error: squared output error over squared output on the calibration tokens
-    (``measured_on: outputs``), or squared weight error over squared weight (``weights``);
-    weighted_error: the latter, weighted by the importance of each input feature; damping: of
-    gptq, None where nothing could be factorized and the nearest codes were chosen; scaled:
-    whether awq or smoothquant rescaled its input.
+    (``measured_on: outputs``), or squared weight error over squared weight (``weights``).
+    weighted_error: the latter, with every input feature weighted by its importance.
+    damping: gptq's; None where the Hessian couldn't be factorized and the codes are the nearest.
+    scaled: whether awq or smoothquant rescaled the linear's input.
     """
 
     name: str
@@ -143,7 +143,7 @@ class QuantizedManifest:
     parameters: int
     weights_bytes: int
     bits_per_weight: BitsPerWeight
-    layers: tuple[LayerRecord, ...]
+    layers: tuple[LayerReport, ...]
     summary: Summary
     libraries: dict[str, str]
     files: dict[str, FileRecord]

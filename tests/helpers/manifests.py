@@ -7,7 +7,7 @@ from quantkit.results.manifest import (
     BitsPerWeight,
     CalibrationRecord,
     FileRecord,
-    LayerRecord,
+    LayerReport,
     MergedManifest,
     MergeProof,
     QuantizedManifest,
@@ -33,7 +33,7 @@ def sample_manifest(method: str = "awq", error: float = 0.01) -> QuantizedManife
     kinds = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
     content = {"schema": 1, "name": f"{method}-w4", "description": "4 bits for laptops."}
     layers = tuple(
-        LayerRecord(
+        LayerReport(
             name=f"model.layers.{block}.{kind}",
             scheme="4 bits",
             error=error * (1 + place) / (1 + block),

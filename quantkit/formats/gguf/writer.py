@@ -33,7 +33,8 @@ from quantkit.checkpoint.writer import Written
 from quantkit.formats.gguf.architectures.architecture import Metadata
 from quantkit.formats.gguf.file import GgufPlan, GgufTensorPlan, plan_file
 from quantkit.methods.ggml.types import Encoder, GgmlTensor, load_gguf, row_bytes, rows_at_once
-from quantkit.methods.linears import LayerReport, QuantizedLinear
+from quantkit.methods.linears import QuantizedLinear
+from quantkit.results.manifest import LayerReport
 
 _ALIGNMENT = 32
 _AHEAD = 4  # pieces of work a thread may be ahead of the writing

@@ -14,7 +14,8 @@ from quantkit.methods.ggml import feedback
 from quantkit.methods.ggml.method import Matrix
 from quantkit.methods.ggml.types import GgmlTensor
 from quantkit.methods.grids import gram_loss, total
-from quantkit.methods.linears import LayerReport, QuantizedLinear
+from quantkit.methods.linears import QuantizedLinear
+from quantkit.results.manifest import LayerReport
 
 _ROWS = 2048  # that one thread quantizes at a time
 _SAMPLED = 8  # one row in so many is used to estimate the size of the outputs
