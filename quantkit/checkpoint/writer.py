@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from quantkit.base.files import holds, write_at, write_json
-from quantkit.checkpoint.reader import DTYPE_NAMES, DTYPES, INDEX_FILE, SINGLE_FILE
+from quantkit.checkpoint.header import DTYPE_NAMES, DTYPES, INDEX_FILE, SINGLE_FILE
 
 _DEFAULT_SHARD = 5_000_000_000  # bytes, as the hub recommends
 _HEADER_PER_TENSOR = 160  # dtype, shape, offsets and punctuation; names come on top

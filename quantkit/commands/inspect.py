@@ -11,7 +11,8 @@ from quantkit.artifact.manifest import read_manifest
 from quantkit.base.errors import InputError
 from quantkit.base.files import read_optional_json
 from quantkit.base.names import dtype_name
-from quantkit.checkpoint.reader import Checkpoint, Weights
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.weights import Weights
 from quantkit.engines.compatibility import loading_of, loading_of_packed, loading_of_plain
 from quantkit.formats.format import Contents
 from quantkit.formats.gguf.reader import GgufHeader, gguf_files

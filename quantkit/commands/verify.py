@@ -16,7 +16,9 @@ from quantkit.base.errors import InputError
 from quantkit.base.files import digests, read_json
 from quantkit.base.progress import Progress, Task
 from quantkit.calibration.text import load_tokenizer
-from quantkit.checkpoint.reader import INDEX_FILE, Checkpoint, Weights
+from quantkit.checkpoint.header import INDEX_FILE
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.weights import Weights
 from quantkit.engines import transformers as hf
 from quantkit.engines.choose import LLAMACPP, check_engine, engine_for
 from quantkit.engines.trial import Trial, run_trial

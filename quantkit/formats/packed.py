@@ -13,7 +13,8 @@ from pathlib import Path
 from torch import Tensor
 
 from quantkit.base.errors import InputError
-from quantkit.checkpoint.reader import Checkpoint, Weights
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.weights import Weights
 from quantkit.formats.dialects import dialect_of, quantization_of
 from quantkit.formats.format import StoredLinear
 from quantkit.formats.gguf.reader import GgufWeights, gguf_files

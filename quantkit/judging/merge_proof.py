@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.base.errors import QuantkitError
-from quantkit.checkpoint.reader import Checkpoint, TensorSource
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.weights import TensorSource
 from quantkit.judging.likelihood import FinalStates, compare_predictions, final_states
 from quantkit.lora.changes import Factors
 from quantkit.lora.checkpoint import AdaptedCheckpoint

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantkit.checkpoint.reader import TensorSource
+from quantkit.checkpoint.weights import TensorSource
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import slices
 from quantkit.plan.linears import fused

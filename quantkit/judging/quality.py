@@ -17,7 +17,8 @@ from quantkit.base.names import dtype_name
 from quantkit.base.parallel import return_large_blocks
 from quantkit.base.progress import Progress
 from quantkit.calibration.text import load_tokenizer
-from quantkit.checkpoint.reader import Checkpoint, Weights
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.weights import Weights
 from quantkit.documents.dataset import Document, read
 from quantkit.engines import transformers as hf
 from quantkit.formats.packed import open_artifact

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantkit.checkpoint.reader import TensorSource
+from quantkit.checkpoint.weights import TensorSource
 from quantkit.judging.likelihood import (
     TOKENS_PER_BATCH,
     Divergence,

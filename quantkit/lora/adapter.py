@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.base.errors import InputError
-from quantkit.checkpoint.reader import Checkpoint, read_header
+from quantkit.checkpoint.header import read_header
+from quantkit.checkpoint.reader import Checkpoint
 from quantkit.lora.config import LoraConfig
 
 WEIGHTS_FILE = "adapter_model.safetensors"

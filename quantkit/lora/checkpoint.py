@@ -13,7 +13,8 @@ from torch import Tensor
 
 from quantkit.base.errors import InputError
 from quantkit.base.names import dtype_name, listed
-from quantkit.checkpoint.reader import Checkpoint, TensorEntry
+from quantkit.checkpoint.header import TensorEntry
+from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import brings_tokenizer
 from quantkit.lora.adapter import Adapter
 from quantkit.lora.changes import Change, Factors

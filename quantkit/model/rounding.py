@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from quantkit.checkpoint.reader import RoundsInputs, TensorSource
+from quantkit.checkpoint.weights import RoundsInputs, TensorSource
 from quantkit.model.skeleton import Skeleton
 
 

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from quantkit.base.errors import InputError
 from quantkit.base.parallel import Ahead, return_free_blocks
-from quantkit.checkpoint.reader import Checkpoint, TensorSource
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.weights import TensorSource
 from quantkit.model.rounding import round_inputs
 from quantkit.model.skeleton import Skeleton
 

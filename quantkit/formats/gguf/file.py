@@ -15,7 +15,8 @@ from torch import Tensor
 
 from quantkit.base.errors import InputError
 from quantkit.base.names import listed
-from quantkit.checkpoint.reader import Checkpoint, TensorSource
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.weights import TensorSource
 from quantkit.formats.gguf.architectures.architecture import (
     OUTPUT,
     Architecture,

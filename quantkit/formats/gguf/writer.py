@@ -28,7 +28,8 @@ from quantkit.base.errors import InputError
 from quantkit.base.files import write_at
 from quantkit.base.parallel import pool
 from quantkit.base.progress import Task
-from quantkit.checkpoint.reader import Checkpoint, TensorSource
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.weights import TensorSource
 from quantkit.checkpoint.writer import Written
 from quantkit.formats.gguf.architectures.architecture import Metadata
 from quantkit.formats.gguf.file import GgufPlan, GgufTensorPlan, plan_file

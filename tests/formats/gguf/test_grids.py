@@ -15,7 +15,8 @@ from quantkit.assembly import gguf as assembly
 from quantkit.base.errors import InputError
 from quantkit.base.files import sha256
 from quantkit.base.progress import Silent
-from quantkit.checkpoint.reader import Checkpoint, TensorSource
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.weights import TensorSource
 from quantkit.cli import app
 from quantkit.commands.quantize import prepare, quantize
 from quantkit.formats.gguf import grids as gguf_grids

@@ -1,0 +1,84 @@
+"""The header of a safetensors file: where each tensor is, and what it is.
+
+The layout is that of https://github.com/huggingface/safetensors#format: eight bytes with the
+length of the header, the header as JSON, then the data.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from quantkit.base.errors import InputError
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies: file, dtype, shape and byte range within the file."""
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """Return the entries of one safetensors file, checked against the file's real size.
+
+    Raises InputError for a truncated or malformed file.
+    """
+    size = path.stat().st_size
+    again = "The file is damaged or incomplete: download or copy it again."
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise InputError("truncated: its header is incomplete", where=str(path), fix=again)
+        try:
+            header = json.loads(file.read(length))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise InputError("its header isn't JSON", where=str(path), fix=again) from error
+    entries = {}
+    for key, value in header.items():
+        if key == "__metadata__":
+            continue
+        start, end = value["data_offsets"]
+        if 8 + length + end > size:
+            raise InputError(
+                f"truncated: tensor {key} ends at byte {8 + length + end:,}, "
+                f"the file has {size:,} bytes",
+                where=str(path),
+                fix=again,
+            )
+        if value["dtype"] not in DTYPES:
+            raise InputError(f"tensor {key} has unknown dtype {value['dtype']}", where=str(path))
+        dtype = DTYPES[value["dtype"]]
+        shape = tuple(value["shape"])
+        if torch.Size(shape).numel() * dtype.itemsize != end - start:
+            raise InputError(
+                f"tensor {key}: shape {shape} and byte range disagree", where=str(path), fix=again
+            )
+        entries[key] = TensorEntry(path, dtype, shape, 8 + length + start, end - start)
+    return entries
