@@ -17,7 +17,7 @@ from quantkit.calibration.activations import Snapshot
 from quantkit.calibration.folds import Fold
 from quantkit.calibration.passing import CalibrationState
 from quantkit.checkpoint.writer import Written
-from quantkit.methods.linears import LayerReport
+from quantkit.results.manifest import LayerReport
 
 INPUTS = {"recipe": "a" * 64, "quantkit": "1.0"}
 STEP = Step(
