@@ -30,7 +30,7 @@ class Probe:
     repeats: int
 
     def prompt(self) -> list[int]:
-        """Token ids that every vocabulary has; a dense model takes as long for one as another."""
+        """Token ids that every vocabulary has; all take a dense model equally long."""
         return [1 + i % 30 for i in range(self.prompt_tokens)]
 
     def cost(self, **figures: Any) -> Cost:
@@ -51,10 +51,11 @@ class Probe:
 def run_probe(probe: Probe, name: str) -> Cost:
     """Measure in a process of its own; ``name``: the artifact's, for errors.
 
-    An engine that isn't there, or refuses the artifact, leaves all figures empty with the reason.
+    An engine that isn't installed, or refuses the artifact, leaves all figures empty, with the
+    reason.
     Raises MachineError when the process dies.
     """
-    # OpenMP's threads are made when torch is imported, before anything could set their number.
+    # OpenMP reads this when it is loaded, which is before torch.set_num_threads can be called.
     environment = {"OMP_NUM_THREADS": str(probe.threads)}
     where = f"{name} ({probe.engine})"
     try:

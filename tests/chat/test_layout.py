@@ -57,10 +57,10 @@ def observed(name: str) -> Observed:
 def test_go_writes_what_transformers_writes(name: str, go: Go) -> None:
     template, layout = template_of(name), observed(name).layout
     assert layout.place == TEMPLATES[name][3]
-    told = conversations(system=layout.place != "refused")
-    cases = [{"template": go_template(layout), "messages": messages} for messages in told]
+    chats = conversations(system=layout.place != "refused")
+    cases = [{"template": go_template(layout), "messages": messages} for messages in chats]
     texts = [result["text"] for result in go(cases)]
-    assert texts == [template.render(messages) for messages in told]
+    assert texts == [template.render(messages) for messages in chats]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -77,11 +77,11 @@ def test_go_writes_what_python_writes(name: str, go: Go) -> None:
         ["system"],
         [],
     ]
-    told = [[{"role": r, "content": f"{r} {i}"} for i, r in enumerate(c)] for c in chats]
-    told[0][1]["reasoning_content"] = "Hm."
+    talks = [[{"role": r, "content": f"{r} {i}"} for i, r in enumerate(c)] for c in chats]
+    talks[0][1]["reasoning_content"] = "Hm."
     cases: list[dict[str, Any]] = [
         {"template": go_template(layout), "messages": messages, "think": think}
-        for messages in told
+        for messages in talks
         for think in (None, True, False)
     ]
     made = [render(layout, case["messages"], think=case["think"]) for case in cases]
@@ -89,7 +89,7 @@ def test_go_writes_what_python_writes(name: str, go: Go) -> None:
 
 
 def test_thinking_is_qwens(go: Go) -> None:
-    """Switched off as transformers does, and found by Ollama."""
+    """It is switched off as in transformers, and Ollama recognizes the text around it."""
     template, layout = template_of("qwen3"), observed("qwen3").layout
     messages = conversations(system=True)[-1]
     case = {"template": go_template(layout), "messages": messages}

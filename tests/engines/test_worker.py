@@ -1,4 +1,4 @@
-"""A worker's answer arrives whole, and its end, however it comes, is an error that says so."""
+"""A worker's answer arrives whole; where it ends without one, that is an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints that others made are read as the weights they stand for."""
+"""Checkpoints of other tools are read as the weights that they were packed from."""
 
 from __future__ import annotations
 
@@ -239,8 +239,8 @@ def test_compressed_tensors_of_any_bits_and_order(
         "actorder": "group",
     }
     settings = compressed_settings("pack-quantized", weights)
-    found = same(write(source, tmp_path, settings, pack), tmp_path)
-    assert found.scheme("model.layers.0.mlp.up_proj.weight") == f"int{bits} g32 asym act-order"
+    opened = same(write(source, tmp_path, settings, pack), tmp_path)
+    assert opened.scheme("model.layers.0.mlp.up_proj.weight") == f"int{bits} g32 asym act-order"
 
 
 @pytest.mark.parametrize("kind", ["int", "float"])
@@ -257,8 +257,8 @@ def test_one_scale_a_tensor_and_static_inputs(source: Path, tmp_path: Path, kind
 
     weights = {"num_bits": 8, "type": kind, "symmetric": True, "strategy": "tensor"}
     settings = compressed_settings(f"{kind}-quantized", weights, {**weights, "dynamic": False})
-    found = same(write(source, tmp_path, settings, pack), tmp_path)
-    rounding = present(found.input_rounding("model.layers.0.mlp.up_proj.weight"))
+    opened = same(write(source, tmp_path, settings, pack), tmp_path)
+    rounding = present(opened.input_rounding("model.layers.0.mlp.up_proj.weight"))
     inputs = torch.tensor([[0.3, -1.1, 1e6]])
     top = 127 * 0.25 if kind == "int" else 448 * 0.25
     assert rounding(inputs).tolist()[0] == pytest.approx(
@@ -309,7 +309,7 @@ def test_tensors_that_do_not_belong_together_are_refused(source: Path, tmp_path:
 
 @pytest.fixture(scope="module")
 def permuted_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The demo as a GPTQ artifact with permuted groups, and the weights it stands for."""
+    """The demo as a GPTQ artifact with permuted groups, and the same weights unpacked."""
     folder = tmp_path_factory.mktemp("demo")
 
     def pack(name: str, weight: torch.Tensor) -> Packed | None:
@@ -327,10 +327,10 @@ def permuted_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
 def test_a_foreign_artifact_is_judged_as_its_weights(permuted_demo: tuple[Path, Path]) -> None:
     suite = load_suite("demo")
     suite.suite = suite.suite.model_copy(update={"regression": None})
-    found = judge_quality(
+    quality = judge_quality(
         permuted_demo, Checkpoint(demo_model()), suite, device="cpu", progress=Silent()
     )
-    packed, plain = found.artifacts
+    packed, plain = quality.artifacts
     assert packed.perplexity == plain.perplexity and packed.kl_divergence == plain.kl_divergence
     assert 0.0001 < present(packed.kl_divergence).mean < 0.01
 
@@ -370,8 +370,8 @@ def test_a_gguf_file_is_judged_by_its_name(tmp_path: Path) -> None:
     suite = load_suite("demo")
     suite.suite = suite.suite.model_copy(update={"regression": None})
     files = [tmp_path / "demo-q8_0.gguf", tmp_path / "demo-q4_0.gguf"]
-    found = judge_quality(files, baseline, suite, device="cpu", progress=Silent()).artifacts
-    assert present(found[0].kl_divergence).mean < 0.1 * present(found[1].kl_divergence).mean
+    judged = judge_quality(files, baseline, suite, device="cpu", progress=Silent()).artifacts
+    assert present(judged[0].kl_divergence).mean < 0.1 * present(judged[1].kl_divergence).mean
     result = CliRunner().invoke(app, ["inspect", str(files[0]), "--json"])
     assert result.exit_code == 0, result.stderr
     facts = json.loads(result.stdout)

@@ -1,4 +1,4 @@
-"""Checkpoints as others write them, packed here bit by bit, by nothing that quantkit packs with.
+"""Checkpoints as other tools write them, packed bit by bit, without any of quantkit's packing.
 
 Codes are laid out as a stream of bits (numpy's packbits, least significant first), so that words,
 straddling and order follow from the formats' descriptions alone.
@@ -79,7 +79,10 @@ def stream(codes: Array, bits: int) -> Array:
 
 
 def gptq(coded: Coded, bits: int, *, version: int = 1, words: bool = False) -> dict[str, Any]:
-    """GPTQ's tensors. ``words``: 1 is taken off whole words, as GPTQModel does, with borrowing."""
+    """GPTQ's tensors.
+
+    ``words``: 1 is subtracted from whole words, as by GPTQModel, so that z = 0 borrows.
+    """
     stored = coded.zeros.T if version == 2 or words else (coded.zeros.T - 1) % 2**bits
     qzeros = stream(stored, bits)
     if words:

@@ -215,8 +215,8 @@ def _added_tokens(
     settings: dict[str, Any], tokenizer: Any, special: Metadata, path: Path
 ) -> Metadata:
     """Whether BOS and EOS are added to a text. Raises InputError for any other addition."""
-    # tokenizer_config.json decides in transformers, where it says so; otherwise it is observed
-    # what tokenizer.json does to a text.
+    # In transformers tokenizer_config.json decides, where it has these settings. Without them, what
+    # tokenizer.json adds to a text shows it.
     names = ("add_bos_token", "add_eos_token")
     if any(settings.get(name) is not None for name in names):
         return {name: bool(settings.get(name)) for name in names}

@@ -27,7 +27,7 @@ _WIDTH = 32  # of the model around the vocabulary
 
 
 class TokenType(enum.IntEnum):
-    """What GGUF says of each token (``llama_token_type``)."""
+    """The kinds of tokens in GGUF (``llama_token_type``)."""
 
     NORMAL = 1
     UNKNOWN = 2

@@ -119,8 +119,8 @@ def test_awq_undoes_its_scales_in_the_file(tmp_path: Path, text: Path, model_typ
     norms = [key for key in source.entries if "layers" in key and "norm" in key]
     moved = [k for k in norms if not torch.equal(artifact.read(k), source.read(k).float())]
     assert len(moved) >= 2
-    expected, found = logits(model, source), logits(model, Blocks(artifact, source))
-    assert (found - expected).norm() < 0.03 * expected.norm()
+    expected, actual = logits(model, source), logits(model, Blocks(artifact, source))
+    assert (actual - expected).norm() < 0.03 * expected.norm()
 
 
 def test_gptq_writes_what_it_chose(

@@ -47,7 +47,7 @@ def shapes_of(model: dict[str, Any]) -> Shapes:
 
 
 def recorded_type(facts: dict[str, str], name: str, layers: int) -> str:
-    """What the facts say of one tensor; TYPE*n stands for n layers in a row."""
+    """llama.cpp's types of one tensor, by layer; TYPE*n is n layers in a row."""
     if name.endswith(".bias") or "_norm" in name:
         return "F32"
     part, *rest = name.removeprefix("blk.").split(".")
@@ -83,12 +83,12 @@ def test_types_equal_llama_quantize(model: dict[str, Any]) -> None:
                     choose_types(shapes, MIXES[name], traits)
                 continue
             choices = choose_types(shapes, MIXES[name], traits)
-            wrong = {
+            differing = {
                 tensor: (choice.type, fact)
                 for tensor, choice in choices.items()
                 if choice.type != (fact := recorded_type(facts, tensor, model["layers"]))
             }
-            assert not wrong, f"{name}, imatrix {imatrix}"
+            assert not differing, f"{name}, imatrix {imatrix}"
 
 
 def test_recipes_may_name_every_mix() -> None:

@@ -1,4 +1,4 @@
-"""Vocabularies: what is written, and pre-tokenizers found by what they do."""
+"""Vocabularies: what is written, and pre-tokenizers chosen by what they do."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """How one of llama.cpp's architectures is described, and what follows from the description.
 
-It says what a checkpoint of the family holds (so that nothing is left over and nothing is
-missing), how tensors change on the way, and which of the config's settings llama.cpp computes
-with. Names in GGUF come from gguf-py's own maps. What llama.cpp has built into a graph is checked
-against config.json, and a model that differs is refused.
+The description lists what a checkpoint of the family holds (so that nothing is left over and
+nothing is missing), how tensors change on the way, and which of the config's settings llama.cpp
+computes with. Names in GGUF come from gguf-py's own maps. What llama.cpp has built into a graph
+is checked against config.json, and a model that differs is refused.
 
 References: llama.cpp's ``conversion/`` (what its converter writes) and ``src/models/`` (what the
 graphs compute and which tensors they load).
