@@ -52,18 +52,18 @@ def _gguf(path: Path, header: GgufHeader, manifest: Manifest | None) -> Facts:
     for entry in header.entries:
         dtypes[entry.type] = dtypes.get(entry.type, 0) + entry.nbytes
     return Facts(
-        str(path),
-        f"gguf ({header.architecture})",
-        method,
-        _producer(manifest, metadata.get("general.quantized_by")),
-        Plan(method or "", "gguf", tensors),
-        tuple(file.name for file in header.files),
-        sum(file.stat().st_size for file in header.files),
-        dtypes,
-        loading_of("gguf", Contents()),
-        _gguf_tokenizer(metadata),
-        {key: _short(value) for key, value in metadata.items()},
-        _provenance(manifest),
+        path=str(path),
+        format=f"gguf ({header.architecture})",
+        method=method,
+        producer=_producer(manifest, metadata.get("general.quantized_by")),
+        plan=Plan(method or "", "gguf", tensors),
+        files=tuple(file.name for file in header.files),
+        files_bytes=sum(file.stat().st_size for file in header.files),
+        dtypes=dtypes,
+        engines=loading_of("gguf", Contents()),
+        tokenizer=_gguf_tokenizer(metadata),
+        metadata={key: _short(value) for key, value in metadata.items()},
+        provenance=_provenance(manifest),
     )
 
 
@@ -91,18 +91,17 @@ def _safetensors(path: Path, source: Weights, manifest: Manifest | None) -> Fact
     if writer is None and "transformers_version" in checkpoint.config:
         writer = f"transformers {checkpoint.config['transformers_version']}"
     return Facts(
-        str(path),
-        label,
-        method,
-        _producer(manifest, writer),
-        Plan(method or "", source.format, tensors),
-        tuple(file.name for file in source.files),
-        sum(file.stat().st_size for file in source.files),
-        dtypes,
-        engines,
-        _tokenizer(path),
-        {},
-        _provenance(manifest),
+        path=str(path),
+        format=label,
+        method=method,
+        producer=_producer(manifest, writer),
+        plan=Plan(method or "", source.format, tensors),
+        files=tuple(file.name for file in source.files),
+        files_bytes=sum(file.stat().st_size for file in source.files),
+        dtypes=dtypes,
+        engines=engines,
+        tokenizer=_tokenizer(path),
+        provenance=_provenance(manifest),
     )
 
 

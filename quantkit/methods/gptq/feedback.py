@@ -132,7 +132,16 @@ def factorize(
             # more, so closely that held-out text suffers.
             importance = pivots if group else diagonal[order].sqrt()
             unit = hessian.div_(pivots)
-            return Factor(unit, pivots, order, importance, group, damping, ridge, drift)
+            return Factor(
+                unit=unit,
+                pivots=pivots,
+                order=order,
+                importance=importance,
+                group=group,
+                damping=damping,
+                ridge=ridge,
+                drift=drift,
+            )
     return None
 
 
