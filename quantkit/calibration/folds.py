@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from quantkit.model.stream import Call
+from quantkit.model.stubs import Call
 
 _TOLERANCE = 1e-5  # relative to the largest output, for norms that multiply by 1 + w
 

@@ -108,8 +108,8 @@ class CalibrationPass:
                 self._drifted.start(map(self._hidden.read, range(len(self._batches))))
             else:
                 size = self._batches[0].ids.shape[0]
-                beginning = stream.beginning(rows.ids, size, embedding)
-                self._drifted.start(batch.hidden for batch in beginning)
+                batches = stream.begin_each(rows.ids, size, embedding)
+                self._drifted.start(batch.hidden for batch in batches)
         self._probe = len(self._batches) - 1 if needs.folds else len(self._batches)
         self._snapshot: Snapshot | None = None
         self._drift: Snapshot | None = None
@@ -123,7 +123,7 @@ class CalibrationPass:
         if self.needs.folds:
             parts.append((rows.ids[:1, :_PROBE_TOKENS], 1))
         for ids, size in parts:
-            for batch in self.stream.beginning(ids, size):
+            for batch in self.stream.begin_each(ids, size):
                 hidden, batch.hidden = batch.hidden, batch.hidden.new_empty(0)
                 self._batches.append(batch)
                 yield hidden

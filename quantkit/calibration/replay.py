@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.calibration.activations import HiddenStates
-from quantkit.model.stream import Batch, forward_as
+from quantkit.model.stream import Batch
+from quantkit.model.stubs import forward_as
 
 
 @dataclass(frozen=True)

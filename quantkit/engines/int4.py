@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from quantkit.base.errors import MachineError
 from quantkit.formats.packed import PackedCheckpoint
 from quantkit.methods.grids import Grid, QuantizedTensor
+from quantkit.model.parameters import Parameters
 from quantkit.model.skeleton import Skeleton
-from quantkit.model.stream import Stream
 
 NAME = "quantkit-int4"
 _GROUP_SIZES = (32, 64, 128, 256)
@@ -103,6 +103,6 @@ def load(source: PackedCheckpoint) -> tuple[Any, str]:
             where=NAME,
         )
     rest = [name for name in skeleton.names if name not in placed]
-    Stream(skeleton, source, torch.device("cpu")).fill(rest)
+    Parameters(skeleton, source, torch.device("cpu")).fill(rest)
     dense = sum(name in rest for name in (parameters[key] for key in source.quantized()))
     return model, f"{NAME} ({dense} linears dense)" if dense else NAME

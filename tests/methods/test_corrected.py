@@ -124,7 +124,7 @@ def test_rows_go_on_through_what_the_gguf_holds(
         given.append((name, value))
         original(block, name, value)
 
-    def beginning(
+    def begin_each(
         stream: Stream,
         rows: torch.Tensor,
         size: int,
@@ -136,8 +136,8 @@ def test_rows_go_on_through_what_the_gguf_holds(
 
     monkeypatch.setattr(gguf, "put", noting)
     begun: list[torch.Tensor] = []
-    begin = Stream.beginning
-    monkeypatch.setattr(Stream, "beginning", beginning)
+    begin = Stream.begin_each
+    monkeypatch.setattr(Stream, "begin_each", begin_each)
     job = prepare(load_recipe("gguf-q4-k-m-gptq", settings), str(model))
     quantize(job, tmp_path / "out", device="cpu", force=False, progress=Silent(), cache=False)
     artifact, skeleton = open_artifact(tmp_path / "out"), Skeleton(Checkpoint(model))

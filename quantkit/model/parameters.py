@@ -1,0 +1,144 @@
+"""A model's parameters, put in place from a source of weights and taken out again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantkit.checkpoint.weights import TensorSource
+from quantkit.model.rounding import round_inputs
+from quantkit.model.skeleton import Skeleton
+from quantkit.model.stubs import forward_as
+
+Weights = dict[str, Tensor]  # by checkpoint key
+
+
+class Parameters:
+    """The parameters of ``skeleton``, read from ``source`` and computed with on ``device``."""
+
+    def __init__(self, skeleton: Skeleton, source: TensorSource, device: torch.device) -> None:
+        self._skeleton = skeleton
+        self._source = source
+        self._device = device
+
+    def of_layer(self, index: int) -> list[str]:
+        """The names of a decoder layer's parameters."""
+        prefix = self._skeleton.layer_name(index) + "."
+        return [name for name in self._skeleton.names if name.startswith(prefix)]
+
+    def outside_layers(self) -> list[str]:
+        """The names of all others but the embeddings' weights, which are read row by row."""
+        model = self._skeleton.model
+        inside = self._skeleton.prefix + "."
+        streamed = {
+            id(module.weight)
+            for module in (model.get_input_embeddings(), model.get_output_embeddings())
+            if isinstance(module, nn.Embedding | nn.Linear)
+        }
+        return [
+            name
+            for name in self._skeleton.names
+            if not name.startswith(inside) and id(_value(model, name)) not in streamed
+        ]
+
+    def weight_of(self, module: nn.Module) -> str:
+        """The name of a module's weight."""
+        modules = self._skeleton.model.named_modules()
+        return next(f"{name}.weight" for name, other in modules if other is module)
+
+    def read(self, names: list[str]) -> Weights:
+        """The named parameters' weights, each once, on the CPU and as they are stored."""
+        keys = dict.fromkeys(self._skeleton.key(name) for name in names)
+        return {key: self._source.read(key) for key in keys}
+
+    def fill(self, names: list[str], weights: Weights | None = None) -> None:
+        """Put the named parameters' weights in place for good. Tied ones share their memory.
+
+        weights: where they have been read already; emptied on the way.
+        """
+        shared: dict[str, Tensor] = {}
+        for name in names:
+            place, leaf = _place(self._skeleton.model, name)
+            original = place[leaf]
+            key = self._skeleton.key(name)
+            if key not in shared:
+                read = weights.pop(key) if weights is not None else self._source.read(key)
+                value = read.to(self._device, original.dtype)
+                is_parameter = isinstance(original, nn.Parameter)
+                shared[key] = nn.Parameter(value, requires_grad=False) if is_parameter else value
+            place[leaf] = shared[key]
+
+    @contextmanager
+    def loaded(self, names: list[str], weights: Weights | None = None) -> Iterator[None]:
+        """Have the named parameters' weights in place while the block runs.
+
+        Linears round their inputs where the engines of the source do.
+        """
+        model = self._skeleton.model
+        kept = [(*_place(model, name), _value(model, name)) for name in names]
+        handles = round_inputs(self._skeleton, self._source, names)
+        try:
+            self.fill(names, weights)
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for place, leaf, original in kept:
+                place[leaf] = original
+
+    @contextmanager
+    def embedding_of(
+        self, ids: Tensor, read_rows: Callable[[int, int], Tensor] | None = None
+    ) -> Iterator[None]:
+        """Let the input embedding look up ``ids`` in a table of the rows that they need.
+
+        read_rows: gives rows ``start`` to before ``stop`` of the embedding, where they aren't the
+        source's.
+        """
+        embedding = self._skeleton.model.get_input_embeddings()
+        if not isinstance(embedding, nn.Embedding):
+            yield
+            return
+        wanted, places = ids.unique(return_inverse=True)
+        key = self._skeleton.key(self.weight_of(embedding))
+        read = read_rows or partial(self._source.read_rows, key)
+        table = torch.cat([read(start, stop) for start, stop in _runs(wanted.tolist())])
+        look_up, weight, padding = embedding.forward, embedding.weight, embedding.padding_idx
+        value = table.to(self._device, weight.dtype)
+        embedding.weight = nn.Parameter(value, requires_grad=False)
+        # It is of no use without gradients, and its row may not be in the table.
+        embedding.padding_idx = None
+        try:
+            with forward_as(embedding, lambda _: look_up(places)):
+                yield
+        finally:
+            embedding.weight, embedding.padding_idx = weight, padding
+
+
+def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """Rising numbers as (first, last + 1) of those that follow each other without a gap."""
+    start = previous = numbers[0]
+    for number in numbers[1:]:
+        if number != previous + 1:
+            yield start, previous + 1
+            start = number
+        previous = number
+    yield start, previous + 1
+
+
+def _place(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """The dictionary that holds a parameter or buffer, and its key there."""
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    return (owner._parameters if leaf in owner._parameters else owner._buffers), leaf
+
+
+def _value(model: nn.Module, name: str) -> Tensor:
+    place, leaf = _place(model, name)
+    value: Tensor = place[leaf]
+    return value

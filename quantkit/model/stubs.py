@@ -1,0 +1,148 @@
+"""Forwards replaced for a while: how a model's own code is run around its decoder layers.
+
+Masks, rotary embeddings and whatever else a model hands to its layers are made by its own code, and
+so is what it does after them (final norm, scaling, soft caps). Here that code runs with a stub in
+the place of every layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from quantkit.base.errors import InputError
+from quantkit.model.skeleton import Skeleton
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Forward = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one layer besides its hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Stop(Exception):
+    """Raised by a stub to end a forward of which no more is needed."""
+
+
+class Stubs:
+    """A model's forward without its layers: what comes before them, and what comes after."""
+
+    def __init__(self, skeleton: Skeleton) -> None:
+        self._model: PreTrainedModel = skeleton.model
+        self._layers = skeleton.layers
+        self._directory = skeleton.directory
+        self._returns_tuple = False
+
+    def record(self, ids: Tensor) -> tuple[Tensor, list[Call]]:
+        """The hidden states (rows, tokens, hidden_size) that the first layer gets for ``ids``
+        (rows, tokens), and the arguments of every layer.
+
+        Raises InputError for a model whose layers can't be run one by one.
+        """
+        for returns_tuple in (False, True):
+            # Some families' layers return a tuple, others a tensor. Returning the wrong kind
+            # changes the shape that the next layer sees, so a trial tells which it is.
+            self._returns_tuple = returns_tuple
+            seen: list[Tensor] = []
+            calls: list[Call] = []
+            with self._replaced(self._recorder(seen, calls)):
+                try:
+                    self._model(input_ids=ids, use_cache=False)
+                except Stop:
+                    pass
+                except (AttributeError, IndexError, TypeError, RuntimeError):
+                    if returns_tuple:
+                        raise
+                    continue
+            if seen and all(hidden.shape == seen[0].shape for hidden in seen):
+                return seen[0], calls
+        raise InputError(
+            f"the layers of {type(self._model).__name__} can't be run one by one",
+            where=str(self._directory),
+        )
+
+    def finish(self, ids: Tensor, hidden: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+        """The model's logits for what its layers made of ``ids``, with ``project`` in the place
+        of its output embedding."""
+        embedding = self._model.get_input_embeddings()
+
+        def embed(ids: Tensor) -> Tensor:
+            # Only the shape matters: the last stub returns ``hidden`` whatever comes in.
+            shape = (*ids.shape, embedding.weight.shape[1])
+            return torch.zeros(shape, dtype=self._model.dtype, device=ids.device)
+
+        def stub(index: int) -> Forward:
+            last = index == len(self._layers) - 1
+            return lambda other, *args, **kwargs: self._output(hidden if last else other)
+
+        with (
+            self._replaced(stub),
+            forward_as(self._model.get_output_embeddings(), project),
+            forward_as(embedding, embed),
+        ):
+            logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
+            return logits
+
+    def _recorder(self, seen: list[Tensor], calls: list[Call]) -> Callable[[int], Forward]:
+        def stub(index: int) -> Forward:
+            def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+                seen.append(hidden_states)
+                calls.append(Call(args, kwargs))
+                if index == len(self._layers) - 1:
+                    raise Stop
+                return self._output(hidden_states)
+
+            return forward
+
+        return stub
+
+    def _output(self, hidden: Tensor) -> Tensor | tuple[Tensor]:
+        return (hidden,) if self._returns_tuple else hidden
+
+    @contextmanager
+    def _replaced(self, stub: Callable[[int], Forward]) -> Iterator[None]:
+        try:
+            for index, layer in enumerate(self._layers):
+                layer.forward = stub(index)
+            yield
+        finally:
+            for layer in self._layers:
+                layer.__dict__.pop("forward", None)
+
+
+@contextmanager
+def forward_as(module: nn.Module, function: Forward) -> Iterator[None]:
+    """Let ``function`` be the forward of ``module``."""
+    # An instance's attribute hides the method of its class, and nothing else is touched.
+    module.forward = function
+    try:
+        yield
+    finally:
+        module.__dict__.pop("forward", None)
+
+
+def same_arguments(one: Any, other: Any) -> bool:
+    """Whether recorded arguments are equal, tensors value by value."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, Call):
+        return same_arguments(one.args, other.args) and same_arguments(one.kwargs, other.kwargs)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(
+            same_arguments(value, other[key]) for key, value in one.items()
+        )
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same_arguments, one, other))
+    return one is other or bool(one == other)
