@@ -20,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+RESUMED = "continuing after"  # in the note of a run that found finished steps
 RECIPES = ["awq-w4-g128", "gptq-w4-g128", "gguf-q4-k-m"]
 
 
@@ -50,6 +51,24 @@ def begin(line: list[str], out: Path) -> subprocess.Popen[bytes]:
     return process
 
 
+def kill_at_random(line: list[str], out: Path, seconds: float, chance: random.Random) -> int:
+    """Start a command one to three times, each ended by SIGKILL within its usual ``seconds``.
+
+    Returns the number of kills, fewer where the command ended before its moment came.
+    """
+    kills = 0
+    for _ in range(chance.randint(1, 3)):  # so that some are killed more than once
+        process = begin(line, out)
+        try:
+            process.wait(timeout=chance.random() * seconds)
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    return kills
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30)
@@ -77,24 +96,16 @@ def main() -> None:
             out = work / "again" / "out"
             out.parent.mkdir(exist_ok=True)
             line = command(recipe, options.model, out, options.samples)
-            for _ in range(chance.randint(1, 3)):  # so that some are killed more than once
-                process = begin(line, out)
-                try:
-                    process.wait(timeout=chance.random() * seconds[recipe])
-                    break  # it ended before its moment came
-                except subprocess.TimeoutExpired:
-                    process.send_signal(signal.SIGKILL)
-                    process.wait()
-                    killed += 1
+            killed += kill_at_random(line, out, seconds[recipe], chance)
             if not out.exists():
                 last = subprocess.run(line, check=False, capture_output=True, text=True)
-                resumed += "going on after" in last.stderr
+                resumed += RESUMED in last.stderr
             beside = sorted(path.name for path in out.parent.iterdir())
             good = out.exists() and digests(out) == whole[recipe] and beside == ["out"]
             failed += not good
             print(f"{recipe}: {killed} kills so far, {'same bytes' if good else 'DIFFERS'}")
             shutil.rmtree(out.parent)
-    print(f"{killed} kills, {resumed} runs went on from finished steps, {failed} failures")
+    print(f"{killed} kills, {resumed} runs resumed from finished steps, {failed} failures")
     sys.exit(bool(failed))
 
 
