@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.demo_artifacts import SHIPPED, TWO_BITS, make
 from tests.helpers.tiny import Tiny, build
 
 
@@ -33,3 +34,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The demo by every shipped recipe, and by 2-bit round-to-nearest."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    for recipe in SHIPPED:
+        make(recipe, folder / recipe)
+    make("rtn-w4-g128", folder / "rtn-w2", TWO_BITS)
+    return {path.name: path for path in folder.iterdir()}

@@ -1,4 +1,4 @@
-"""verify: is an artifact whole, is it made of its baseline's parts, and does it speak?"""
+"""verify: is an artifact whole, does it fit its baseline, and does an engine run it?"""
 
 from __future__ import annotations
 
@@ -29,43 +29,48 @@ from quantkit.model.skeleton import Skeleton
 from quantkit.results.manifest import MANIFEST, RUN
 
 _NEW_TOKENS = 24
-_LOOP = 8  # as many tokens of one kind are no answer
-_ROWS_AT_ONCE = 1 << 14
+_LOOP = 8  # an answer of so many tokens, all the same, is a loop
+_ROWS_AT_ONCE = 1 << 14  # of a vocabulary: a quarter of a GB in float32 at a width of 4096
+_SHOWN = 3
+_NOT_LISTED = (MANIFEST, RUN)  # files that the manifest can't hold the digests of
 
 
 def verify(
     path: Path, baseline: Checkpoint | None, engine: str | None, progress: Progress
 ) -> Verification:
-    """Run every check; what fails is in the result.
+    """Run every check; those that failed are in the result.
 
-    ``path``: a directory, or a .gguf file. Raises InputError for what isn't an artifact at all or
-    an engine that can't run it, MachineError for an engine that isn't installed.
+    path: a directory or a .gguf file; baseline: what it was made from, None: unknown; engine: the
+    usual one of the format if None.
+
+    Raises InputError for a path that holds no artifact and for an engine that can't run it,
+    MachineError for an engine that isn't installed.
     """
     if not path.exists():
         raise InputError("no such file or directory", where=str(path))
     usual, target = engine_for(path)
     engine = engine or usual
     check_engine(engine, path)
-    subject = _Subject(path, target, open_artifact(path), baseline)
+    checks = ArtifactChecks(path, target, open_artifact(path), baseline)
     steps: list[tuple[str, Callable[[Task], Iterator[Check]]]] = [
-        ("files", subject.files),
-        ("tensors", subject.tensors),
-        ("tokenizer", subject.tokenizer),
-        (engine, lambda task: subject.answers(engine)),
+        ("files", checks.files),
+        ("tensors", checks.tensors),
+        ("tokenizer", checks.tokenizer),
+        (engine, lambda task: checks.answers(engine)),
     ]
-    found: list[Check] = []
+    results: list[Check] = []
     with progress.task("verify", len(steps)) as task:
         for doing, step in steps:
             task.advance(0, doing=doing)
-            found += step(task)
+            results += step(task)
             task.advance()
     name = None if baseline is None else str(baseline.directory)
-    return Verification(str(path), name, engine, tuple(found))
+    return Verification(str(path), name, engine, tuple(results))
 
 
 @dataclass
-class _Subject:
-    """An artifact under examination. ``target``: what engines are given to load."""
+class ArtifactChecks:
+    """The checks of one artifact. target: the path that engines load; source: its weights."""
 
     path: Path
     target: Path
@@ -77,18 +82,18 @@ class _Subject:
         return self.path if self.path.is_dir() else self.path.parent
 
     def files(self, task: Task | None = None) -> Iterator[Check]:
-        """Every file is the one that the manifest has, and there is no other."""
+        """Every file has the digest that the manifest lists, and no file is missing or extra."""
         manifest = read_manifest(self.path) if self.path.is_dir() else None
         if manifest is None:
-            yield Check("digests", None, "no quantkit.json to hold the files against")
+            yield Check("digests", None, "no quantkit.json to compare the files with")
             yield from self._shards()
             return
         recorded = manifest.files
-        present = {file.name: file for file in self.path.iterdir() if file.name not in _OWN}
-        found = digests([file for name, file in present.items() if name in recorded])
-        changed = [name for name, value in found.items() if value != recorded[name].sha256]
+        present = {file.name: file for file in self.path.iterdir() if file.name not in _NOT_LISTED}
+        current = digests([file for name, file in present.items() if name in recorded])
+        changed = [name for name, value in current.items() if value != recorded[name].sha256]
         yield _check(
-            "digests", changed, f"{len(found)} files have the digests of {MANIFEST}", "changed"
+            "digests", changed, f"{len(current)} files have the digests of {MANIFEST}", "changed"
         )
         yield _check(
             "files missing", sorted(recorded.keys() - present.keys()), "none", "the manifest names"
@@ -98,20 +103,23 @@ class _Subject:
         )
 
     def _shards(self) -> Iterator[Check]:
+        """Each tensor is in the shard that the index names."""
         index = self.directory / INDEX_FILE
         if gguf_files(self.path) or not index.is_file():
             return
         stored = _checkpoint(self.source).entries
         listed: dict[str, str] = read_json(index).get("weight_map", {})
-        wrong = [
+        misplaced = [
             key
             for key in stored.keys() | listed.keys()
             if key not in stored or listed.get(key) != stored[key].file.name
         ]
-        yield _check("shards", sorted(wrong), "hold what the index says", "the index is wrong for")
+        yield _check(
+            "shards", sorted(misplaced), "hold what the index lists", "the index is wrong for"
+        )
 
     def tensors(self, task: Task) -> Iterator[Check]:
-        """Shapes are those of the model, and every value is a number."""
+        """Shapes are those of the model, and every value is finite."""
         yield self.shapes()
         broken, count = [], 0
         for key in self.source.keys():  # noqa: SIM118 (it's no dictionary)
@@ -124,17 +132,17 @@ class _Subject:
     def shapes(self) -> Check:
         """Every tensor of the model is there, in its shape, and no other."""
         if self.baseline is None and isinstance(self.source, GgufWeights):
-            return Check("shapes", None, "no baseline to hold them against")
+            return Check("shapes", None, "no baseline to compare them with")
         model = self.baseline or self.source
         try:
             skeleton = Skeleton(model, weights=self.source)
         except InputError as error:
             return Check("shapes", False, error.what)
-        whose = "the baseline" if self.baseline else "config.json"
-        return Check("shapes", True, f"{len(set(skeleton.names.values()))} as {whose} has them")
+        origin = "the baseline" if self.baseline else "config.json"
+        return Check("shapes", True, f"{len(set(skeleton.names.values()))} as {origin} has them")
 
     def _pieces(self, key: str) -> Iterator[torch.Tensor]:
-        """A tensor as it is unpacked; the rows of a vocabulary some at a time."""
+        """A tensor's weights in float32; those of a vocabulary in pieces of so many rows."""
         shape = self.source.shape(key)
         packed = isinstance(self.source, PackedCheckpoint) and key in self.source.quantized()
         if packed or len(shape) < 2 or shape[0] <= _ROWS_AT_ONCE:
@@ -144,7 +152,10 @@ class _Subject:
             yield self.source.read_rows(key, start, start + _ROWS_AT_ONCE).float()
 
     def tokenizer(self, task: Task | None = None) -> Iterator[Check]:
-        """The same text and the same chats become the same ids. GGUF's wait for the engine."""
+        """The same texts and chats become the same ids as the baseline's.
+
+        The ids of a GGUF file are compared in ``answers``: only llama.cpp reads its tokenizer.
+        """
         if self.baseline is None:
             yield Check("tokens", None, "no baseline to compare with")
             return
@@ -168,7 +179,7 @@ class _Subject:
         )
 
     def answers(self, engine: str) -> Iterator[Check]:
-        """The engine loads it and says something."""
+        """The engine loads the artifact and answers prompts with more than one token repeated."""
         is_gguf = isinstance(self.source, GgufWeights)
         tokenizer = None
         if self.baseline is not None:
@@ -199,19 +210,16 @@ class _Subject:
             yield Check("tokens", None, f"{engine} doesn't tokenize; use --engine {LLAMACPP}")
         if answers.finite is not None:
             yield Check("logits", answers.finite, "finite" if answers.finite else "NaN or infinity")
-        yield _speaks(answers.ids, tokenizer)
+        yield check_answers(answers.ids, tokenizer)
 
     def _marks_beginnings(self) -> bool:
-        """Whether llama.cpp marks a text's beginning even before a space, as SentencePiece."""
+        """Whether llama.cpp marks a text's beginning even before a space, as SentencePiece does."""
         metadata = self.source.header.metadata if isinstance(self.source, GgufWeights) else {}
         return metadata.get("tokenizer.ggml.model") == "llama"
 
 
-_OWN = (MANIFEST, RUN)
-
-
-def _speaks(answers: list[list[int]], tokenizer: Any) -> Check:
-    """Fails where every answer is empty, or one token again and again."""
+def check_answers(answers: list[list[int]], tokenizer: Any) -> Check:
+    """Fails where every answer, given as token ids, is empty or one token repeated."""
     lively = [ids for ids in answers if ids and (len(ids) < _LOOP or len(set(ids)) > 1)]
     shown = lively[0] if lively else answers[0]
     text = repr(tokenizer.decode(shown)) if tokenizer else f"tokens {shown}"
@@ -220,11 +228,12 @@ def _speaks(answers: list[list[int]], tokenizer: Any) -> Check:
     return Check("speaks", True, f"{len(lively)} of {len(answers)} prompts: {text}")
 
 
-def _check(name: str, wrong: list[str], well: str, prefix: str) -> Check:
-    if not wrong:
-        return Check(name, True, well)
-    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-    return Check(name, False, f"{prefix} {', '.join(wrong[:3])}{more}")
+def _check(name: str, failures: list[str], passed: str, failed: str) -> Check:
+    """A check that fails where there are ``failures``, with the first of them as its detail."""
+    if not failures:
+        return Check(name, True, passed)
+    more = f" and {len(failures) - _SHOWN} more" if len(failures) > _SHOWN else ""
+    return Check(name, False, f"{failed} {', '.join(failures[:_SHOWN])}{more}")
 
 
 def _checkpoint(source: Weights) -> Checkpoint:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 import itertools
 import math
 import xml.etree.ElementTree as ET
 
 import pytest
 
-from quantkit.judging.cases import case_inputs
 from quantkit.reports.changes import changes
 from quantkit.reports.html.charts import (
     Axis,
@@ -18,8 +16,8 @@ from quantkit.reports.html.charts import (
     Point,
     Strip,
     bars,
-    pareto_front,
     heat,
+    pareto_front,
     scatter,
     strips,
 )

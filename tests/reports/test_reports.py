@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from tests.helpers.present import present
-from pathlib import Path
-from typing import Any
 import csv
 import io
 import json
@@ -12,20 +9,28 @@ import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from quantkit.cli import app
 from quantkit.base.errors import InputError
-from quantkit.reports.files import append_step_summary, read_comparison, render_report, write_reports
+from quantkit.base.resources import suites
+from quantkit.cli import app
+from quantkit.reports.files import (
+    append_step_summary,
+    read_comparison,
+    render_report,
+    write_reports,
+)
 from quantkit.reports.html.page import comparison_html
 from quantkit.reports.junit import comparison_junit
 from quantkit.reports.markdown import comparison_markdown
 from quantkit.reports.table_csv import COLUMNS, comparison_csv
 from quantkit.reports.tradeoff import cards
-from quantkit.base.resources import suites
 from quantkit.results.verdict import Verdict
+from tests.helpers.present import present
 from tests.helpers.sample_comparison import HOSTILE, sample
 
 ROOT = Path(__file__).parents[2]
@@ -199,7 +204,7 @@ def test_a_comparison_can_be_read_again(tmp_path: Path) -> None:
 
 
 def test_a_comparison_of_before_the_renaming_can_be_read(tmp_path: Path) -> None:
-    """tests/data has one as 0.1.0.dev wrote it, with ``localisation`` and a patch that ``mends``."""
+    """As 0.1.0.dev wrote it, with ``localisation`` and a patch that ``mends``."""
     old = ROOT / "tests" / "data" / "comparison_0.1.0.dev.json"
     assert '"localisation": {' in old.read_text() and '"mends": true' in old.read_text()
     (row,) = read_comparison(old).variants
@@ -220,7 +225,9 @@ def test_a_comparison_of_before_the_renaming_can_be_read(tmp_path: Path) -> None
         ({"variants": [{"name": "v"}]}, "variants.0.path is missing"),
     ],
 )
-def test_what_is_no_comparison_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_what_is_no_comparison_is_refused(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
     path = tmp_path / "comparison.json"
     path.write_text(json.dumps(sample().to_json() | change))
     with pytest.raises(InputError, match=re.escape(said)) as failure:
@@ -270,7 +277,9 @@ gates:
 """
 
 
-def test_compare_leaves_a_report_of_what_it_saw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare_leaves_a_report_of_what_it_saw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "step.md"))
     for name, count in (("heldout", 60), ("regression", 6)):
         lines = (suites() / f"demo-{name}.jsonl").read_text().splitlines()[:count]
