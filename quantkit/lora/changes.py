@@ -122,8 +122,8 @@ class Change:
             sums.append(total)
         return Factors(sums[0], sums[1], self.combined, None, transposed)
 
-    def check(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape afterwards of a tensor of ``shape``; rows may be replaced by more or fewer.
+    def shape_after(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a changed tensor of ``shape``: rows may be added or removed.
 
         Raises InputError where shapes or ranks don't fit, or several adapters replace it.
         """

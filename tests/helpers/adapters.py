@@ -122,7 +122,7 @@ def merged_by_peft(model: PreTrainedModel, adapter: Path) -> dict[str, torch.Ten
 
 def assert_equal_to(oracle: dict[str, torch.Tensor], found: AdaptedCheckpoint) -> None:
     """Every tensor within 1e-6 of the largest weight; bfloat16 within one unit in the last."""
-    names = found._model.names
+    names = Skeleton(found.base).names
     assert set(names) == set(oracle)
     for name, expected in oracle.items():
         key = found.key(name)

@@ -1,0 +1,99 @@
+"""Whether adapters belong to a base and to each other: errors, and warnings where it is likely.
+
+Each function returns its warnings, one sentence each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from quantkit.base.errors import InputError
+from quantkit.base.names import listed
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.lora.adapter import Adapter
+from quantkit.lora.modules import Modules
+
+
+def check_combination(adapters: Sequence[Adapter]) -> list[str]:
+    """Raise InputError for what can't be weighted, and for what PEFT can't combine either."""
+    warnings = []
+    for adapter in adapters:
+        biased = any(part.added for part in adapter.parts.values())
+        if adapter.lora.dora or biased:
+            raise InputError(
+                f"has {'DoRA magnitudes' if adapter.lora.dora else 'biases beside B'}, "
+                "which can't be weighted or combined",
+                subject=str(adapter.directory),
+                fix="Merge it alone with weight 1; then merge the others into the result.",
+            )
+        whole = [name for name, part in adapter.parts.items() if part.replaced or part.tokens]
+        if whole and adapter.weight != 1:
+            warnings.append(
+                f"the weight {adapter.weight:g} of {adapter.directory.name} doesn't apply to "
+                f"the tensors that it replaces: {listed(sorted(whole))}"
+            )
+    ranks = {adapter.lora.largest_rank() for adapter in adapters}
+    if len(ranks) > 1:
+        raise InputError(
+            f"adapters of ranks {', '.join(map(str, sorted(ranks)))} can't be combined",
+            where=str(adapters[0].directory),
+            fix="Merge one, then merge the next into the result.",
+        )
+    if len(adapters) > 1 and adapters[0].lora.rslora:
+        warnings.append(
+            "PEFT multiplies a combination whose first adapter is rank-stabilized by √r once "
+            "more; so does this merge"
+        )
+    return warnings
+
+
+def check_targets(adapter: Adapter, base: Checkpoint, modules: Modules) -> list[str]:
+    """Compare an adapter's tensors with the base's parameters and with its own config.
+
+    Raises InputError for a tensor without a parameter to change, and for a module that the config
+    names without a tensor.
+    """
+    lora, where, names = adapter.lora, str(adapter.directory), modules.names
+    if unknown := [name for name in adapter.parts if name not in names]:
+        raise InputError(
+            f"{len(unknown)} of the {len(adapter.parts)} parameters that it changes aren't in "
+            f"the base: {listed(sorted(unknown))}",
+            where=where,
+            fix="It was trained for another base" + (f": {lora.base}." if lora.base else "."),
+        )
+    if lora.targets is None:
+        return []
+    present = {name for name, part in adapter.parts.items() if part.a}
+    wanted = {
+        name
+        for name, key in names.items()
+        if name.endswith(".weight")
+        and len(base.shape(key)) > 1
+        and lora.targets_module(name.removesuffix(".weight"))
+    }
+    if missing := sorted(wanted - present):
+        raise InputError(
+            f"lacks the factors of {listed(missing)}, which its target_modules names",
+            subject=where,
+            fix="The adapter is incomplete, or was trained for another base.",
+        )
+    shared = set(modules.vocabulary) if lora.tied else set()
+    if extra := sorted(present - wanted - shared):
+        return [
+            f"{adapter.directory.name} has factors for {listed(extra)}, which its "
+            "target_modules doesn't name; they are merged"
+        ]
+    return []
+
+
+def check_base_name(adapter: Adapter, base: Checkpoint, name: str) -> list[str]:
+    """Compare the base that an adapter's config names with ``base``, also called ``name``."""
+    known = {name, base.directory.name, str(base.config.get("_name_or_path"))}
+    wanted = adapter.lora.base
+    if wanted and _last_part(wanted) not in {_last_part(name) for name in known}:
+        return [f"{adapter.directory.name} was trained for {wanted}; the base is {name}"]
+    return []
+
+
+def _last_part(name: str) -> str:
+    return name.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1].lower()
