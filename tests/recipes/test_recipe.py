@@ -163,3 +163,20 @@ def test_what_the_target_loads_passes() -> None:
         assert prepare(load_recipe(recipe, ["target=vllm"]), "demo").plan.tensors
     # Known of vLLM's CPU build alone, so it may be meant for a GPU.
     assert prepare(load_recipe("gptq-w4-g128", ["quantize.bits=8", "target=vllm"]), "demo")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "setting", "message"),
+    [
+        ("int8-w8a8", "quantize.alpha=1.5", "quantize.alpha"),
+        ("int8-w8a8", "calibration=null", "method smoothquant needs a calibration section"),
+        ("int8-w8a8", "quantize.format=awq", "quantize.format"),
+        ("fp8", "calibration={dataset: x.txt}", "method fp8 measures nothing"),
+        ("fp8", "quantize.overrides=[{match: x, bits: 4}]", "quantize.overrides: unknown key"),
+    ],
+)
+def test_mistakes_of_methods_that_round_inputs_are_named(
+    recipe: str, setting: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        load_recipe(recipe, [setting])

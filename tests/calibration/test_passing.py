@@ -1,4 +1,4 @@
-"""Correcting for drift: what the unquantized and the quantized model read, side by side."""
+"""Inputs of every linear, in the quantized and the unquantized model side by side."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from quantkit.formats.packed import open_artifact
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Batch, Stream
 from quantkit.recipes.recipe import load_recipe
+from tests.helpers.blocks import first_block
 from tests.helpers.gguf_tiny import MODELS, TEXT, checkpoint
 from tests.helpers.present import present
 from tests.helpers.tiny import ARCHITECTURES, Tiny
@@ -149,3 +150,18 @@ def test_rows_go_on_through_what_the_gguf_holds(
     for place, (name, value) in enumerate(given):
         key = skeleton.key(f"{skeleton.layer_name(int(place >= len(names[0])))}.{name}")
         assert torch.equal(artifact.read(key), value), key
+
+
+def test_linears_that_read_one_tensor_share_one_gram_matrix(tiny: Tiny) -> None:
+    _, inputs, _, _ = first_block(tiny("llama"))
+    assert [group.consumers for group in inputs] == [
+        ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+        ["self_attn.o_proj"],
+        ["mlp.gate_proj", "mlp.up_proj"],
+        ["mlp.down_proj"],
+    ]
+    assert all(group.tokens == 8 * 32 for group in inputs)
+    for group in inputs:
+        gram = group.moment.matrix()
+        assert torch.allclose(gram, gram.t(), rtol=1e-4, atol=1e-3)
+        assert torch.allclose(gram.diagonal(), group.moment.diagonal(), rtol=1e-4)

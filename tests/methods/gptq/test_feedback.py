@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quantkit.calibration.statistics import Drift, Gram
+from quantkit.calibration.statistics import Drift
 from quantkit.methods import rtn
-from quantkit.methods.cholesky import cholesky_
 from quantkit.methods.gptq import method as gptq
 from quantkit.methods.gptq.feedback import Rounded, Settings, factorize, feedback
 from quantkit.methods.gptq.method import Readers
@@ -114,38 +113,6 @@ def test_without_a_factor_the_codes_are_the_nearest_and_it_is_said() -> None:
     outcome = quantize(w, -gram, grid, Settings())
     assert outcome.damping is None
     assert torch.equal(outcome.tensor.codes, rtn.quantize(w, grid).codes)
-
-
-@pytest.mark.parametrize("width", [1, 96, 128, 300, 1300])
-def test_cholesky_in_place_is_the_factor(width: int) -> None:
-    rows = torch.randn(2 * width, width, generator=torch.Generator().manual_seed(width))
-    gram = rows.T @ rows + torch.eye(width)
-    factor = gram.clone()
-    assert cholesky_(factor)
-    expected = torch.linalg.cholesky(gram.double())
-    assert torch.allclose(factor.double(), expected, rtol=1e-4, atol=1e-4)
-    assert factor.triu(1).count_nonzero() == 0
-    again = gram.clone()
-    assert cholesky_(again, threads=3) and torch.equal(again, factor)
-
-
-@pytest.mark.parametrize("spoil", [-1.0, torch.nan, torch.inf])
-@pytest.mark.parametrize("place", [0, 299])
-def test_cholesky_refuses_what_is_not_positive_definite(spoil: float, place: int) -> None:
-    matrix = torch.eye(300)
-    matrix[place, place] = spoil
-    assert not cholesky_(matrix)
-
-
-@pytest.mark.parametrize("width", [64, 256, 700])
-def test_a_gram_matrix_is_given_in_any_order(width: int) -> None:
-    generator = torch.Generator().manual_seed(width)
-    rows = torch.randn(300, width, generator=generator).bfloat16()
-    moment = Gram(width, rows.device)
-    moment.add(rows)
-    whole, order = moment.matrix(), torch.randperm(width, generator=generator)
-    assert torch.allclose(whole, rows.float().T @ rows.float(), rtol=1e-3, atol=1e-2)
-    assert torch.equal(moment.matrix(order), whole[order][:, order])
 
 
 @pytest.mark.parametrize("rows", [1, 48])
