@@ -1,1 +1,1 @@
-"""What lies beside an artifact's weights, and what inspecting and verifying it finds."""
+"""The manifest beside an artifact's weights, and the results of inspect and verify."""

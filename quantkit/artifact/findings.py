@@ -1,4 +1,4 @@
-"""What is known of an artifact, and what was checked of it: dataclasses that become JSON."""
+"""The results of inspect and verify: frozen dataclasses that become JSON."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from quantkit.plan.base import Plan
 
 @dataclass(frozen=True)
 class Facts:
-    """What an artifact says of itself.
+    """What an artifact's files tell about it.
 
-    format: with its variant, such as ``gptq (v2)``; producer and method: None where nothing says
-    so; plan: every tensor's scheme and size; files_bytes: of the weight files; dtypes: as stored →
-    bytes; tokenizer: what its files say; metadata: of a GGUF file, long lists as their length;
-    provenance: of the manifest, None without one.
+    format: with its variant, such as ``gptq (v2)``; producer, method: None where no file names
+    them; plan: every tensor's scheme and size; files_bytes: size of the weight files; dtypes:
+    bytes by the dtype they are stored in; tokenizer: special tokens, and the chat template's
+    length and digest; metadata: a GGUF file's, with long lists replaced by their length;
+    provenance: the manifest's part about where the artifact comes from, None without a manifest.
     """
 
     path: str
@@ -34,11 +35,12 @@ class Facts:
 
     @property
     def parameters(self) -> int:
+        """Number of weights."""
         return sum(tensor.weights for tensor in self.plan.tensors)
 
     @property
     def bits_per_weight(self) -> float:
-        """Of the weight files, over all weights."""
+        """Bits of the weight files, metadata included, over the number of weights."""
         return 8 * self.files_bytes / self.parameters
 
     def to_json(self) -> dict[str, Any]:
@@ -65,7 +67,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at. passed: None where there was nothing to hold it against."""
+    """One check of an artifact. passed: None where there was nothing to compare it with."""
 
     name: str
     passed: bool | None
@@ -74,7 +76,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Verification:
-    """All checks of an artifact."""
+    """All checks of an artifact. engine: that it ran in."""
 
     path: str
     baseline: str | None
@@ -83,6 +85,7 @@ class Verification:
 
     @property
     def passed(self) -> bool:
+        """Whether no check failed."""
         return all(check.passed is not False for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The machine, the libraries and the moment: what a manifest and a comparison say of them."""
+"""Date, machine and versions of libraries, as manifests and comparisons record them."""
 
 from __future__ import annotations
 

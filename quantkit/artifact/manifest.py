@@ -23,7 +23,7 @@ from quantkit.results.manifest import (
 
 
 def read_manifest(directory: Path) -> Manifest | None:
-    """The manifest of an artifact; None for a directory that has none (a plain checkpoint).
+    """Read the manifest of an artifact; None for a directory without one (a plain checkpoint).
 
     Raises InputError that names file and key for one that is damaged, or of a schema that this
     version doesn't know.
@@ -45,7 +45,7 @@ def read_manifest(directory: Path) -> Manifest | None:
 
 
 def read_run(directory: Path) -> RunRecord | None:
-    """When, where and how long an artifact was made; None where no run.json is beside it."""
+    """Read run.json; None where there is none. Raises InputError for one that is damaged."""
     path = directory / RUN
     return typed(RunRecord, read_json(path), str(path)) if path.is_file() else None
 

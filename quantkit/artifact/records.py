@@ -43,7 +43,7 @@ def quantized_manifest(
     """The manifest of the finished artifact in ``directory``.
 
     source: the checkpoint, with its adapters if it has any; source_files: its
-    ``checkpoint_digests``; rows: the calibration text; layers: what the method reported.
+    ``checkpoint_digests``; rows: of the calibration text; layers: the method's reports.
     """
     nbytes = weights_bytes(directory)
     weights = sum(tensor.weights for tensor in plan.tensors)

@@ -1,1 +1,1 @@
-"""What every other package may use: errors, progress, threads, sizes, files, shipped data."""
+"""What every other package may use: errors, progress, threads, files, sizes, shipped data."""

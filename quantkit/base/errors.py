@@ -1,4 +1,4 @@
-"""What can go wrong, said so that the reader can fix it, with an exit code for scripts."""
+"""Expected failures, each with a message for the user and an exit code for scripts."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class ExitCode(enum.IntEnum):
 class QuantkitError(Exception):
     """An expected failure: what is wrong, where, and how to fix it.
 
-    ``where`` names the file, key or tensor, and stands before ``what`` with a colon; a ``subject``
-    is the same, but begins the sentence that ``what`` goes on with: "--out is required".
-    ``fix`` is a sentence that tells what to do. The command line prints all of it and exits with
-    ``exit_code``; no traceback is shown.
+    what: a clause; where: the file, key or tensor that it is about, which the message puts before
+    it with a colon; subject: the same for a ``what`` that begins with a verb, which makes one
+    sentence of both ("--out is required"); fix: sentences that tell what to do. The command line
+    prints all of them without a traceback, and exits with ``exit_code``.
     """
 
     exit_code = ExitCode.BAD_INPUT
@@ -46,7 +46,7 @@ class QuantkitError(Exception):
 
 
 class InputError(QuantkitError):
-    """A recipe, a checkpoint or an argument is not usable."""
+    """A recipe, a checkpoint, another file or an argument can't be used."""
 
 
 class MachineError(QuantkitError):
@@ -56,9 +56,9 @@ class MachineError(QuantkitError):
 
 
 def not_installed(package: str, extra: str) -> MachineError:
-    """The error for an optional library that isn't there."""
+    """The error for an optional library that isn't installed. extra: of ours that brings it."""
     return MachineError(
-        f"needs the package {package}, which isn't installed",
+        f"the package {package} is needed and isn't installed",
         fix=f"pip install 'quantkit[{extra}]'",
     )
 
@@ -68,5 +68,5 @@ def not_finite(tensor: str) -> InputError:
     return InputError(
         "holds NaN or infinity",
         subject=tensor,
-        fix="The checkpoint is damaged, or its training diverged: repair it before quantizing.",
+        fix="The checkpoint is damaged, or its training diverged: repair it before quantizing it.",
     )

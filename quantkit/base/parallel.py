@@ -1,8 +1,8 @@
-"""How the processor is used: all of its cores, with the same bytes for any number of them.
+"""Work on all cores that gives the same bytes on any number of them, and memory given back.
 
 Linear algebra rounds differently for every number of threads that share one product or one
-factorization. Here each piece of work computes on one thread of its own, and the pieces are
-fixed beforehand: more cores finish sooner, with the same bytes.
+factorization. So each piece of work here is computed by one thread alone, and how the work is cut
+into pieces doesn't depend on the number of cores.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ R = TypeVar("R")
 def spread(function: Callable[[T], R], items: Iterable[T], device: torch.device) -> list[R]:
     """``[function(item) for item in items]``, on as many threads as torch may use.
 
-    On another device than the CPU, which is parallel in itself, one after the other.
+    device: that ``function`` computes on. What isn't on the CPU runs on the calling thread alone.
     """
     items = list(items)
     workers = min(torch.get_num_threads(), len(items))
-    if device.type != "cpu":
+    if device.type != "cpu":  # a GPU is parallel in itself
         return [function(item) for item in items]
     if workers <= 1:
         with one_thread():
@@ -40,13 +40,13 @@ def spread(function: Callable[[T], R], items: Iterable[T], device: torch.device)
 
 
 def pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that each compute alone."""
+    """A pool of ``threads`` threads, on each of which torch computes with that one thread."""
     return ThreadPoolExecutor(threads, initializer=lambda: torch.set_num_threads(1))
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let the calling thread compute alone."""
+    """Let torch compute with the calling thread alone."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -57,10 +57,10 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def bfloat16_products(device: torch.device) -> Iterator[None]:
-    """Let products of float32 matrices, all of whose values bfloat16 holds, be taken as such.
+    """Multiply float32 matrices by the units for bfloat16 (CPU) or TF32 (CUDA).
 
-    They are the same products, summed in float32 as before, by units several times as fast: those
-    of bfloat16 on a CPU, of TF32 on CUDA. The switch is the process's.
+    For matrices whose values bfloat16 can all hold: then the products are the same, are summed in
+    float32 as before, and come several times as fast. The switch is for the whole process.
     """
     cuda = device.type == "cuda"
     if not cuda and not multiplies_bfloat16(device):
@@ -77,55 +77,56 @@ def bfloat16_products(device: torch.device) -> Iterator[None]:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether products of bfloat16 matrices are faster than those of float32 there."""
+    """Whether ``device`` multiplies bfloat16 matrices faster than those of float32."""
     return device.type != "cpu" or bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def return_large_blocks() -> None:
-    """Let the C library hand large freed blocks back to the system at once.
-
-    By default glibc keeps up to 32 MB of each for every thread, which adds up to a third of what
-    quantizing needs.
-    """
+    """Let the C library hand large freed blocks back to the system at once."""
+    # By default glibc keeps freed blocks of up to 32 MB for every thread, which adds up to a third
+    # of the memory that quantizing needs.
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def return_free_blocks() -> None:
-    """Hand back what the C library holds of freed blocks: each thread's share is fragmented by
-    every layer that it works on."""
+    """Hand the freed blocks that the C library keeps back to the system."""
+    # Every layer fragments the share of each thread that worked on it, and the shares would grow.
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 class Shared(Generic[R]):
-    """What ``function`` returns: computed by the thread that first asks, awaited by all others."""
+    """The result of ``function``, computed once: by the first thread that calls, while others wait."""
 
     def __init__(self, function: Callable[[], R]) -> None:
         self._function = function
-        self._found: list[R] = []
+        self._result: list[R] = []  # empty until it is computed
         self._lock = Lock()
 
     def __call__(self) -> R:
         with self._lock:
-            if not self._found:
-                self._found.append(self._function())
-            return self._found[0]
+            if not self._result:
+                self._result.append(self._function())
+            return self._result[0]
 
 
 class Ahead:
-    """Results wanted soon, computed in the background while the caller is busy."""
+    """Results that will be needed soon, computed in the background meanwhile."""
 
     def __init__(self) -> None:
         self._pool = pool(1)
         self._pending: dict[Hashable, Future[Any]] = {}
 
     def start(self, key: Hashable, function: Callable[[], object]) -> None:
-        """Begin ``function`` under ``key``."""
+        """Begin to compute ``function``, whose result ``take`` will ask for by ``key``."""
         self._pending[key] = self._pool.submit(function)
 
     def take(self, key: Hashable, function: Callable[[], R]) -> R:
-        """What ``function`` returns, begun under ``key`` or not. Anything else begun is dropped."""
+        """The result of ``function``, whether it was started under ``key`` or not.
+
+        Results that were started under other keys are dropped.
+        """
         pending, self._pending = self._pending, {}
         if key in pending:
             result: R = pending[key].result()

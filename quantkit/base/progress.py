@@ -1,4 +1,4 @@
-"""How long work reports on itself. The floors below the command line know only this protocol."""
+"""How long work reports its progress: the one protocol that all packages below cli know."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from typing import Protocol
 class Task(Protocol):
     """One piece of long work with a known number of steps."""
 
-    def advance(self, steps: int = 1, *, doing: str | None = None) -> None: ...
+    def advance(self, steps: int = 1, *, doing: str | None = None) -> None:
+        """Count finished steps. doing: what was worked on, such as a tensor's name."""
 
 
 class Progress(Protocol):
-    """Where tasks are announced; ``console.py`` shows them as bars or as plain lines."""
+    """Where work is reported; the console shows tasks as bars, or as plain lines."""
 
-    def task(self, label: str, total: int) -> AbstractContextManager[Task]: ...
+    def task(self, label: str, total: int) -> AbstractContextManager[Task]:
+        """A task of ``total`` steps, which ends with the context."""
+        ...
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        """Report one thing that the user should know."""
 
 
 class _Nothing:
@@ -27,7 +31,7 @@ class _Nothing:
 
 
 class Silent:
-    """Progress that nobody watches: for library use and tests."""
+    """Progress that is shown nowhere: for tests and for use as a library."""
 
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Task]:

@@ -1,6 +1,7 @@
 """The data that ships with the program: recipes, suites, calibration text and the demo model.
 
-In a checkout they are the top-level folders; in an installed wheel they lie in ``quantkit/data``.
+In a checkout they are folders beside the package; in an installed wheel they are in its folder
+``data``.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ def calibration() -> Path:
 
 
 def demo_model() -> Path:
-    """The bundled BF16 checkpoint."""
+    """The bundled BF16 model, a checkpoint directory."""
     return _folder("demo") / "model"
 
 
 def demo_adapter() -> Path:
-    """The bundled LoRA adapter of the demo model."""
+    """The bundled LoRA adapter of the demo model, a directory."""
     return _folder("demo") / "adapter"

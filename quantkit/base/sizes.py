@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Sizes as people write them, such as 2GB."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 def parse_size(text: str, where: str) -> int:
     """Bytes of "500MB", "2GB", "1.5GiB" or a plain number.
 
-    Raises InputError, which names ``where``, for anything else.
+    where: the option or key that the text was given to. Raises InputError for anything else.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B)?", text.strip())
-    size = int(float(found[1]) * _UNITS.get(found[2], 1)) if found else 0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B)?", text.strip())
+    size = int(float(match[1]) * _UNITS.get(match[2], 1)) if match else 0
     if size < 1:
-        raise InputError(f"isn't a size: {text}", subject=where, fix="Write 2GB.")
+        raise InputError(f"isn't a size: {text}", subject=where, fix="Write it as 500MB or 2GB.")
     return size

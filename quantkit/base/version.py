@@ -1,3 +1,3 @@
-"""The program's version, which is written down here alone."""
+"""The program's version; it is written nowhere else."""
 
 __version__ = "0.1.0.dev1"
