@@ -12,7 +12,7 @@ from quantkit.assembly.journal import Step
 from quantkit.assembly.run import Run
 from quantkit.base.errors import not_finite
 from quantkit.base.files import write_json
-from quantkit.base.parallel import spread
+from quantkit.base.parallel import parallel_map
 from quantkit.calibration.needs import Needs
 from quantkit.calibration.passing import CalibrationPass
 from quantkit.checkpoint.reader import Checkpoint
@@ -100,7 +100,7 @@ class _Parts:
             parts = self._format.pack(tensors[name], skeleton.model.dtype)
             return {_part_key(names[name], suffix): part for suffix, part in parts.items()}
 
-        packed = dict(zip(tensors, spread(pack, tensors, torch.device("cpu")), strict=True))
+        packed = dict(zip(tensors, parallel_map(pack, tensors, torch.device("cpu")), strict=True))
         for name, key in names.items():
             if name in packed:
                 yield from self._writer.add(packed.pop(name))

@@ -23,7 +23,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def spread(function: Callable[[T], R], items: Iterable[T], device: torch.device) -> list[R]:
+def parallel_map(function: Callable[[T], R], items: Iterable[T], device: torch.device) -> list[R]:
     """``[function(item) for item in items]``, on as many threads as torch may use.
 
     device: that ``function`` computes on. What isn't on the CPU runs on the calling thread alone.
@@ -97,7 +97,7 @@ def return_free_blocks() -> None:
 
 
 class Shared(Generic[R]):
-    """The result of ``function``, computed once: by the first thread that calls, while others wait."""
+    """The result of ``function``, computed by the first thread that calls; others wait for it."""
 
     def __init__(self, function: Callable[[], R]) -> None:
         self._function = function
@@ -119,10 +119,10 @@ class Ahead:
         self._pending: dict[Hashable, Future[Any]] = {}
 
     def start(self, key: Hashable, function: Callable[[], object]) -> None:
-        """Begin to compute ``function``, whose result ``take`` will ask for by ``key``."""
+        """Begin to compute ``function``, so that ``result`` has it at once."""
         self._pending[key] = self._pool.submit(function)
 
-    def take(self, key: Hashable, function: Callable[[], R]) -> R:
+    def result(self, key: Hashable, function: Callable[[], R]) -> R:
         """The result of ``function``, whether it was started under ``key`` or not.
 
         Results that were started under other keys are dropped.

@@ -168,7 +168,7 @@ class Keeper:
     def _wait(self) -> None:
         if self._pending is not None:
             pending, self._pending = self._pending, None
-            self._open = self._writing.take(pending, lambda: True) and self._open
+            self._open = self._writing.result(pending, lambda: True) and self._open
 
     def _write(self, index: int, inputs: Sequence[InputStatistics]) -> bool:
         tensors = {

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from quantkit.base.errors import InputError
-from quantkit.base.parallel import spread
+from quantkit.base.parallel import parallel_map
 
 AT_ONCE = 1 << 18  # weights whose ranges are searched together
 _STRIDE = 4  # steps of a range that are skipped at first; a power of two
@@ -188,7 +188,7 @@ def search_range(
 
     size = max(1, AT_ONCE // weight.shape[1])
     pieces = [slice(first, first + size) for first in range(0, len(weight), size)]
-    scales, zeros = zip(*spread(search, pieces, weight.device), strict=True)
+    scales, zeros = zip(*parallel_map(search, pieces, weight.device), strict=True)
     return torch.cat(scales), torch.cat(zeros)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.base.errors import InputError, not_finite
-from quantkit.base.parallel import spread
+from quantkit.base.parallel import parallel_map
 from quantkit.calibration.folds import Fold
 from quantkit.calibration.statistics import InputStatistics
 from quantkit.methods.grids import Quantized, total
@@ -113,7 +113,9 @@ class Linears:
             return QuantizedLinear(tensor, self.report(name, error, "weights"))
 
         device = next(iter(self.weights.values())).device
-        return BlockResult(dict(zip(self.weights, spread(one, self.weights, device), strict=True)))
+        return BlockResult(
+            dict(zip(self.weights, parallel_map(one, self.weights, device), strict=True))
+        )
 
 
 def relative_error(value: Tensor, weight: Tensor) -> float:

@@ -93,7 +93,7 @@ class Stream:
     def block(self, index: int) -> Iterator[nn.Module]:
         """Layer ``index`` with its weights in memory."""
         names = self._parameters.of_layer(index)
-        weights = self._ahead.take(index, partial(self._parameters.read, names))
+        weights = self._ahead.result(index, partial(self._parameters.read, names))
         if index + 1 < len(self.skeleton.layers):
             self._read_ahead(index + 1)
         with self._parameters.loaded(names, weights):

@@ -203,7 +203,7 @@ def test_without_lm_eval_it_says_what_to_install(
     assert result.exit_code == 3
     assert "pip install 'quantkit[harness]'" in " ".join(result.stderr.split())
     checked = run("suite", "check", suite)
-    assert checked.exit_code == 0 and "not checked: needs the package lm-eval" in checked.stdout
+    assert checked.exit_code == 0 and "not checked: the package lm-eval" in checked.stdout
 
 
 def test_other_samples_are_not_compared() -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantkit.base.parallel import multiplies_bfloat16, spread
+from quantkit.base.parallel import multiplies_bfloat16, parallel_map
 from quantkit.methods import rtn
 from quantkit.methods.grids import (
     AT_ONCE,
@@ -95,7 +95,7 @@ def search_scale(
         # As many scales at once as fill a piece: small calls cost more than their arithmetic.
         count = max(1, AT_ONCE // sum(target.weight.numel() for target in sample))
         batches = [candidates[first : first + count] for first in range(0, len(candidates), count)]
-        return [loss for part in spread(compare, batches, activation.device) for loss in part]
+        return [loss for part in parallel_map(compare, batches, activation.device) for loss in part]
 
     # Clipping costs time and moves the optimum towards smaller scales, so the best scale of each
     # family is searched without it; that one and milder forms of it are then tried with it.
@@ -126,7 +126,7 @@ def quantize(target: Target, inputs: Inputs, scale: Tensor | None = None, *, cli
     def quantized(piece: Target) -> tuple[QuantizedTensor, Tensor]:
         return _quantize(piece, inputs, scale, clip)
 
-    tensors, losses = zip(*spread(quantized, pieces, target.weight.device), strict=True)
+    tensors, losses = zip(*parallel_map(quantized, pieces, target.weight.device), strict=True)
     tensor = QuantizedTensor(
         target.grid,
         torch.cat([tensor.codes for tensor in tensors]),

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from quantkit.base.errors import InputError
-from quantkit.base.parallel import spread
+from quantkit.base.parallel import parallel_map
 from quantkit.calibration.statistics import InputStatistics
 from quantkit.methods.ggml import feedback
 from quantkit.methods.ggml.method import Matrix
@@ -38,7 +38,7 @@ def quantize_readers(
             return None
         return feedback.factorize(group.moment, damping, group.drift, threads)
 
-    factors = spread(factorize, groups, _CPU)
+    factors = parallel_map(factorize, groups, _CPU)
     return _quantize(
         [
             (matrices[consumer], factor, float(group.energy[consumer]))
@@ -65,7 +65,7 @@ def quantize_matrix(
         rows = matrix.rows(start, start + _ROWS)
         return total(gram_loss(rows[::_SAMPLED].float(), gram)) * _SAMPLED
 
-    energies = spread(energy, range(0, matrix.shape[0], _ROWS), _CPU)
+    energies = parallel_map(energy, range(0, matrix.shape[0], _ROWS), _CPU)
     return _quantize([(matrix, factor, math.fsum(energies))])
 
 
@@ -87,7 +87,7 @@ def _quantize(
         except InputError as error:
             raise InputError(error.what, where=matrix.key, fix=error.fix) from error
 
-    done = iter(spread(quantize, pieces, _CPU))
+    done = iter(parallel_map(quantize, pieces, _CPU))
     quantized = {}
     for matrix, _, energy in work:
         parts = [next(done) for _ in range(0, matrix.shape[0], _ROWS)]

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from quantkit.base.parallel import Shared, spread
+from quantkit.base.parallel import Shared, parallel_map
 from quantkit.calibration.needs import Needs, Propagate
 from quantkit.calibration.statistics import Moment
 from quantkit.methods import rtn
@@ -138,7 +138,7 @@ def quantize_readers(inputs: Sequence[Readers], settings: Settings) -> list[list
     ]
     work: list[Callable[[], Any]] = [factors[place] for place in widest]
     work += [partial(_quantize, piece, settings) for piece in pieces]
-    results = spread(lambda job: job(), work, inputs[0].weights[0].device)[len(inputs) :]
+    results = parallel_map(lambda job: job(), work, inputs[0].weights[0].device)[len(inputs) :]
     done = dict(zip(pieces, results, strict=True))
     return [
         _nearest(readers)
