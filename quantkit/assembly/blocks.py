@@ -1,8 +1,8 @@
-"""The one loop over a model's blocks, which goes on where an earlier run was stopped.
+"""The one loop over a model's blocks, which continues where an earlier run was stopped.
 
-An artifact is made in parts: what is outside the blocks, each block, and the
-output. Every kind of artifact says what to do with a part; here the calibration rows are passed
-from block to block, finished parts are recorded, and those of an earlier run are skipped.
+An artifact is made in parts: what is outside the blocks, each block, and the output. Every kind of
+artifact says what to do with a part; here the calibration rows are passed from block to block,
+finished parts are recorded, and those of an earlier run are skipped.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Parts(Protocol):
         ...
 
     def resume(self, steps: Sequence[Step]) -> bool:
-        """Go on after the steps of an earlier run; False where what they wrote is damaged."""
+        """Continue after the steps of an earlier run; False where what they wrote is damaged."""
         ...
 
     def restart(self) -> None:
@@ -63,7 +63,7 @@ class Parts(Protocol):
 
 
 class _Damaged(Exception):
-    """What an earlier run left can't be used."""
+    """What an earlier run wrote is damaged."""
 
 
 def assemble(run: Run, stream: Stream, parts: Parts, label: str) -> None:

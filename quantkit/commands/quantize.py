@@ -57,7 +57,7 @@ class Job:
 
     @property
     def demands(self) -> int:
-        """Place in an order where statistics are measured before they are used for less."""
+        """Rank in a sweep: the Gram matrix goes first, since it gives all other statistics too."""
         if self.loaded.recipe.calibration is None:
             return 2
         needs = self.loaded.recipe.quantize.needs()
@@ -69,7 +69,7 @@ def prepare(
 ) -> Job:
     """Find the checkpoint, plan every tensor, refuse what can't be done. Writes nothing.
 
-    ``adapters`` are folded in as tensors are read, so that no merged copy ever lies on disk.
+    ``adapters`` are folded in as tensors are read, so that no merged copy is needed on disk.
     """
     checkpoint = Checkpoint(locate(model))
     if quantization := checkpoint.config.get("quantization_config"):
@@ -105,21 +105,22 @@ def _check_target(target: str, plan: Plan) -> None:
             plan.quantization_config.get("format"),
         )
     engines = loading_of(plan.format, contents)
-    [found] = [engine for engine in engines if engine.engine.lower() == target]
-    if found.loads == "no" and not found.why.startswith("on CPU"):
+    [loading] = [engine for engine in engines if engine.engine.lower() == target]
+    if loading.loads == "no" and not loading.why.startswith("on CPU"):
         able = [engine.engine for engine in engines if engine.loads == "yes"]
         raise InputError(
-            f"{found.engine} doesn't load {plan.method} in the format {plan.format}: {found.why}",
+            f"{loading.engine} doesn't load {plan.method} in the format {plan.format}: "
+            f"{loading.why}",
             where="target",
-            fix=f"Change the scheme or the format, or name another target: {', '.join(able)}; "
-            "docs/artifacts.md has who loads what.",
+            fix=f"Change the scheme or the format, or name another target: {', '.join(able)}. "
+            "docs/artifacts.md lists which engine loads what.",
         )
 
 
 def _adapted(
     base: Checkpoint, adapters: Sequence[Weighted], model: str, loaded: Loaded, *, strict: bool
 ) -> AdaptedCheckpoint:
-    """The checkpoint with the adapters in it, where quantizing can do without a merged copy."""
+    """The checkpoint with adapters folded in. Raises InputError where it must be merged first."""
     checkpoint = adapt(base, adapters, model, strict=strict)
     alone = loaded.recipe.quantize.format == "gguf" and checkpoint.brings is not None
     if checkpoint.resized or alone:
@@ -165,7 +166,15 @@ def quantize(
             copy_sidecars(job.checkpoint.directory, directory, adapted.brings if adapted else None)
             budget = memory_budget or psutil.virtual_memory().available // 2
             run = Run(
-                job.checkpoint, rows, where, directory, journal, progress, budget, inputs, cache
+                checkpoint=job.checkpoint,
+                rows=rows,
+                device=where,
+                directory=directory,
+                journal=journal,
+                progress=progress,
+                budget=budget,
+                inputs=inputs,
+                cache=cache,
             )
             layers = _write(run, job)
             _write_manifest(directory, job, files, rows, layers, str(where), started)
@@ -248,7 +257,7 @@ def _calibration_rows(job: Job, progress: Progress) -> Rows | None:
     if rows.count < settings.samples:
         name = dataset.name if isinstance(dataset, Path) else str(dataset)
         progress.note(
-            f"{name} fills {rows.count} of the {settings.samples} calibration rows wanted"
+            f"{name} fills only {rows.count} of the recipe's {settings.samples} calibration rows"
         )
     return rows
 
@@ -271,7 +280,7 @@ def _check_runs(skeleton: Skeleton, run: Run, recipe: str) -> None:
         )
     if not finite:
         raise QuantkitError(
-            "the quantized model's logits aren't finite; nothing was written",
+            "the quantized model's logits aren't finite, and nothing was written",
             where=recipe,
             fix="Try another method or more bits.",
         )
