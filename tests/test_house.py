@@ -1,4 +1,4 @@
-"""The house: every import goes down the one list of packages, and only the console prints."""
+"""The house: one order of packages, calls that one can read, and only the console prints."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import quantkit
 
 ROOT = Path(quantkit.__file__).parent
+TESTS = Path(__file__).parent
 SETTINGS = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGES: list[str] = SETTINGS["tool"]["quantkit"]["packages"]
 API = "quantkit"  # the modules at the root
@@ -101,3 +102,46 @@ def test_the_architecture_page_draws_the_list_and_a_tensors_way() -> None:
     way = re.findall(r"^\| `(\S+\.py)` \|", page, re.MULTILINE)
     assert 0 < len(way) <= 9
     assert all((ROOT / file).is_file() for file in way)
+
+
+MOST_POSITIONAL = 7
+
+
+def crowded_calls(source: str) -> Iterator[tuple[int, str]]:
+    """The line and the function of every call with more positional arguments than one can read."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and len(node.args) > MOST_POSITIONAL:
+            yield node.lineno, ast.unparse(node.func)
+
+
+def test_calls_with_eight_or_more_positional_arguments_take_keywords() -> None:
+    assert list(crowded_calls("f(1, 2, 3, 4, 5, 6, 7)\ng.h(1, 2, 3, 4, 5, 6, 7, *x)")) == [
+        (2, "g.h")
+    ]
+    crowded = [
+        f"{path.relative_to(ROOT)}:{line} {function}"
+        for path in ROOT.rglob("*.py")
+        for line, function in crowded_calls(path.read_text(encoding="utf-8"))
+    ]
+    assert not crowded
+
+
+def test_a_name_that_says_little_is_no_public_function_of_two_modules() -> None:
+    owners: dict[str, list[str]] = {"check": [], "locate": []}
+    for path in ROOT.rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and node.name in owners:
+                owners[node.name].append(str(path.relative_to(ROOT)))
+    assert all(len(paths) < 2 for paths in owners.values()), owners
+
+
+def test_no_test_imports_a_private_name() -> None:
+    private = [
+        f"{path.relative_to(TESTS)} imports {alias.name}"
+        for path in TESTS.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("quantkit")
+        for alias in node.names
+        if alias.name.startswith("_") and not alias.name.startswith("__")
+    ]
+    assert not private

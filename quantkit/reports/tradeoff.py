@@ -204,15 +204,15 @@ def _calibration(variant: Variant) -> Item:
     if manifest is None:
         return Item(topic, None, missing=f"no {MANIFEST}: not made by quantkit")
     evidence = f"{variant.path}/{MANIFEST}: calibration"
-    found = manifest.calibration if isinstance(manifest, QuantizedManifest) else None
-    if found is None:
-        said = f"none: the recipe chooses codes by the weights alone ({manifest.method})"
-        return Item(topic, said, f"{variant.path}/{MANIFEST}: recipe")
-    short = found.rows < found.rows_wanted
-    said = f"{found.rows} rows of {found.sequence_length} tokens"
-    said += f" ({found.rows_wanted} were asked for)" if short else ""
-    said += f", text sha256 {found.dataset_sha256[:12]}…"
-    return Item(topic, said, evidence, holds=not short)
+    text = manifest.calibration if isinstance(manifest, QuantizedManifest) else None
+    if text is None:
+        statement = f"none: the recipe chooses codes by the weights alone ({manifest.method})"
+        return Item(topic, statement, f"{variant.path}/{MANIFEST}: recipe")
+    short = text.rows < text.rows_wanted
+    statement = f"{text.rows} rows of {text.sequence_length} tokens"
+    statement += f" ({text.rows_wanted} were asked for)" if short else ""
+    statement += f", text sha256 {text.dataset_sha256[:12]}…"
+    return Item(topic, statement, evidence, holds=not short)
 
 
 def _evaluation(comparison: Comparison, variant: Variant, place: str) -> Item:

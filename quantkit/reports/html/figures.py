@@ -188,17 +188,17 @@ _COSTS: tuple[tuple[str, str, Callable[[Variant], float | None], Callable[[float
 def layer_panels(comparison: Comparison) -> list[Panel]:
     """The error of every linear, from the manifests: a heat map for each artifact."""
     # Artifacts whose errors are of the same kind share one scale of shades.
-    found = [
+    reported = [
         (row, row.manifest.layers)
         for row in comparison.variants
         if isinstance(row.manifest, QuantizedManifest)
     ]
     domains: dict[str, list[float]] = defaultdict(list)
-    for _, reports in found:
+    for _, reports in reported:
         for report in reports:
             domains[report.measured_on].append(report.error)
     panels = []
-    for row, reports in found:
+    for row, reports in reported:
         cells, others = [], []
         changed = [report for report in reports if report.error > 0]
         for report in sorted(changed, key=lambda report: report.name):
