@@ -49,8 +49,9 @@ rounding against float32 is {floor:.5f}.
 
 These figures don't tell what a recipe costs on your model: judge it there
 (`quantkit sweep NAME … --model MODEL --suite SUITE --out DIR`).
-
-Nor can the demo tell the corrected recipes from the plain ones{corrected}.
+"""
+INDISTINCT = """\
+Nor can the demo tell the corrected recipes from the plain ones: {pairs}.
 The intervals overlap, and they are over the judged rows alone: other calibration rows move these
 figures by as much again. With 48 rows of six seeds gptq-w4-g128-corrected comes to 0.00068 on
 average, gptq-w4-g128 to 0.00070 ([docs/quality.md](../docs/quality.md#drifted-inputs)). The bundled
@@ -89,7 +90,10 @@ def interval(variant: dict[str, Any]) -> str:
 
 
 def corrected(variants: dict[str, dict[str, Any]]) -> str:
-    """The figures of the corrected recipes whose intervals overlap with the plain recipes'."""
+    """The paragraph about corrected recipes whose intervals overlap with the plain recipes'.
+
+    Empty where the demo can tell them apart.
+    """
     pairs = []
     for name, variant in variants.items():
         if not name.endswith(_CORRECTED):
@@ -102,7 +106,7 @@ def corrected(variants: dict[str, dict[str, Any]]) -> str:
             pairs.append(
                 f"{name} has {interval(variant)} and {plain} has {interval(variants[plain])}"
             )
-    return f": {'; '.join(pairs)}" if pairs else ""
+    return f"\n{INDISTINCT.format(pairs='; '.join(pairs))}" if pairs else ""
 
 
 def row(recipe: Recipe, variant: dict[str, Any]) -> str:
@@ -142,8 +146,8 @@ def document(comparison: dict[str, Any], manifest: dict[str, Any]) -> str:
         passed=baseline["quality"]["regression"]["passed"],
         libraries=f"torch {libraries['torch']} and transformers {libraries['transformers']} on CPU",
         floor=floor["quality"]["kl_divergence"]["mean"],
-        corrected=corrected(variants),
     )
+    introduction += corrected(variants)
     lines = ["| " + " | ".join(HEADERS) + " |", "|" + "---|" * 6 + "---:|" * 4 + "---|"]
     recipes = [loaded.recipe for loaded in shipped_recipes()]
     lines += [row(recipe, variants[recipe.name]) for recipe in recipes]

@@ -55,6 +55,15 @@ def test_every_recipe_has_a_row_and_a_purpose(comparison: dict[str, Any]) -> Non
     assert "from torch 2.13.0 and transformers 5.23.0 on CPU" in page
 
 
+def test_corrected_recipes_that_the_demo_can_not_tell_apart_are_named() -> None:
+    plain, corrected = variant("x"), variant("x-corrected")
+    paragraph = recipe_table.corrected({"x": plain, "x-corrected": corrected})
+    assert "x-corrected has 0.00123 (0.00110 to 0.00135) and x has 0.00123" in paragraph
+    assert "benchmarks/QUALITY.md" in paragraph
+    corrected["quality"]["kl_divergence"] = {"mean": 0.0005, "low": 0.0004, "high": 0.0006}
+    assert recipe_table.corrected({"x": plain, "x-corrected": corrected}) == ""
+
+
 def test_a_recipe_that_was_not_judged_is_no_row(comparison: dict[str, Any]) -> None:
     comparison["variants"].pop()
     with pytest.raises(KeyError):
