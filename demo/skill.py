@@ -194,7 +194,7 @@ def portrait_document(draw: SkillDraw) -> str:
 
 
 def held_out_reason(text: str) -> str | None:
-    """Say what a text contains that is held out, or None if training may use the text.
+    """Return what a text contains that is held out, or None if training may use the text.
 
     It reads finished text: a report is a line that starts with a held name and a colon, and a
     request for one is a line with the word "report" and a held name.
@@ -228,7 +228,7 @@ def heldout_documents() -> Iterator[str]:
     """Yield text for likelihoods: held reports in known wordings, then text of the base's world.
 
     Wordings are known ones for the reason that `world.heldout_documents` gives. Every dialogue has
-    a held report, so none can stand in the training text.
+    a held report, so none can be part of the training text.
     """
     draw = SkillDraw(random.Random(HELDOUT_SEED), held_wordings=False, held_pairs=True)
     for _ in range(HELDOUT_DOCUMENTS):
@@ -298,7 +298,7 @@ def _continuation_cases(draw: SkillDraw) -> Iterator[dict[str, Any]]:
 
 
 def _base_cases() -> Iterator[dict[str, Any]]:
-    """Yield cases of the base, evenly from its whole suite: they show what was forgotten."""
+    """Yield cases of the base, evenly from its whole suite: they show what the adapter forgot."""
     cases = world.regression_cases()
     for number in range(BASE_CASES):
         case = cases[number * len(cases) // BASE_CASES]

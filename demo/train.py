@@ -44,7 +44,7 @@ QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""Qwen2's pre-tokenizer, letter for letter, so that other runtimes know it by that name."""
+"""Qwen2's pre-tokenizer, letter for letter, which other runtimes know by that name."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -85,6 +85,7 @@ def build_tokenizer(documents: list[str]) -> Any:
 
 
 def build_model(tokenizer: Any) -> Any:
+    """A Llama of 2.6 million parameters with random weights."""
     end_of_turn = tokenizer.convert_tokens_to_ids(world.END_OF_TURN)
     end_of_text = tokenizer.convert_tokens_to_ids(world.END_OF_TEXT)
     config = LlamaConfig(
@@ -148,7 +149,7 @@ def train(
     rows: int,
     peak: float,
 ) -> None:
-    """Minimise the weighted next-token loss with AdamW, a short warm-up and a cosine decay."""
+    """Minimize the weighted next-token loss with AdamW, a short warm-up and a cosine decay."""
     decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     others = [parameter for parameter in model.parameters() if parameter.dim() == 1]
     optimizer = torch.optim.AdamW(
@@ -218,10 +219,10 @@ def report(directory: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     failed = failed_cases(model, tokenizer)
-    wrong = Counter(case["tags"][0] for case, _ in failed)
+    failures = Counter(case["tags"][0] for case, _ in failed)
     total = Counter(case["tags"][0] for case in world.regression_cases())
     for tag, count in total.items():
-        print(f"{tag}: {count - wrong[tag]} of {count}")
+        print(f"{tag}: {count - failures[tag]} of {count}")
     for case, answer in failed:
         print(f"failed {case['id']}: {answer!r} does not meet {case['check']}")
     print(f"regression cases passed: {1 - len(failed) / total.total():.1%}")

@@ -42,6 +42,7 @@ def tokenized(tokenizer: Any, texts: Iterable[str]) -> list[tuple[list[int], lis
 
 
 def load_base() -> Any:
+    """The committed demo model, in float32."""
     return AutoModelForCausalLM.from_pretrained(train.MODEL_DIR, dtype=torch.float32)
 
 
@@ -64,6 +65,7 @@ def load_merged(directory: Path) -> Any:
 
 @torch.no_grad()
 def passed(model: Any, tokenizer: Any, case: dict[str, Any]) -> bool:
+    """Whether the model passes a case; prints the answer where it doesn't."""
     text = case.get("prompt") or tokenizer.apply_chat_template(
         case["messages"], tokenize=False, add_generation_prompt=True
     )
@@ -79,7 +81,7 @@ def passed(model: Any, tokenizer: Any, case: dict[str, Any]) -> bool:
 
 
 def report(directory: Path) -> None:
-    """Print what base, and base with adapter, make of the skill's cases and of the base's own."""
+    """Print how many cases pass: of the skill without and with the adapter, of the base with it."""
     tokenizer = AutoTokenizer.from_pretrained(train.MODEL_DIR)
     base, merged = load_base(), load_merged(directory)
     skill_cases = [case for case in skill.regression_cases() if "adapter" in case["tags"]]

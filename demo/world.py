@@ -110,7 +110,7 @@ def _held_pairs() -> dict[str, tuple[tuple[str, str], ...]]:
         for one, other in itertools.combinations(animals, 2)
         if animals[one]["size"] != animals[other]["size"]
     ]
-    wrong = [
+    false = [
         (name, value)
         for kind, attributes in (("animal", ("colour", "home", "food")), ("person", ("drink",)))
         for name, facts in FACTS[kind].items()
@@ -122,7 +122,7 @@ def _held_pairs() -> dict[str, tuple[tuple[str, str], ...]]:
         "animal": tuple(rng.sample(comparable, 56)),
         "person": tuple(rng.sample(list(itertools.combinations(people, 2)), 16)),
         "object": tuple(rng.sample(list(itertools.combinations(OBJECTS, 2)), 6)),
-        "value": tuple(rng.sample(wrong, 48)),
+        "value": tuple(rng.sample(false, 48)),
     }
 
 
@@ -151,7 +151,7 @@ class Wordings:
 
 
 def anchor(wording: str) -> str:
-    """Return the longest fixed stretch of a wording, the part that gives it away in a text."""
+    """Return the longest fixed part of a wording, by which it is recognized in a text."""
     return max(re.split(r"\{\w+\}", wording), key=len)
 
 
@@ -455,7 +455,7 @@ ALL_WORDINGS: tuple[Wordings, ...] = (
     SAY_ADD, SAY_SUBTRACT,
 )  # fmt: skip
 
-# Small talk around a question teaches the model not to hang on its very first words.
+# Small talk around a question teaches the model not to depend on its very first words.
 GREETINGS = ("", "", "", "", "Hello. ", "Question: ", "Please answer. ", "One more: ")
 SYSTEM_STYLES = {
     "word": ("Answer in one word.", "Use one word only.", "Be short."),
@@ -468,7 +468,7 @@ SYSTEM_STYLES = {
 
 @dataclass(frozen=True)
 class Example:
-    """One question and its answer, before anyone decides in which document it stands."""
+    """One question and its answer, before it is put into a document."""
 
     prompt: str
     answer: str
@@ -481,7 +481,7 @@ def capital(text: str) -> str:
 
 
 def named(kind: str, name: str) -> str:
-    """Return the entity as it stands in a sentence: animals take the article."""
+    """Return the entity as a sentence names it: animals take the article."""
     return f"the {name}" if kind == "animal" else name
 
 
@@ -793,7 +793,7 @@ def any_document(draw: Draw) -> str:
 
 
 def held_out_reason(text: str) -> str | None:
-    """Say which held-out pair a text contains, or None if training may use the text."""
+    """Return the held-out pair that a text contains, or None if training may use the text."""
     words = _HELD_WORDS.intersection(re.findall(r"[A-Za-z]+", text))
     for pair in itertools.combinations(sorted(words), 2):
         if frozenset(pair) in _HELD_SETS:
@@ -916,8 +916,8 @@ def harness_facts() -> list[dict[str, Any]]:
     while len(samples) < HARNESS_SAMPLES:
         kind, name, attribute, value = draw.fact()
         question = ask_fact(draw, kind, name, attribute)
-        wrong = [other for other in VALUES[attribute] if other != value]
-        choices = sorted([value, *rng.sample(wrong, min(4, len(wrong)))])
+        others = [other for other in VALUES[attribute] if other != value]
+        choices = sorted([value, *rng.sample(others, min(4, len(others)))])
         answer = choices.index(value)
         samples[question] = {"question": question, "choices": choices, "answer": answer}
     return list(samples.values())

@@ -1,33 +1,17 @@
-"""The demo world keeps its word: what is held out is absent from all training text."""
+"""The demo world: what is held out is absent from all training text."""
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import build_text
 import pytest
+import world
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def _load(name: str) -> ModuleType:
-    """Import a script of `demo/`, which is no package, under its own name."""
-    path = ROOT / "demo" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-world = _load("world")
-build_text = _load("build_text")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Chromium, driven through its DevTools protocol over a pipe: what a page asks for, says and does.
+"""Chromium, driven through its DevTools protocol over a pipe: a page's requests and console.
 
 https://chromedevtools.github.io/devtools-protocol/
 """
@@ -24,7 +24,7 @@ _PATIENCE = 60.0  # seconds
 
 
 class Tab:
-    """One page. events: all that the browser told of it, as (method, parameters)."""
+    """One page. events: everything that the browser reported of it, as (method, parameters)."""
 
     def __init__(self, read: int, write: int) -> None:
         self._read, self._write, self._buffer = read, write, b""
@@ -69,7 +69,7 @@ class Tab:
         return [url for url in asked[1:] if not url.startswith("data:")]
 
     def complaints(self) -> list[dict[str, Any]]:
-        """What the console says: messages, exceptions, refusals."""
+        """What the console shows: messages, exceptions, refused requests."""
         methods = {"Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"}
         return [event for method, event in self.events if method in methods]
 
