@@ -8,7 +8,6 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from quantkit.reports.changes import changes
 from quantkit.reports.html.charts import (
     Axis,
     Bar,
@@ -100,27 +99,3 @@ def test_charts_hold_one_point_and_thousands() -> None:
     many = tuple(0.001 * (1 + i % 97) for i in range(5000))
     drawn = strips("t", [Strip("a", many, 0.05, 0.04, 0.06, "0.05", "artifact")], Axis("x", True))
     assert len(list(ET.fromstring(drawn).iter("circle"))) == 301
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("the cat sat on the mat", "the dog sat on a mat"),
-        ("", "new"),
-        ("gone", ""),
-        ("same", "same"),
-        ("tea", "the drink of Ada is coffee, not tea"),
-        ("w " * 3000, "v " * 10),
-    ],
-)
-def test_changes_lose_nothing_of_either_side(old: str, new: str) -> None:
-    pieces = changes(old, new)
-    assert "".join(p.text for p in pieces if p.change != "removed") == new
-    assert "".join(p.text for p in pieces if p.change != "added") == old
-
-
-def test_changes_mark_single_words() -> None:
-    marked = [(p.text, p.change) for p in changes("it is red wine", "it is blue wine")]
-    assert marked == [
-        *(("it is ", "same"), ("red ", "removed"), ("blue ", "added"), ("wine", "same"))
-    ]
