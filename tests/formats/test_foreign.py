@@ -341,7 +341,7 @@ def test_an_artifact_of_another_model_does_not_fit(
     arguments = ["eval", str(source), "--baseline", "demo", "--suite", "demo"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
-    assert "doesn't fit the baseline" in result.stderr and "made of this baseline?" in result.stderr
+    assert "doesn't fit the baseline" in result.stderr and "made from" in result.stderr
 
 
 def test_biases_that_the_model_lacks_are_refused(
