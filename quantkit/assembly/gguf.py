@@ -147,7 +147,7 @@ class _Grids(_Parts):
         for module, linear in result.linears.items():
             assert isinstance(linear.tensor, QuantizedTensor)
             tensor = self.tensor(layer, f"{module}.weight")
-            value = grids.pack(linear.tensor.cpu(), tensor.transform)
+            value = grids.pack_blocks(linear.tensor.cpu(), tensor.transform)
             report = _report(tensor, linear.report.error, linear.report.measured_on)
             yield tensor.name, QuantizedLinear(value, report)
         for name, changed in result.changed.items():

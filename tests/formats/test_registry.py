@@ -80,7 +80,7 @@ def test_what_is_held_comes_back_exactly_in_the_bytes_that_were_planned(
     tensor = quantized(scheme)
     if not isinstance(format, SafetensorsFormat):
         assert isinstance(tensor, QuantizedTensor)
-        blocks = gguf_grids.pack(tensor, Keep())
+        blocks = gguf_grids.pack_blocks(tensor, Keep())
         assert torch.equal(blocks.dequantize(), tensor.dequantize())
         assert blocks.blocks.nbytes == format.nbytes(SHAPE, scheme, BF16)
         return

@@ -82,7 +82,7 @@ class GgufFormat(Format):
         )
 
 
-def pack(tensor: QuantizedTensor, transform: Transform) -> GgmlTensor:
+def pack_blocks(tensor: QuantizedTensor, transform: Transform) -> GgmlTensor:
     """Codes, scales and zero points of a linear → blocks; ``transform``: what reorders its rows."""
     type = ggml_type(tensor.grid)
     codes, scales, zeros = map(transform.apply, (tensor.codes, tensor.scales, tensor.zeros))

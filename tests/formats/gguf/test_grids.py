@@ -51,7 +51,7 @@ def test_blocks_hold_the_very_values(type: str, size: float) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = (torch.randn(24, 128, generator=generator) + 0.3) * size
     tensor = rtn.quantize(weight, GRIDS[type])
-    blocks = gguf_grids.pack(tensor, Keep())
+    blocks = gguf_grids.pack_blocks(tensor, Keep())
     assert blocks.type == type
     assert blocks.blocks.numel() == gguf_grids.GgufFormat().nbytes(
         (24, 128), GRIDS[type], torch.float32
@@ -64,7 +64,7 @@ def test_blocks_hold_the_very_values(type: str, size: float) -> None:
 def test_rows_move_with_their_scales(transform: InterleaveHalves | ThreeParts) -> None:
     weight = torch.randn(48, 64, generator=torch.Generator().manual_seed(0))
     tensor = rtn.quantize(weight, GRIDS["Q4_1"])
-    stored = gguf_grids.pack(tensor, transform).dequantize()
+    stored = gguf_grids.pack_blocks(tensor, transform).dequantize()
     assert not torch.equal(stored, tensor.dequantize())
     assert torch.equal(transform.undo(stored), tensor.dequantize())
 
