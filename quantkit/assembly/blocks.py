@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from quantkit.assembly.journal import Step
 from quantkit.assembly.run import EmbeddingRows, Run
+from quantkit.calibration.corrected import CorrectedPass
 from quantkit.calibration.needs import Needs
 from quantkit.calibration.passing import CalibrationPass
 from quantkit.methods.linears import BlockResult, Linears, Scheme
@@ -125,9 +126,9 @@ def quantize_linears(
     schemes, method = plan.schemes_under(prefix), plan.settings
     if calibration is None:
         return method.quantize(Linears.of(block, schemes, prefix=prefix))
-    if calibration.needs.propagate == "corrected":
+    if isinstance(calibration, CorrectedPass):
         return _corrected(plan, index, block, calibration, tick)
-    inputs, folds = calibration.through(index, block, tick)
+    inputs, folds = calibration.measure(index, block, tick)
     result = method.quantize(Linears.of(block, schemes, inputs, folds, prefix))
     if not calibration.needs.independent:
         _apply(block, result)
@@ -139,14 +140,14 @@ def _corrected(
     plan: LinearPlan,
     index: int,
     block: nn.Module,
-    calibration: CalibrationPass,
+    calibration: CorrectedPass,
     tick: Callable[[], None],
 ) -> BlockResult:
     """The same where each input is measured after all that was quantized before it."""
     prefix = plan.skeleton.layer_name(index) + "."
     left: dict[str, Scheme] = dict(plan.schemes_under(prefix))
     result = BlockResult()
-    for group in calibration.corrected(index, block, tick):
+    for group in calibration.measure_in_turn(index, block, tick):
         schemes: Mapping[str, Scheme] = {
             name: left.pop(name) for name in group.consumers if name in left
         }

@@ -21,6 +21,7 @@ from quantkit.assembly.gguf_output import (
 )
 from quantkit.assembly.journal import Part, Step
 from quantkit.assembly.run import EmbeddingRows, Run
+from quantkit.calibration.corrected import CorrectedPass
 from quantkit.calibration.needs import Needs
 from quantkit.calibration.passing import CalibrationPass
 from quantkit.calibration.statistics import InputStatistics
@@ -203,9 +204,9 @@ class _Mix(_Parts):
     ) -> Step:
         assert calibration is not None
         inputs: Iterable[list[InputStatistics]] = (
-            ([group] for group in calibration.corrected(index, block, tick))
-            if self._corrects
-            else [calibration.through(index, block, tick)[0]]
+            ([group] for group in calibration.measure_in_turn(index, block, tick))
+            if isinstance(calibration, CorrectedPass)
+            else [calibration.measure(index, block, tick)[0]]
         )
         importance: dict[str, str] = {}
         quantized: dict[str, QuantizedLinear] = {}

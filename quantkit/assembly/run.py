@@ -19,7 +19,8 @@ from quantkit.base.files import digests
 from quantkit.base.progress import Progress
 from quantkit.base.version import __version__
 from quantkit.calibration.activations import HiddenStates
-from quantkit.calibration.cache import Keeper, find
+from quantkit.calibration.cache import CacheWriter, find_statistics
+from quantkit.calibration.corrected import CorrectedPass
 from quantkit.calibration.needs import Needs
 from quantkit.calibration.passing import CalibrationPass
 from quantkit.calibration.text import Rows
@@ -57,7 +58,7 @@ class Run:
     ) -> Iterator[CalibrationPass | None]:
         """The pass of the calibration rows through ``stream``; None where nothing is measured.
 
-        embedding: as it is quantized, where that is known (see ``CalibrationPass``).
+        embedding: as it is quantized, where that is known (see ``CorrectedPass``).
         """
         if self.rows is None or needs is None:
             yield None
@@ -70,26 +71,26 @@ class Run:
         about["dtype"] = str(stream.skeleton.model.dtype)
         hidden = HiddenStates(self.journal.scratch, self.budget)
         cached = self.cache and needs.independent
-        kept = find(about, needs.kind) if cached else None
-        if kept is not None:
+        statistics = find_statistics(about, needs.kind) if cached else None
+        if statistics is not None:
             self.progress.note("using the statistics of an earlier calibration")
-        if not cached or kept is not None:
-            yield CalibrationPass(stream, self.rows, needs, hidden=hidden, kept=kept)
+        if not cached or statistics is not None:
+            yield CalibrationPass(stream, self.rows, needs, hidden=hidden, cached=statistics)
             return
-        with Keeper(about, needs.kind, len(stream.skeleton.layers) + 1) as keeper:
-            yield CalibrationPass(stream, self.rows, needs, hidden=hidden, keeper=keeper)
+        with CacheWriter(about, needs.kind, len(stream.skeleton.layers) + 1) as writer:
+            yield CalibrationPass(stream, self.rows, needs, hidden=hidden, writer=writer)
 
     def _corrected(
         self, stream: Stream, needs: Needs, rows: Rows, embedding: EmbeddingRows | None
-    ) -> CalibrationPass:
+    ) -> CorrectedPass:
         def states(name: str, share: int) -> HiddenStates:
             return HiddenStates(self.journal.scratch, self.budget // share, name)
 
         hidden, drifted = states("hidden", 4), states("drifted", 4)
         # A block has few inputs, most of them as wide as the hidden states.
-        spare = partial(states, share=16)
-        return CalibrationPass(
-            stream, rows, needs, hidden=hidden, drifted=drifted, embedding=embedding, spare=spare
+        store = partial(states, share=16)
+        return CorrectedPass(
+            stream, rows, needs, hidden=hidden, drifted=drifted, embedding=embedding, store=store
         )
 
 

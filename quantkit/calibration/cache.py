@@ -1,10 +1,11 @@
-"""Statistics kept on disk, so that another recipe on the same model needs no calibration.
+"""Statistics cached on disk, so that another recipe on the same model needs no calibration.
 
     ~/.cache/quantkit/statistics/KEY/layer-0000.safetensors …, index.json
 
-The key is a digest of everything that the statistics depend on. An entry is made under another
-name and appears when it is whole; its index holds the digest of every file. The entries used
-longest ago go when the limit is passed.
+The key is a digest of everything that the statistics depend on, and the index holds the digest of
+every file. One more file than the model has layers: the last holds what the output embedding
+reads. An entry is written under another name and renamed when it is complete. When the cache would
+exceed its limit, the entries used longest ago are removed.
 """
 
 from __future__ import annotations
@@ -32,8 +33,12 @@ _DEFAULT_LIMIT = 20.0  # GB
 
 
 @dataclass(frozen=True)
-class Entry:
-    """The statistics of one model, data set and setting. ``about``: what they are of."""
+class CacheEntry:
+    """The statistics of one model on one set of rows.
+
+    nbytes: of all its files; about: what decides the statistics, such as the digests of checkpoint
+    and rows, by name.
+    """
 
     path: Path
     nbytes: int
@@ -41,7 +46,7 @@ class Entry:
 
 
 def directory() -> Path:
-    """Where statistics are kept: ``$QUANTKIT_CACHE``, or in the user's cache directory."""
+    """The cache: ``$QUANTKIT_CACHE``, or ``quantkit`` in the user's cache directory."""
     if chosen := os.environ.get("QUANTKIT_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantkit"
@@ -50,49 +55,53 @@ def directory() -> Path:
 def limit() -> int:
     """Bytes that all entries may take: ``$QUANTKIT_CACHE_LIMIT`` (GB), 20 GB if unset.
 
-    Raises MachineError when it is no number.
+    Raises MachineError where the variable is not a number.
     """
     text = os.environ.get("QUANTKIT_CACHE_LIMIT", str(_DEFAULT_LIMIT))
     try:
         return int(float(text) * 1e9)
     except ValueError:
         raise MachineError(
-            f"{text!r} is no number of GB",
+            f"{text!r} is not a number of gigabytes",
             where="QUANTKIT_CACHE_LIMIT",
             fix="Set it to a number such as 20, or to 0 to keep nothing.",
         ) from None
 
 
-def entries() -> list[Entry]:
-    """What is kept, the longest unused first."""
-    found = []
+def entries() -> list[CacheEntry]:
+    """All complete entries, the one used longest ago first."""
+    result = []
     for index in sorted(_root().glob(f"*/{_INDEX}"), key=lambda path: path.stat().st_mtime):
         nbytes = sum(path.stat().st_size for path in index.parent.iterdir())
-        found.append(Entry(index.parent, nbytes, read_json(index)["about"]))
-    return found
+        result.append(CacheEntry(index.parent, nbytes, read_json(index)["about"]))
+    return result
 
 
 def clear() -> int:
-    """Remove everything, unfinished entries too; returns the bytes that were freed."""
+    """Remove all entries, unfinished ones too; returns the number of bytes freed."""
     root = _root()
     freed = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
     shutil.rmtree(root, ignore_errors=True)
     return freed
 
 
-def find(about: Mapping[str, str], kind: Kind) -> Kept | None:
-    """The statistics of ``about`` if they are kept; Gram matrices serve for a diagonal too."""
+def find_statistics(about: Mapping[str, str], kind: Kind) -> CachedStatistics | None:
+    """The cached statistics of ``about``, None where there are none of this kind.
+
+    Gram matrices are returned for ``diagonal`` too, since they hold the same diagonal.
+    """
     kinds: tuple[Kind, ...] = ("gram",) if kind == "gram" else (kind, "gram")
-    for holds in kinds:
-        path = _root() / _key(about, holds)
+    for stored in kinds:
+        path = _root() / _key(about, stored)
         if (path / _INDEX).is_file():
+            # The index's time of change is when the entry was last used: see ``entries``.
             os.utime(path / _INDEX)
-            return Kept(path)
+            return CachedStatistics(path)
     return None
 
 
-class Kept:
-    """A whole entry."""
+class CachedStatistics:
+    """A complete entry, read one layer at a time."""
 
     def __init__(self, path: Path) -> None:
         index = read_json(path / _INDEX)
@@ -101,7 +110,10 @@ class Kept:
         self._kind: Kind = index["kind"]
 
     def load(self, index: int, device: torch.device) -> list[InputStatistics]:
-        """The statistics of layer ``index``. Raises MachineError where they are damaged."""
+        """The statistics of layer ``index``, with their tensors on ``device``.
+
+        Raises MachineError where they are damaged, after removing the entry.
+        """
         name = _file_name(index)
         try:
             data = (self._path / name).read_bytes()
@@ -110,16 +122,16 @@ class Kept:
         if hashlib.sha256(data).hexdigest() != self._digests.get(name):
             shutil.rmtree(self._path, ignore_errors=True)
             raise MachineError(
-                "kept statistics are damaged; they have been removed",
+                "the cached statistics were damaged and have been removed",
                 where=str(self._path / name),
-                fix="Run the same command again: it calibrates anew.",
+                fix="Run the same command again, which measures them again.",
             )
         tensors = load(data)
         groups = []
         for number, group in enumerate(json.loads(bytes(tensors["about"].numpy()))):
             moment = new_moment(self._kind, group["width"], device)
-            for place, part in enumerate(moment.parts()):
-                part.copy_(tensors[f"{number}.{place}"])
+            for part_number, part in enumerate(moment.parts()):
+                part.copy_(tensors[f"{number}.{part_number}"])
             energy = {
                 name: torch.tensor(value, dtype=torch.float64, device=device)
                 for name, value in group["energy"].items()
@@ -130,8 +142,12 @@ class Kept:
         return groups
 
 
-class Keeper:
-    """An entry under way. Use as a context manager; it is dropped unless the block ends well."""
+class CacheWriter:
+    """Writes an entry of ``layers`` files, one layer at a time.
+
+    A context manager: the entry is discarded where the ``with`` block ends by an exception, or
+    where not all layers were saved. A full disk ends the writing, never the run.
+    """
 
     def __init__(self, about: Mapping[str, str], kind: Kind, layers: int) -> None:
         self._about = dict(about)
@@ -142,22 +158,24 @@ class Keeper:
         self._digests: dict[str, str] = {}
         self._writing = Ahead()
         self._pending: int | None = None
-        self._open = False  # until the first layer has shown how much room it takes
+        self._open = False  # until the first layer shows how much space the entry takes
 
-    def __enter__(self) -> Keeper:
+    def __enter__(self) -> CacheWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._wait()
-        if kind is None and self._open and len(self._digests) == self._layers:
+        if error is None and self._open and len(self._digests) == self._layers:
             content = {"about": self._about, "kind": self._kind, "files": self._digests}
             write_json(self._path / _INDEX, content)
+            # Another process may have finished the same entry meanwhile.
             if not self._final.exists():
                 self._path.rename(self._final)
         shutil.rmtree(self._path, ignore_errors=True)
 
     def save(self, index: int, inputs: Sequence[InputStatistics]) -> None:
-        """Keep the statistics of layer ``index``, in the background. Full disks end the keeping."""
+        """Write the statistics of layer ``index`` in the background."""
+        # At most one layer is being written: more would keep their statistics in memory.
         self._wait()
         if index == 0:
             self._open = self._make_room(_nbytes(inputs) * self._layers)
@@ -172,9 +190,9 @@ class Keeper:
 
     def _write(self, index: int, inputs: Sequence[InputStatistics]) -> bool:
         tensors = {
-            f"{number}.{place}": part.cpu().contiguous()
+            f"{number}.{part_number}": part.cpu().contiguous()
             for number, group in enumerate(inputs)
-            for place, part in enumerate(group.moment.parts())
+            for part_number, part in enumerate(group.moment.parts())
         }
         about: list[dict[str, Any]] = [
             {
@@ -192,27 +210,28 @@ class Keeper:
             self._path.mkdir(parents=True, exist_ok=True)
             save_file(tensors, path)
             self._digests[path.name] = sha256(path)
-        except Exception:  # safetensors raises its own; without a cache the work goes on
+        except Exception:  # safetensors has exceptions of its own, and no run fails for its cache
             return False
         return True
 
     def _make_room(self, nbytes: int) -> bool:
-        """Remove the entries used longest ago until the new one fits; False if it can't."""
+        """Remove the entries used longest ago until ``nbytes`` more fit; False if they can't."""
         allowed = limit()
         root = _root()
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError:
             return False
-        for path in root.glob("*.partial"):  # left by a run that was killed
+        # A run that was killed leaves its unfinished entry, whose name holds its process id.
+        for path in root.glob("*.partial"):
             if not psutil.pid_exists(int(path.name.split(".")[1])):
                 shutil.rmtree(path, ignore_errors=True)
         if nbytes > allowed or nbytes > shutil.disk_usage(root).free // 2:
             return False
-        kept = entries()
-        total = sum(entry.nbytes for entry in kept)
-        while kept and total + nbytes > allowed:
-            oldest = kept.pop(0)
+        remaining = entries()
+        total = sum(entry.nbytes for entry in remaining)
+        while remaining and total + nbytes > allowed:
+            oldest = remaining.pop(0)
             total -= oldest.nbytes
             shutil.rmtree(oldest.path, ignore_errors=True)
         return True

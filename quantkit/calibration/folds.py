@@ -1,11 +1,9 @@
-"""Which linears' inputs may be rescaled, found by trying and proven on the block itself.
+"""Folds: where the inverse of an input's scale can be applied, found by trial on the block itself.
 
-A scale s on the input features of a linear is undone exactly where those features are made: the
-weight of the norm before it is divided by s, or the rows of an earlier linear (v before o, up
-before down). Nothing is known of the architecture. Every earlier norm or linear of fitting width
-is tried with random powers of two, whose products are exact in floating point: if the block's
-output stays equal bit for bit, the fold is real. Norms that multiply by 1 + w round, so there a
-small tolerance decides.
+AWQ and SmoothQuant multiply the columns of linears' weights by a scale s, one factor for each input
+feature. The block computes the same as before if these features are divided by s where they are
+made: in the weight of the norm before the linears, or in the rows of an earlier linear (v_proj
+before o_proj, up_proj before down_proj).
 """
 
 from __future__ import annotations
@@ -21,16 +19,19 @@ from torch import Tensor, nn
 
 from quantkit.model.stubs import Call
 
-_TOLERANCE = 1e-5  # relative to the largest output, for norms that multiply by 1 + w
+# Relative to the largest output. Only norms that multiply by 1 + w need it: dividing 1 + w by a
+# power of two and subtracting 1 again rounds.
+_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Where the scale of one input can be undone.
+    """One input that may be rescaled, and the module that makes it.
 
-    producer: name of the module within the block; kind: how its weight is divided;
-    consumers: every linear that reads the input, quantized or not; repeat: how many times each
-    head of the producer is read (grouped-query attention), with ``head_size`` features a head.
+    producer: name of that module within the block; kind: how its weight is divided by a scale (a
+    norm that multiplies by w, a norm that multiplies by 1 + w, the rows of a linear); consumers:
+    every linear that reads the input, quantized or not; repeat: how many times each head of the
+    producer is read (grouped-query attention), with ``head_size`` features a head.
     """
 
     producer: str
@@ -40,26 +41,29 @@ class Fold:
     head_size: int = 0
 
     def expand(self, scale: Tensor) -> Tensor:
-        """Producer's scale (out_features of the producer) → consumers' scale (in_features)."""
+        """The producer's scale (its out_features,) as the consumers see it, (in_features,)."""
         if self.repeat == 1:
             return scale
         heads = scale.view(-1, self.head_size)
         return heads.repeat_interleave(self.repeat, 0).flatten()
 
     def reduce(self, scale: Tensor) -> Tensor:
-        """Consumers' scale → producer's: the geometric mean over the heads that share one."""
+        """The producer's scale nearest to a scale of the consumers, (in_features,).
+
+        It is the geometric mean over the repetitions of each head.
+        """
         if self.repeat == 1:
             return scale
         return scale.log().view(-1, self.repeat, self.head_size).mean(1).exp().flatten()
 
     def narrow(self, scale: Tensor) -> Tensor:
-        """Inverse of ``expand``."""
+        """Inverse of ``expand``, for a scale that is equal in all repetitions of a head."""
         if self.repeat == 1:
             return scale
         return scale.view(-1, self.repeat, self.head_size)[:, 0].flatten()
 
     def divide(self, weight: Tensor, scale: Tensor) -> Tensor:
-        """The producer's weight (or bias) with its outputs divided by ``scale``."""
+        """The producer's weight, changed so that its outputs are divided by ``scale``."""
         if self.kind == "norm_plus_one":
             return (1 + weight) / scale - 1
         return weight / (scale[:, None] if weight.ndim == 2 else scale)
@@ -73,28 +77,38 @@ def find_folds(
     kv_heads: int | None,
     known: Sequence[Fold] = (),
 ) -> list[Fold]:
-    """Find one fold for each group of linears that read the same tensor, where there is one.
+    """One fold for each group of linears that read the same tensor, where there is one.
 
-    ``call`` and ``hidden`` (rows, tokens, features) are what the block is run on. ``known`` are
-    the folds of a sister block: when all of them hold here too, one forward proves it and
-    nothing is searched. Folds come in the order of ``groups``.
+    groups: names of linears within ``block``; call, hidden (rows, tokens, features): the arguments
+    that the block is run on; kv_heads: of attention, where the model has such a number; known: the
+    folds of the block before. The result is in the order of ``groups``.
     """
     probe = _Probe(block, call, hidden)
+    # The blocks of a model are mostly alike, so one forward proves all of the known folds.
     if known and {f.consumers for f in known} <= {tuple(g) for g in groups} and probe.holds(known):
         return list(known)
-    found = []
+    folds = []
     for consumers in groups:
         for candidate in _candidates(probe, tuple(consumers), kv_heads):
             if probe.holds([candidate]):
-                found.append(candidate)
+                folds.append(candidate)
                 break
-    if found and not probe.holds(found):  # each alone is right, but together they interfere
+    # Each fold holds by itself, but together they may interfere.
+    if folds and not probe.holds(folds):
         return []
-    return found
+    return folds
 
 
 class _Probe:
-    """A float32 copy of a block, its input, and the output that must not change."""
+    """A float32 copy of a block, its arguments, and the output that no fold may change.
+
+    order: names of the modules that have a weight, as they are executed.
+    """
+
+    # Nothing is known of the architecture: a table of who feeds whom would have to name every
+    # family of models, and would be wrong for the next one. Instead candidates are scaled by
+    # random powers of two, whose products are exact in floating point, so that a real fold leaves
+    # the output equal bit for bit, and anything else changes it.
 
     def __init__(self, block: nn.Module, call: Call, hidden: Tensor) -> None:
         self.block = copy.deepcopy(block).float()
@@ -103,7 +117,7 @@ class _Probe:
         self.generator = torch.Generator().manual_seed(0)
         self.order: list[str] = []
         handles = [
-            module.register_forward_hook(self._note(name))
+            module.register_forward_hook(self._append(name))
             for name, module in self.block.named_modules()
             if name and getattr(module, "weight", None) is not None
         ]
@@ -111,7 +125,7 @@ class _Probe:
         for handle in handles:
             handle.remove()
 
-    def _note(self, name: str) -> Callable[..., None]:
+    def _append(self, name: str) -> Callable[..., None]:
         return lambda *_: self.order.append(name)
 
     @torch.inference_mode()
@@ -121,7 +135,8 @@ class _Probe:
         return result
 
     def holds(self, folds: Sequence[Fold]) -> bool:
-        """Whether the block's output stays what it was under random scales on ``folds``."""
+        """Whether the block's output stays the same under random scales of all ``folds``."""
+        # A linear may consume one fold and produce for another: the first value seen is its own.
         originals: dict[str, Tensor] = {}
 
         def change(module: str, leaf: str, function: Callable[[Tensor], Tensor]) -> None:
@@ -134,11 +149,11 @@ class _Probe:
             width = self.block.get_parameter(f"{fold.producer}.weight").shape[0]
             powers = torch.randint(-2, 3, (width,), generator=self.generator)
             scale = torch.exp2(powers.float()).to(self.hidden.device)
-            wide = fold.expand(scale)
+            expanded = fold.expand(scale)
             change(fold.producer, "weight", partial(fold.divide, scale=scale))
             change(fold.producer, "bias", partial(torch.mul, other=1 / scale))
             for consumer in fold.consumers:
-                change(consumer, "weight", partial(torch.mul, other=wide))
+                change(consumer, "weight", partial(torch.mul, other=expanded))
         try:
             output = self._run()
         finally:
@@ -151,7 +166,7 @@ class _Probe:
 
 
 def _candidates(probe: _Probe, consumers: tuple[str, ...], kv_heads: int | None) -> list[Fold]:
-    """Possible producers, the nearest before the first consumer first."""
+    """Possible folds; those of the nearest module before the first consumer come first."""
     modules = dict(probe.block.named_modules())
     width = modules[consumers[0]].weight.shape[1]
     earlier = []
@@ -166,11 +181,11 @@ def _candidates(probe: _Probe, consumers: tuple[str, ...], kv_heads: int | None)
             candidates.append(Fold(name, "norm", consumers))
             candidates.append(Fold(name, "norm_plus_one", consumers))
         elif isinstance(modules[name], nn.Linear):
-            made = weight.shape[0]
-            if made == width:
+            out = weight.shape[0]
+            if out == width:
                 candidates.append(Fold(name, "linear", consumers))
-            elif kv_heads and made < width and width % made == 0 and made % kv_heads == 0:
-                candidates.append(Fold(name, "linear", consumers, width // made, made // kv_heads))
+            elif kv_heads and out < width and width % out == 0 and out % kv_heads == 0:
+                candidates.append(Fold(name, "linear", consumers, width // out, out // kv_heads))
     return candidates
 
 

@@ -7,8 +7,8 @@ from typing import Literal
 
 from quantkit.calibration.statistics import Kind
 
-# Which weights the calibration rows pass through: those of the checkpoint, those that were
-# written, or both side by side, so that the drift between them can be corrected (GPTAQ).
+# The weights that a block has when the calibration rows pass through it: those of the checkpoint,
+# the quantized ones, or both side by side, so that the drift between them can be corrected (GPTAQ).
 Propagate = Literal["original", "quantized", "corrected"]
 
 
@@ -16,8 +16,9 @@ Propagate = Literal["original", "quantized", "corrected"]
 class Needs:
     """What a method needs to know of the inputs of linears.
 
-    kind: the second moment that is summed, XᵀX (``gram``) or its diagonal; folds: whether it must
-    be observed which inputs may be rescaled; propagate: which weights the rows pass through.
+    kind: the second moment that is summed, XᵀX (``gram``) or its diagonal alone (``diagonal``);
+    folds: whether the method rescales inputs, so that folds must be found; propagate: the weights
+    that the rows pass through.
     """
 
     kind: Kind
@@ -26,5 +27,5 @@ class Needs:
 
     @property
     def independent(self) -> bool:
-        """Whether the statistics are those of the checkpoint, whatever is done to its weights."""
+        """Whether the statistics depend on the checkpoint alone, not on how it is quantized."""
         return self.propagate == "original"

@@ -1,6 +1,6 @@
-"""What is measured of a block's linears while the calibration rows pass through it.
+"""Statistics of what a block's linears read, summed while the calibration rows pass through it.
 
-All linears that read the same tensor share one measurement: q, k and v; gate and up.
+All linears that read the same tensor share them: q_proj, k_proj and v_proj; gate_proj and up_proj.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from quantkit.base.parallel import bfloat16_products, multiplies_bfloat16
 
 Kind = Literal["gram", "diagonal"]
 _PANEL = 256  # rows of a Gram matrix that are summed together
-_TOKENS = 1024  # taken in at once
-_LISTENED = 8  # one in so many tokens is listened to for the size of the outputs
+_TOKENS = 1024  # added at once: that many are copied to float32 at a time
+_ENERGY_STRIDE = 8  # the size of the outputs is estimated on every eighth token
 
 
 class Moment(Protocol):
-    """A second moment of an input, summed over tokens in float32."""
+    """A second moment of an input X (tokens, width), summed over tokens in float32."""
 
     def add(self, rows: Tensor) -> None:
-        """Take in ``rows`` (tokens, width), of any float dtype."""
+        """Add the rows (tokens, width) of further tokens, of any float dtype."""
         ...
 
     def diagonal(self) -> Tensor:
@@ -33,30 +33,32 @@ class Moment(Protocol):
         ...
 
     def matrix(self, order: Tensor | None = None) -> Tensor:
-        """XᵀX, (width, width), its rows and columns in ``order`` (width,).
+        """XᵀX (width, width), with its rows and columns in ``order`` (width,) int64.
 
         Raises TypeError where only the diagonal was summed.
         """
         ...
 
     def parts(self) -> list[Tensor]:
-        """The tensors that make it up, in a fixed order."""
+        """The tensors that hold the sums, in a fixed order."""
         ...
 
 
 class Diagonal:
-    """The diagonal of XᵀX alone: llama.cpp's importance."""
+    """The diagonal of XᵀX alone, which is llama.cpp's importance matrix."""
 
     def __init__(self, width: int, device: torch.device) -> None:
         self._sums = torch.zeros(width, device=device)
 
     def add(self, rows: Tensor) -> None:
+        # Rows of bfloat16 are still values of bfloat16 after the copy to float32: their products
+        # are the same in the faster units.
         exact = rows.dtype == torch.bfloat16
         with bfloat16_products(rows.device) if exact else nullcontext():
             for part in rows.split(_TOKENS):
-                self._take(part.float())
+                self._add_part(part.float())
 
-    def _take(self, rows: Tensor) -> None:
+    def _add_part(self, rows: Tensor) -> None:
         self._sums += rows.square().sum(0)
 
     def diagonal(self) -> Tensor:
@@ -70,27 +72,27 @@ class Diagonal:
 
 
 class Gram(Diagonal):
-    """XᵀX, of which only what lies on and right of the diagonal is summed, in panels of rows.
-
-    The diagonal is summed once more as ``Diagonal`` does it, so that importance weights are the
-    same to the last bit wherever they come from.
-    """
+    """The Gram matrix XᵀX: half of the hessian of the squared output error."""
 
     def __init__(self, width: int, device: torch.device) -> None:
+        # The diagonal is summed by itself too, so that importance weights are the same to the last
+        # bit whether they come from a Gram matrix or from a ``Diagonal``.
         super().__init__(width, device)
+        # XᵀX is symmetric: panels of rows, each from its part of the diagonal to the right, are
+        # little more than half of the products and of the memory.
         self._panels = [
             torch.zeros(min(_PANEL, width - first), width - first, device=device)
             for first in range(0, width, _PANEL)
         ]
 
-    def _take(self, rows: Tensor) -> None:
-        super()._take(rows)
+    def _add_part(self, rows: Tensor) -> None:
+        super()._add_part(rows)
         for panel in self._panels:
             right = rows[:, -panel.shape[1] :]
             panel.addmm_(right[:, : len(panel)].t(), right)
 
     def matrix(self, order: Tensor | None = None) -> Tensor:
-        # Row by row of panels, so that beside the result nothing of its size is needed.
+        # One panel's rows at a time, so that nothing of the result's size is needed beside it.
         width = self._panels[0].shape[1]
         result = self._sums.new_empty(width, width)
         order = torch.arange(width, device=result.device) if order is None else order
@@ -109,42 +111,49 @@ class Gram(Diagonal):
 
 
 class Drift:
-    """(X - Y)ᵀ Y (width, width) of two tensors of one shape, summed over tokens in float32."""
+    """(X - Y)ᵀ Y (width, width), summed over tokens in float32.
+
+    X (tokens, width) is what the unquantized model reads, and Y what the quantized one reads.
+    """
 
     def __init__(self, width: int, device: torch.device) -> None:
         self._sum = torch.zeros(width, width, device=device)
 
-    def add(self, left: Tensor, right: Tensor) -> None:
-        """Take in rows (tokens, width) of X and of Y; their difference is of their dtype."""
-        exact = left.dtype == torch.bfloat16
-        with bfloat16_products(left.device) if exact else nullcontext():
-            for x, y in zip(left.split(_TOKENS), right.split(_TOKENS), strict=True):
-                apart, y = (x - y).float(), y.float()
+    def add(self, original: Tensor, quantized: Tensor) -> None:
+        """Add the rows (tokens, width) of X and of Y for the same tokens, of one float dtype."""
+        exact = original.dtype == torch.bfloat16
+        with bfloat16_products(original.device) if exact else nullcontext():
+            for x, y in zip(original.split(_TOKENS), quantized.split(_TOKENS), strict=True):
+                # The difference is rounded to the dtype of the rows, for the faster units.
+                difference, y = (x - y).float(), y.float()
                 for first in range(0, len(self._sum), _PANEL):
                     rows = slice(first, first + _PANEL)
-                    self._sum[rows].addmm_(apart[:, rows].t(), y)
+                    self._sum[rows].addmm_(difference[:, rows].t(), y)
 
     def matrix(self) -> Tensor:
-        """The sum, in bfloat16 where products of that are fast: eight bits of so small a
-        correction are plenty."""
+        """The sum, in bfloat16 where products of bfloat16 are fast, else in float32."""
+        # Eight bits of so small a correction are enough: the result is as good with bfloat16
+        # (docs/quality.md, "Drifted inputs").
         fast = multiplies_bfloat16(self._sum.device)
         return self._sum.to(torch.bfloat16) if fast else self._sum
 
 
 def new_moment(kind: Kind, width: int, device: torch.device) -> Moment:
-    """A moment of ``kind`` with nothing in it yet."""
+    """A moment of ``kind`` over no tokens."""
     return Gram(width, device) if kind == "gram" else Diagonal(width, device)
 
 
 @dataclass
 class InputStatistics:
-    """One tensor that linears of a block read.
+    """Statistics of one tensor that linears of a block read.
 
-    consumers: names of the linears within the block, in order of execution; width: features;
-    moment: summed over ``tokens`` tokens; energy: each consumer's squared output without its
-    bias, summed over features and tokens (by a sample of them), a float64 number on the device;
-    drift: (X - Y)ᵀ Y, in float32 or bfloat16, with X what the unquantized model reads, where
-    ``moment`` is of what the quantized one does, Y (``propagate: corrected``).
+    consumers: names of these linears within the block, in order of execution; width: features of
+    the tensor; moment: summed over ``tokens`` tokens; energy: by consumer, the sum of its squared
+    outputs without its bias, over features and tokens (estimated on a sample of tokens), a float64
+    scalar on the device.
+
+    drift: (X - Y)ᵀ Y (width, width), float32 or bfloat16, with ``propagate: corrected``, else None.
+    Then ``moment`` is that of Y, which the quantized model reads.
     """
 
     consumers: list[str]
@@ -160,10 +169,11 @@ class InputStatistics:
 
 
 class Meter:
-    """Measures the inputs of ``linears`` in every forward of their block.
+    """Measures the inputs of ``linears``, named within their block, in every forward of the block.
 
-    ``inputs`` are the distinct tensors read, in order of execution. Linears that are never
-    called are in none. new: makes the moment of an input of some width.
+    new: makes the moment of an input, from its width and device; inputs: statistics of the
+    distinct tensors that linears read, in order of execution. A linear that is never called is a
+    consumer of none.
     """
 
     def __init__(
@@ -173,12 +183,13 @@ class Meter:
         self._new = new
         self._linears = linears
         self._owner: dict[str, InputStatistics] = {}
-        # Tensors read during the forward under way: holding them keeps their addresses unique.
+        # The tensors read in the current forward. While they are held, no other tensor gets the
+        # address of one of them.
         self._seen: list[tuple[Tensor, InputStatistics]] = []
 
     @contextmanager
     def watching(self) -> Iterator[Callable[[], None]]:
-        """Measure inside the block; call what is given after each forward."""
+        """Measure inside the ``with`` block; call the given function after each forward."""
         handles = [
             linear.register_forward_hook(self._hook(name)) for name, linear in self._linears.items()
         ]
@@ -192,24 +203,27 @@ class Meter:
         def measure(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             tensor: Tensor = args[0]
             group = self._owner.get(name)
-            if group is None:  # the first forward: find out who reads what
-                group = self._find(tensor)
+            if group is None:  # in the first forward
+                group = self._group_of(tensor)
                 group.consumers.append(name)
                 self._owner[name] = group
             if group.consumers[0] == name:
                 rows = tensor.detach().reshape(-1, group.width)
                 group.moment.add(rows)
                 group.tokens += rows.shape[0]
+            # The energy is what reports divide errors by: its size is enough, and a sample of the
+            # tokens gives that for an eighth of the time.
             bias = getattr(module, "bias", None)
-            values = output.reshape(-1, output.shape[-1])[::_LISTENED]
+            values = output.reshape(-1, output.shape[-1])[::_ENERGY_STRIDE]
             values = values if bias is None else values - bias
             norms = torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32)
-            found = norms.double().square_().mean() * (output.numel() // output.shape[-1])
-            group.energy[name] = found + group.energy[name] if name in group.energy else found
+            energy = norms.double().square_().mean() * (output.numel() // output.shape[-1])
+            group.energy[name] = energy + group.energy[name] if name in group.energy else energy
 
         return measure
 
-    def _find(self, tensor: Tensor) -> InputStatistics:
+    def _group_of(self, tensor: Tensor) -> InputStatistics:
+        """The statistics of a tensor, new ones where no linear has read it in this forward."""
         for other, group in self._seen:
             if (
                 other.data_ptr() == tensor.data_ptr()

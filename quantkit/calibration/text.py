@@ -1,4 +1,4 @@
-"""A data set becomes rows of tokens, all of one length, the same for everyone who has the file."""
+"""Calibration text: a data set becomes rows of tokens, all of one length."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from quantkit.documents.dataset import Dataset, Document, read
 
 @dataclass(frozen=True)
 class Rows:
-    """ids: int64 (rows, sequence_length); digest: of the data set; wanted: rows asked for."""
+    """Rows of tokens. ids: (rows, sequence_length) int64; digest: SHA-256 of the data set."""
 
     ids: Tensor
     digest: str
-    wanted: int | None
 
     @property
     def count(self) -> int:
@@ -28,14 +27,14 @@ class Rows:
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """The checkpoint's tokenizer. Raises InputError when it has none that can be loaded."""
+    """The tokenizer of a checkpoint. Raises InputError where none can be loaded."""
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(directory)
-    except Exception as error:  # whatever a tokenizer's own code raises, it can't be loaded
+    except Exception as error:  # a tokenizer's own code may raise anything
         raise InputError(
-            f"its tokenizer can't be loaded ({type(error).__name__}: {error})",
+            f"the tokenizer can't be loaded ({type(error).__name__}: {error})",
             where=str(directory),
             fix="A checkpoint needs tokenizer.json (or the files of its slow tokenizer).",
         ) from error
@@ -46,11 +45,11 @@ def pack(
 ) -> Rows:
     """Tokenize a data set and cut it into rows of ``sequence_length``.
 
-    Documents are shuffled with ``seed`` (None keeps their order), joined with the end-of-sequence
-    token and cut; what is left at the end is dropped. With ``rows`` at most so many are returned:
-    the text may hold fewer.
+    Documents are shuffled with ``seed`` (None keeps their order), joined by the end-of-sequence
+    token and cut; tokens after the last whole row are dropped. ``rows`` is the largest number of
+    rows returned (None: all); the text may hold fewer. The result depends on these arguments alone.
 
-    Raises InputError for what can't be read, and for text too short for one row.
+    Raises InputError for a data set that can't be read, and for text too short for one row.
     """
     documents, digest = read(dataset)
     if seed is not None:
@@ -73,11 +72,11 @@ def pack(
             fix="Give more text or a shorter sequence_length.",
         )
     table = torch.tensor(ids[: count * sequence_length]).view(count, sequence_length)
-    return Rows(table, digest, rows)
+    return Rows(table, digest)
 
 
 def check_length(length: int, config: dict[str, Any], section: str) -> None:
-    """Raise InputError for rows longer than the model has positions."""
+    """Raise InputError for rows of more tokens than the model's config allows positions."""
     limit = config.get("max_position_embeddings")
     if isinstance(limit, int) and length > limit:
         raise InputError(
@@ -101,9 +100,11 @@ def render_chat(
     add_generation_prompt: bool,
     tools: list[dict[str, Any]] | None = None,
 ) -> str:
-    """Render chat messages by the model's own template.
+    """The text of chat messages, rendered by the model's own chat template.
 
-    Raises InputError when it has none, or one that can't show them, or leaves the tools out.
+    where: names the messages in errors; tools: descriptions of functions that the model may call.
+    Raises InputError where the model has no template, or one that can't render the messages or
+    leaves the tools out.
     """
     from jinja2.exceptions import TemplateError
 
@@ -115,9 +116,12 @@ def render_chat(
 
     try:
         text = render(tools)
+        # A template that doesn't know tools drops them without an error.
         ignored = bool(tools) and render(None) == text
     except (ValueError, TemplateError, KeyError, TypeError) as error:
-        raise InputError(f"the chat template can't render it ({error})", where=where) from error
+        raise InputError(
+            f"the model's chat template can't render the messages ({error})", where=where
+        ) from error
     if ignored:
-        raise InputError("the model's chat template leaves tools out", where=where)
+        raise InputError("the model's chat template leaves the tools out", where=where)
     return text

@@ -1,4 +1,4 @@
-"""What a block needn't compute again: parts that are found, and those that only seem so."""
+"""Replay: parts of a block that are found, and modules that only look like one."""
 
 from __future__ import annotations
 
@@ -14,47 +14,57 @@ from quantkit.model.stream import Batch
 
 
 class Mlp(nn.Module):
-    """Ends in ``down``; counts its forwards. beside: what it returns with its tensor."""
+    """Returns what ``down`` returns, and ``rest`` after it; counts its forwards.
 
-    def __init__(self, *, beside: tuple[None, ...] | None, doubled: bool) -> None:
+    doubled: whether the output of ``down`` is doubled first.
+    """
+
+    def __init__(self, *, rest: tuple[None, ...] | None, doubled: bool) -> None:
         super().__init__()
         self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
-        self.beside, self.doubled, self.computed = beside, doubled, 0
+        self.rest, self.doubled, self.forwards = rest, doubled, 0
 
     def forward(self, hidden: Tensor) -> Tensor | tuple[Tensor | None, ...]:
-        self.computed += 1
-        made = self.down(self.up(hidden).relu())
-        made = made * 2 if self.doubled else made
-        return made if self.beside is None else (made, *self.beside)
+        self.forwards += 1
+        output = self.down(self.up(hidden).relu())
+        output = output * 2 if self.doubled else output
+        return output if self.rest is None else (output, *self.rest)
 
 
 class Block(nn.Module):
-    def __init__(self, *, beside: tuple[None, ...] | None = None, doubled: bool = False) -> None:
+    def __init__(self, *, rest: tuple[None, ...] | None = None, doubled: bool = False) -> None:
         super().__init__()
-        self.first = Mlp(beside=beside, doubled=doubled)
+        self.mlp = Mlp(rest=rest, doubled=doubled)
         self.last = nn.Linear(8, 8)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        made = self.first(hidden)
-        return hidden + self.last(made if self.first.beside is None else made[0])
+        output = self.mlp(hidden)
+        return hidden + self.last(output if self.mlp.rest is None else output[0])
 
 
 def observed(block: Block, hidden: list[Tensor]) -> tuple[Replay, HiddenStates]:
-    """A replay that has seen the first forward, and what ``down`` reads."""
-    linears = {"first.up": block.first.up, "first.down": block.first.down, "last": block.last}
-    replay, read = Replay(block, linears), HiddenStates()
-    handle = block.first.down.register_forward_pre_hook(lambda _, args: read.start([args[0]]))
+    """A replay that has watched the first forward, and what ``mlp.down`` reads in all of them."""
+    linears = {"mlp.up": block.mlp.up, "mlp.down": block.mlp.down, "last": block.last}
+    replay, inputs = Replay(block, linears), HiddenStates()
+    handle = block.mlp.down.register_forward_pre_hook(lambda _, args: inputs.extend([args[0]]))
     with torch.inference_mode():
         with replay.watching(batch(hidden[0])):
             block(hidden[0])
         for rows in hidden[1:]:
             block(rows)
     handle.remove()
-    return replay, read
+    return replay, inputs
 
 
 def batch(hidden: Tensor) -> Batch:
     return Batch(torch.zeros(hidden.shape[:-1], dtype=torch.int64), hidden, [])
+
+
+def computed(replay: Replay, block: Block, hidden: list[Tensor]) -> list[Tensor]:
+    return [
+        replay.compute(number, batch(rows), partial(block, rows))
+        for number, rows in enumerate(hidden)
+    ]
 
 
 @pytest.fixture
@@ -62,51 +72,51 @@ def hidden() -> list[Tensor]:
     return list(torch.randn(3, 2, 5, 8, generator=torch.Generator().manual_seed(3)))
 
 
-@pytest.mark.parametrize("beside", [None, (), (None,)])
+@pytest.mark.parametrize("rest", [None, (), (None,)])
 @torch.inference_mode()
-def test_a_finished_part_is_its_last_linear_alone(
-    hidden: list[Tensor], beside: tuple[None, ...] | None
+def test_of_a_finished_part_only_the_last_linear_is_computed(
+    hidden: list[Tensor], rest: tuple[None, ...] | None
 ) -> None:
-    block = Block(beside=beside)
-    replay, read = observed(block, hidden)
-    assert replay.keep(["first.down"], read) and not replay.keep(["first.up", "last"], read)
+    block = Block(rest=rest)
+    replay, inputs = observed(block, hidden)
+    assert replay.use_inputs(["mlp.down"], inputs)
+    assert not replay.use_inputs(["mlp.up", "last"], inputs)
     whole = [block(rows) for rows in hidden]
-    replay.finish(["first.up"])
-    block.first.computed = 0
-    given = [replay.compute(n, batch(h), partial(block, h)) for n, h in enumerate(hidden)]
-    assert block.first.computed == len(hidden)  # nothing is known yet
-    replay.finish(["first.down"])
-    block.first.computed = 0
-    given = [replay.compute(n, batch(h), partial(block, h)) for n, h in enumerate(hidden)]
-    assert block.first.computed == 1  # in the first place, to compare
-    assert all(map(torch.equal, given, whole))
+    replay.finish(["mlp.up"])
+    block.mlp.forwards = 0
+    computed(replay, block, hidden)
+    assert block.mlp.forwards == len(hidden)  # ``mlp.down`` isn't finished
+    replay.finish(["mlp.down"])
+    block.mlp.forwards = 0
+    replayed = computed(replay, block, hidden)
+    assert block.mlp.forwards == 1  # the first batch, to compare
+    assert all(map(torch.equal, replayed, whole))
 
 
 @torch.inference_mode()
-def test_a_part_in_which_a_linear_is_left_is_computed(hidden: list[Tensor]) -> None:
+def test_a_part_with_an_unfinished_linear_is_computed(hidden: list[Tensor]) -> None:
     block = Block()
-    replay, read = observed(block, hidden)
-    replay.keep(["first.down"], read)
-    replay.finish(["first.down"])
-    block.first.computed = 0
+    replay, inputs = observed(block, hidden)
+    replay.use_inputs(["mlp.down"], inputs)
+    replay.finish(["mlp.down"])
+    block.mlp.forwards = 0
     replay.compute(1, batch(hidden[1]), lambda: block(hidden[1]))
-    assert block.first.computed == 1
+    assert block.mlp.forwards == 1
 
 
 @torch.inference_mode()
-def test_what_goes_on_after_the_last_linear_is_no_part(hidden: list[Tensor]) -> None:
-    replay, read = observed(Block(doubled=True), hidden)
-    assert not replay.keep(["first.up", "first.down", "last"], read)
+def test_a_module_that_changes_its_last_linears_output_is_no_part(hidden: list[Tensor]) -> None:
+    replay, inputs = observed(Block(doubled=True), hidden)
+    assert not replay.use_inputs(["mlp.up", "mlp.down", "last"], inputs)
 
 
 @torch.inference_mode()
-def test_where_a_part_gives_something_else_all_is_computed(hidden: list[Tensor]) -> None:
+def test_where_a_replayed_part_differs_all_is_computed(hidden: list[Tensor]) -> None:
     block = Block()
-    replay, read = observed(block, hidden)
-    replay.keep(["first.down"], read)
-    replay.finish(["first.up", "first.down"])
-    block.first.doubled = True  # it wasn't when it was watched
+    replay, inputs = observed(block, hidden)
+    replay.use_inputs(["mlp.down"], inputs)
+    replay.finish(["mlp.up", "mlp.down"])
+    block.mlp.doubled = True  # unlike in the forward that was watched
     whole = [block(rows) for rows in hidden]
-    given = [replay.compute(n, batch(h), partial(block, h)) for n, h in enumerate(hidden)]
-    assert all(map(torch.equal, given, whole))
-    assert not replay.keep(["first.down"], read)
+    assert all(map(torch.equal, computed(replay, block, hidden), whole))
+    assert not replay.use_inputs(["mlp.down"], inputs)

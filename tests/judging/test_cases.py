@@ -24,7 +24,7 @@ def test_messages_go_through_the_template_with_system_prompt_and_tools() -> None
     text = tokenizer.decode(encode_prompt(plain, tokenizer))
     assert text.startswith("<|system|>\nBe brief.<|end|>") and text.endswith("<|assistant|>\n")
     with_tools = Case(id="a", messages=messages, tools=tools, check=[Check(exact="x")])
-    with pytest.raises(InputError, match="leaves tools out"):
+    with pytest.raises(InputError, match="leaves the tools out"):
         encode_prompt(with_tools, tokenizer)
     tokenizer.chat_template = (
         "{% for t in tools or [] %}[{{ t['function']['name'] }}]{% endfor %}"
