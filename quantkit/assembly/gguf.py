@@ -25,7 +25,7 @@ from quantkit.calibration.corrected import CorrectedPass
 from quantkit.calibration.needs import Needs
 from quantkit.calibration.passing import CalibrationPass
 from quantkit.calibration.statistics import InputStatistics
-from quantkit.checkpoint.writer import Written
+from quantkit.checkpoint.written import Written
 from quantkit.formats.gguf import grids
 from quantkit.formats.gguf.file import GgufTensorPlan
 from quantkit.formats.gguf.writer import write_blocks, write_file

@@ -15,7 +15,7 @@ from quantkit.calibration.needs import Needs
 from quantkit.calibration.passing import CalibrationPass
 from quantkit.calibration.statistics import InputStatistics
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.checkpoint.writer import Written
+from quantkit.checkpoint.written import Written
 from quantkit.formats.gguf.file import GgufTensorPlan
 from quantkit.methods.ggml import types as ggml
 from quantkit.methods.ggml.types import GgmlTensor, row_bytes

@@ -17,7 +17,8 @@ from quantkit.calibration.needs import Needs
 from quantkit.calibration.passing import CalibrationPass
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import write_config
-from quantkit.checkpoint.writer import TensorWriter, Written
+from quantkit.checkpoint.writer import TensorWriter
+from quantkit.checkpoint.written import Written
 from quantkit.formats.registry import safetensors_formats
 from quantkit.methods.linears import BlockResult
 from quantkit.model.stream import Stream

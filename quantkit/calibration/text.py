@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quantkit.base.errors import InputError
-from quantkit.documents.dataset import Dataset, Document, read
+from quantkit.documents.dataset import Dataset, Document, read_dataset
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def pack(
 
     Raises InputError for a data set that can't be read, and for text too short for one row.
     """
-    documents, digest = read(dataset)
+    documents, digest = read_dataset(dataset)
     if seed is not None:
         random.Random(seed).shuffle(documents)
     separator = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]

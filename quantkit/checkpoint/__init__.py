@@ -1,1 +1,1 @@
-"""Checkpoints on disk: where they are found, read, written, and what lies beside the weights."""
+"""Model directories in safetensors: locating, reading and writing them."""

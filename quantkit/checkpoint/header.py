@@ -36,7 +36,7 @@ SINGLE_FILE = "model.safetensors"
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies: file, dtype, shape and byte range within the file."""
+    """A tensor of a file. start: of its bytes, from the beginning of the file."""
 
     file: Path
     dtype: torch.dtype
@@ -46,20 +46,22 @@ class TensorEntry:
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
-    """Return the entries of one safetensors file, checked against the file's real size.
+    """The tensors of one safetensors file, by key.
 
-    Raises InputError for a truncated or malformed file.
+    Raises InputError for a malformed header, and for a file that is shorter than it says.
     """
     size = path.stat().st_size
     again = "The file is damaged or incomplete: download or copy it again."
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
-            raise InputError("truncated: its header is incomplete", where=str(path), fix=again)
+            raise InputError(
+                "the file is truncated: its header is incomplete", where=str(path), fix=again
+            )
         try:
             header = json.loads(file.read(length))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise InputError("its header isn't JSON", where=str(path), fix=again) from error
+            raise InputError("the header isn't JSON", where=str(path), fix=again) from error
     entries = {}
     for key, value in header.items():
         if key == "__metadata__":
@@ -67,8 +69,8 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         start, end = value["data_offsets"]
         if 8 + length + end > size:
             raise InputError(
-                f"truncated: tensor {key} ends at byte {8 + length + end:,}, "
-                f"the file has {size:,} bytes",
+                f"the file is truncated: tensor {key} ends at byte {8 + length + end:,}, "
+                f"and there are {size:,} bytes",
                 where=str(path),
                 fix=again,
             )
@@ -78,7 +80,9 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         shape = tuple(value["shape"])
         if torch.Size(shape).numel() * dtype.itemsize != end - start:
             raise InputError(
-                f"tensor {key}: shape {shape} and byte range disagree", where=str(path), fix=again
+                f"tensor {key} has the shape {shape}, and its byte range is of another size",
+                where=str(path),
+                fix=again,
             )
         entries[key] = TensorEntry(path, dtype, shape, 8 + length + start, end - start)
     return entries

@@ -1,4 +1,4 @@
-"""Safetensors checkpoints, one tensor at a time."""
+"""A checkpoint directory whose tensors are read one at a time."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 class Checkpoint:
-    """A Hugging Face model directory in safetensors, single file or sharded. Read-only.
+    """A Hugging Face model directory in safetensors, in one file or in shards.
 
-    ``config`` is config.json as it is. Implements ``Weights``.
+    config: the content of config.json; files: that hold the tensors; entries: of the tensors, by
+    key. Implements ``Weights``.
     """
 
     format = "safetensors"
 
     def __init__(self, directory: Path) -> None:
-        """Read config and headers. Raises InputError when the directory isn't usable."""
+        """Read the config and the headers.
+
+        Raises InputError where one is missing or malformed, and for weights stored as pickle.
+        """
         self.directory = directory
         if not directory.is_dir():
             raise InputError("no such directory", where=str(directory))
@@ -54,19 +58,19 @@ class Checkpoint:
         return self.entries[key].nbytes
 
     def read(self, key: str) -> torch.Tensor:
-        """Return one tensor in memory of its own, in its stored dtype."""
+        """One tensor in its stored dtype."""
         entry = self.entries[key]
         return _pread(entry, key, entry.shape, entry.start)
 
     def read_rows(self, key: str, start: int, stop: int) -> torch.Tensor:
-        """Return rows ``start`` to ``stop`` of one tensor, in its stored dtype."""
+        """``read(key)[start:stop]``, without reading the other rows."""
         entry = self.entries[key]
         shape = (max(0, min(stop, entry.shape[0]) - start), *entry.shape[1:])
         row = entry.nbytes // entry.shape[0]
         return _pread(entry, key, shape, entry.start + start * row)
 
     def expect(self, keys: Iterable[str]) -> None:
-        """Ask the system to have these tensors in its cache when they are read, where it can."""
+        """Ask the system to read these tensors into its cache, where it knows such advice."""
         if not hasattr(os, "posix_fadvise"):
             return
         for entry in [self.entries[key] for key in keys]:
@@ -75,7 +79,7 @@ class Checkpoint:
                 os.posix_fadvise(file.fileno(), entry.start, entry.nbytes, advice)
 
     def nbytes(self) -> int:
-        """Bytes of all tensors as stored."""
+        """Bytes of all tensors as they are stored."""
         return sum(entry.nbytes for entry in self.entries.values())
 
     def parameters(self) -> int:
@@ -84,6 +88,7 @@ class Checkpoint:
 
 
 def _pread(entry: TensorEntry, key: str, shape: tuple[int, ...], offset: int) -> torch.Tensor:
+    # Into memory of its own, not mapped: mapped pages count as resident memory, and stay.
     tensor = torch.empty(shape, dtype=entry.dtype)
     if tensor.nbytes == 0:
         return tensor
@@ -94,7 +99,7 @@ def _pread(entry: TensorEntry, key: str, shape: tuple[int, ...], offset: int) ->
         while done < tensor.nbytes:
             count = os.preadv(descriptor, [view[done:]], offset + done)
             if count == 0:
-                raise InputError(f"ended while reading {key}", subject=str(entry.file))
+                raise InputError(f"ends within {key}", subject=str(entry.file))
             done += count
     finally:
         os.close(descriptor)
@@ -116,9 +121,8 @@ def _weight_files(directory: Path) -> list[Path]:
         return files
     if (directory / SINGLE_FILE).is_file():
         return [directory / SINGLE_FILE]
-    found = sorted(directory.glob("*.safetensors"))
-    if found:
-        return found
+    if files := sorted(directory.glob("*.safetensors")):
+        return files
     pickles = sorted(path.name for pattern in _PICKLES for path in directory.glob(pattern))
     if pickles:
         raise InputError(

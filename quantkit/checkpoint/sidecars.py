@@ -1,4 +1,4 @@
-"""What lies beside the weights: tokenizer, chat template, generation config, and config.json."""
+"""The files beside the weights: tokenizer, chat template, generation config, and config.json."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ from quantkit.base.files import read_json, read_optional_json, write_json
 from quantkit.results.manifest import MANIFEST, RUN
 
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx"}
-# Rewritten by us, or about the original alone.
-_OWN = {
+# Written anew, or about the original alone.
+_NOT_COPIED = {
     "config.json",
     "quantize_config.json",
     RUN,
     "README.md",
     MANIFEST,
 }
-
-
-# What a tokenizer is saved as; any of the first makes it a whole one.
+# The files that tokenizers are saved as; any of the first set is enough for a tokenizer.
 _VOCABULARIES = {
     "tokenizer.json",
     "tokenizer.model",
@@ -39,28 +37,29 @@ _TEMPLATES = {"chat_template.jinja", "chat_template.json"}
 
 
 def sidecars(source: Path) -> list[Path]:
-    """The files of a checkpoint that are neither weights nor rewritten by us."""
+    """The files of a checkpoint that an artifact needs unchanged: all but weights and configs."""
     return [
         path
         for path in sorted(source.iterdir())
         if path.is_file()
         and path.suffix not in _WEIGHTS
-        and path.name not in _OWN
+        and path.name not in _NOT_COPIED
         and not path.name.endswith(".index.json")
         and not path.name.startswith(".")
     ]
 
 
 def copy_sidecars(source: Path, target: Path, adapter: Path | None = None) -> list[str]:
-    """Copy every other file of a checkpoint byte for byte; returns the names copied.
+    """Copy the ``sidecars`` of a checkpoint; returns their names.
 
     adapter: a directory whose tokenizer and chat template are copied instead of the
-    checkpoint's, where it brings them. A tokenizer is replaced whole, since files of two don't
-    mix; the checkpoint's template stays where the adapter has none.
+    checkpoint's, where it has them.
     """
     chosen = {path.name: path for path in sidecars(source)}
     if adapter is not None:
         brought = {name for name in _TOKENIZER | _TEMPLATES if (adapter / name).is_file()}
+        # Files of two tokenizers don't fit together, so all of the checkpoint's go. Its chat
+        # template stays where the adapter has none.
         replaced = _TOKENIZER if brought & _VOCABULARIES else set()
         if brought & _TEMPLATES or _has_template(adapter):
             replaced = replaced | _TEMPLATES
@@ -93,11 +92,9 @@ def _has_template(directory: Path) -> bool:
 
 
 def write_config(target: Path, config: dict[str, Any], quantization: dict[str, Any] | None) -> None:
-    """Write config.json: the original's keys, and how the weights are quantized.
-
-    The dtype is written under both of its names: engines of different age read one or the other.
-    """
+    """Write config.json: the original's keys, and ``quantization`` as quantization_config."""
     result = dict(config)
+    # Under both names: engines read the one or the other, depending on their age.
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     result["dtype"] = result["torch_dtype"] = dtype
     if quantization is not None:

@@ -1,4 +1,4 @@
-"""What ``--model`` may name: a directory, the bundled demo, or a model id of the hub."""
+"""What ``--model`` and ``--adapter`` may name: a directory, a hub id, or the bundled demo."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from pathlib import Path
 from quantkit.base.errors import InputError
 from quantkit.base.resources import demo_adapter, demo_model
 
-# Weights in safetensors and what lies beside them; pickles are never fetched.
+# Weights in safetensors and the files beside them; pickles are never fetched.
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
-def locate(model: str) -> Path:
-    """Return the local directory of ``model``.
+def locate_model(model: str) -> Path:
+    """The local directory of a model.
 
-    ``demo`` is the bundled model (``./demo`` is a directory of that name), an existing path is
-    taken as it is, and ``owner/name`` is downloaded through huggingface_hub into its own cache
-    (``owner/name@revision`` pins one).
+    ``demo`` is the bundled model; ``./demo`` is a directory of that name. ``owner/name``, if it is
+    no directory, is downloaded by huggingface_hub into its own cache; ``owner/name@revision`` pins
+    a revision.
 
-    Raises InputError when it is none of these or can't be downloaded.
+    Raises InputError for what is none of these, and for what can't be downloaded.
     """
     if model == "demo":
         return demo_model()
-    return _locate(model, "a checkpoint is a directory with config.json and *.safetensors")
+    return _directory(model, "a checkpoint is a directory with config.json and *.safetensors")
 
 
 def locate_adapter(adapter: str) -> Path:
-    """The same for a LoRA adapter; ``demo`` is the one that is bundled."""
+    """The local directory of a LoRA adapter, named like a model; ``demo`` is the bundled one."""
     if adapter == "demo":
         return demo_adapter()
-    return _locate(adapter, "an adapter is a directory with adapter_config.json")
+    return _directory(adapter, "an adapter is a directory with adapter_config.json")
 
 
-def _locate(model: str, expected: str) -> Path:
+def _directory(model: str, expected: str) -> Path:
     path = Path(model)
     if path.is_dir():
         return path
@@ -58,14 +58,14 @@ def _locate(model: str, expected: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"no such directory, and the hub can't deliver it ({type(error).__name__}: {reason})",
-            where=model,
+            f"is no directory, and can't be downloaded ({type(error).__name__}: {reason})",
+            subject=model,
             fix="Check the name, the network, and HF_TOKEN for a gated model.",
         ) from error
 
 
 def model_name(model: str) -> str:
-    """What to call ``model``: the last part of its path or id, without a revision."""
+    """The name of a model: the last part of its path or id, without a revision."""
     if model != "demo" and Path(model).is_dir():
         return Path(model).resolve().name
     return model.rsplit("/", 1)[-1].partition("@")[0]

@@ -1,8 +1,8 @@
-"""Writing what must never be seen half-done: an output directory, and safetensors as a stream.
+"""Safetensors written as a stream: no more than one tensor is in memory.
 
-A directory is built under ``OUT.partial`` and renamed when it is whole. A safetensors file is
-appended to tensor by tensor; its header, whose room was reserved, is written last. (Spaces after
-the JSON are allowed by the format and ignored by every reader.)
+A file is appended to tensor by tensor. Its header comes first in the format and lists all of them,
+so room for it is reserved at the beginning and it is written last. Spaces after its JSON are
+allowed by the format, and readers ignore them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -20,38 +19,21 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from quantkit.base.files import holds, write_at, write_json
+from quantkit.base.files import write_at, write_json
 from quantkit.checkpoint.header import DTYPE_NAMES, DTYPES, INDEX_FILE, SINGLE_FILE
+from quantkit.checkpoint.written import Written
 
-_DEFAULT_SHARD = 5_000_000_000  # bytes, as the hub recommends
-_HEADER_PER_TENSOR = 160  # dtype, shape, offsets and punctuation; names come on top
-_SHARD, _TAIL = "shard-{}", ".tail"  # names while they are written
-
-
-@dataclass(frozen=True)
-class Written:
-    """Where a tensor lies in an unfinished file, and the digest of its bytes."""
-
-    file: str
-    name: str
-    dtype: str
-    shape: list[int]
-    start: int
-    nbytes: int
-    sha256: str
-
-    def intact(self, path: Path) -> bool:
-        """Whether the file holds these bytes."""
-        return holds(path, self.start, self.nbytes, self.sha256)
+_DEFAULT_SHARD = 5_000_000_000  # bytes; the hub recommends it
+_HEADER_PER_TENSOR = 160  # bytes for dtype, shape, offsets and punctuation, without the name
+_SHARD, _TAIL = "shard-{}", ".tail"  # the files' names until they are finished
 
 
 class TensorWriter:
     """Appends tensors to safetensors shards in ``directory``.
 
-    Use as a context manager: leaving it without an exception completes the last shard, gives
-    the shards their final names and writes the index where there is more than one. Nothing
-    stays in memory after ``add``. Tensors too odd in size to lie before others without breaking
-    their alignment wait in a file of their own until their shard ends.
+    Use it as a context manager: leaving it without an exception completes the last shard, gives
+    the shards their final names and writes the index if there are several. Nothing stays in memory
+    after ``add``.
     """
 
     def __init__(
@@ -61,8 +43,11 @@ class TensorWriter:
         shard_bytes: int = _DEFAULT_SHARD,
         scratch: Path | None = None,
     ) -> None:
-        """``names``: at least those of all tensors that will be added, to size the header.
-        ``scratch``: for what must outlive a kill without being part of the result."""
+        """
+        names: of all tensors that will be added, or more, to size the header; shard_bytes: the
+        size at which a new shard begins; scratch: a directory for files that aren't part of the
+        result, and that another run may resume from.
+        """
         self._directory = directory
         self._scratch = scratch
         room = sum(len(name.encode()) + _HEADER_PER_TENSOR for name in names) + 64
@@ -85,9 +70,9 @@ class TensorWriter:
             self._shards[-1].close()
 
     def add(self, tensors: Mapping[str, Tensor]) -> list[Written]:
-        """Write tensors (any device) that belong together: they share a shard.
+        """Write tensors (any device) into one shard, since they belong together.
 
-        Their bytes are the system's when this returns: a kill doesn't lose them.
+        When this returns the system has their bytes, and killing the process doesn't lose them.
         """
         shard = self._shard_for(sum(tensor.nbytes for tensor in tensors.values()))
         return [
@@ -98,7 +83,7 @@ class TensorWriter:
     def add_parts(
         self, name: str, dtype: torch.dtype, shape: tuple[int, ...], parts: Iterable[Tensor]
     ) -> Written:
-        """Write one tensor that is never whole in memory: its rows, in parts."""
+        """Write one tensor that is never whole in memory. parts: some of its rows, in order."""
         nbytes = torch.Size(shape).numel() * dtype.itemsize
         return self._shard_for(nbytes).add(name, dtype, shape, parts)
 
@@ -111,7 +96,10 @@ class TensorWriter:
         return shard
 
     def resume(self, written: Iterable[Written]) -> bool:
-        """Go on after what an earlier run has written; False if that is damaged."""
+        """Continue after the tensors that an earlier run has written.
+
+        Returns False, and continues nothing, where one of them is damaged.
+        """
         written = list(written)
         for number, path in enumerate(_finished_shards(self._directory)):
             path.rename(self._directory / _SHARD.format(number))
@@ -125,11 +113,11 @@ class TensorWriter:
                 if self._shards:
                     self._shards[-1].finish()
                 self._new_shard()
-            self._shards[-1].take(tensor)
+            self._shards[-1].count(tensor)
         return True
 
     def restart(self) -> None:
-        """Forget what was resumed."""
+        """Begin anew after ``resume``: everything written so far is written over."""
         for shard in self._shards:
             shard.close()
         self._shards = []
@@ -167,13 +155,17 @@ class TensorWriter:
 
 
 def _finished_shards(directory: Path) -> list[Path]:
-    """Shards that have their final names already, in order."""
+    """Shards that an earlier run has given their final names, in order."""
     single = directory / SINGLE_FILE
     return [single] if single.is_file() else sorted(directory.glob("model-*-of-*.safetensors"))
 
 
 class _Shard:
-    """One safetensors file under way, and the tail that will end it."""
+    """One unfinished safetensors file.
+
+    Readers want every tensor aligned to its dtype. Tensors whose size is a multiple of eight bytes
+    keep what follows them aligned. The others wait in a second file, the tail, until the end.
+    """
 
     def __init__(self, path: Path, tail: Path, room: int) -> None:
         self.path = path
@@ -182,7 +174,7 @@ class _Shard:
         self.size = 0
         self.entries: dict[str, object] = {}
         self._odd: list[Written] = []
-        # Unbuffered: what is written must outlive the process. An earlier run's bytes are kept
+        # Unbuffered, since a killed process loses its buffers. Bytes of an earlier run are kept
         # until they are written over, or cut off at the end.
         self._file = _open_to_write(path)
 
@@ -202,15 +194,21 @@ class _Shard:
                     digest.update(data)
                     end += part.nbytes
         if end - start != nbytes:
-            raise RuntimeError(f"{name}: {end - start} bytes came, not {nbytes}")
+            raise RuntimeError(f"{name} has {end - start} bytes, and its shape asks for {nbytes}")
         written = Written(
-            place.name, name, DTYPE_NAMES[dtype], list(shape), start, nbytes, digest.hexdigest()
+            file=place.name,
+            name=name,
+            dtype=DTYPE_NAMES[dtype],
+            shape=list(shape),
+            start=start,
+            nbytes=nbytes,
+            sha256=digest.hexdigest(),
         )
-        self.take(written)
+        self.count(written)
         return written
 
-    def take(self, written: Written) -> None:
-        """Count a tensor that lies in the file already."""
+    def count(self, written: Written) -> None:
+        """Note a tensor whose bytes are in the file."""
         if written.file == self.path.name:
             self._enter(written)
         else:
@@ -225,7 +223,7 @@ class _Shard:
         self.size += written.nbytes
 
     def finish(self) -> None:
-        # The largest alignment first: what follows is then aligned to its own, smaller one.
+        # The dtypes of the largest items come first: what follows them needs less alignment.
         for odd in sorted(self._odd, key=lambda odd: -DTYPES[odd.dtype].itemsize):
             with self.tail.open("rb") as file:
                 file.seek(odd.start)
@@ -235,7 +233,7 @@ class _Shard:
             {"__metadata__": {"format": "pt"}, **self.entries}, separators=(",", ":")
         ).encode()
         if len(header) > self.room:
-            raise RuntimeError(f"header of {self.path} outgrew its {self.room} bytes")
+            raise RuntimeError(f"the header of {self.path} needs more than its {self.room} bytes")
         write_at(self._file, 0, self.room.to_bytes(8, "little") + header.ljust(self.room))
         self._file.truncate(8 + self.room + self.size)
         self.close()

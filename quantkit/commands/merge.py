@@ -26,7 +26,7 @@ from quantkit.base.progress import Progress
 from quantkit.base.version import __version__
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import copy_sidecars, tokens_of, write_config
-from quantkit.checkpoint.source import locate
+from quantkit.checkpoint.source import locate_model
 from quantkit.checkpoint.writer import TensorWriter
 from quantkit.formats.packed import PackedCheckpoint
 from quantkit.judging.merge_proof import PASSES, prove
@@ -110,7 +110,7 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _open_base(model: str, *, dequantize: bool) -> Checkpoint:
-    checkpoint = Checkpoint(locate(model))
+    checkpoint = Checkpoint(locate_model(model))
     quantization = checkpoint.config.get("quantization_config")
     if not quantization:
         return checkpoint

@@ -24,7 +24,7 @@ from quantkit.base.version import __version__
 from quantkit.calibration.text import Rows, check_length, load_tokenizer, pack
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import copy_sidecars
-from quantkit.checkpoint.source import locate, model_name
+from quantkit.checkpoint.source import locate_model, model_name
 from quantkit.documents.dataset import check_exists, digest_of
 from quantkit.engines.compatibility import loading_of
 from quantkit.formats.format import Contents
@@ -71,7 +71,7 @@ def prepare(
 
     ``adapters`` are folded in as tensors are read, so that no merged copy is needed on disk.
     """
-    checkpoint = Checkpoint(locate(model))
+    checkpoint = Checkpoint(locate_model(model))
     if quantization := checkpoint.config.get("quantization_config"):
         raise InputError(
             f"is quantized already ({quantization.get('quant_method', 'unknown method')})",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantkit.base.errors import InputError, MachineError, QuantkitError
-from quantkit.documents.dataset import Document, read
+from quantkit.documents.dataset import Document, read_dataset
 from quantkit.judging.cases import load_cases
 from quantkit.judging.gates import check_slices
 from quantkit.judging.harness import Harness
@@ -66,7 +66,7 @@ def _gates(loaded: LoadedSuite, allow_code: bool) -> Part:
 
 
 def _likelihood(loaded: LoadedSuite, allow_code: bool) -> Part:
-    documents, digest = read(loaded.likelihood_dataset())
+    documents, digest = read_dataset(loaded.likelihood_dataset())
     words = sum(len(document.words.split()) for document in documents)
     return f"likelihood: {len(documents)} documents, {words:,} words, {digest[:12]}", documents
 
@@ -97,7 +97,7 @@ def _overlap(loaded: Loaded, texts: Sequence[Document]) -> str:
     name, dataset = loaded.recipe.name, loaded.calibration_dataset()
     if dataset is None:
         return f"{name}: has no calibration text"
-    overlaps = find_overlaps(texts, read(dataset)[0])
+    overlaps = find_overlaps(texts, read_dataset(dataset)[0])
     if overlaps:
         raise InputError(
             f"{len(overlaps)} of the suite's {len(texts)} texts overlap with {dataset}\n"

@@ -1,1 +1,1 @@
-"""YAML files in which no misspelt key is ignored, and the data sets that they name."""
+"""YAML files in which every key is checked, and the data sets that they name."""

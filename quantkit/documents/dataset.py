@@ -1,4 +1,4 @@
-"""Where text comes from: a file, or a data set of the Hub; the same documents for everyone."""
+"""Text from a file or a data set of the Hub, pinned so that it is the same for everyone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 class HubDataset(Strict):
     """A data set of the Hub, pinned to a commit, or a folder in the form of one.
 
-    The library ``datasets`` reads it, from its cache where it is there already.
+    The library ``datasets`` reads it, from its own cache if it was downloaded before.
     """
 
     hub: str = Field(description="owner/name, or a folder: ./data, ../data, /data")
@@ -31,10 +31,10 @@ class HubDataset(Strict):
     column: str = Field(default="text", description="of strings, or of lists of chat messages")
     revision: str | None = Field(default=None, description="commit; a folder has none")
     rows: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="the first so many; the rest isn't downloaded"
+        default=None, description="how many of the first to take; the rest isn't downloaded"
     )
     join: str | None = Field(
-        default=None, description="put between rows to make one document of them all"
+        default=None, description="text between rows, which makes one document of them all"
     )
 
     @model_validator(mode="after")
@@ -50,10 +50,11 @@ class HubDataset(Strict):
 
     @property
     def is_folder(self) -> bool:
+        """Whether ``hub`` is a path rather than owner/name."""
         return self.hub.startswith(("./", "../", "/")) or self.hub in (".", "..")
 
     def relative_to(self, directory: Path) -> HubDataset:
-        """The same with a folder's path taken from ``directory``."""
+        """The same data set; the path of a folder is made absolute, relative to ``directory``."""
         if not self.is_folder:
             return self
         return self.model_copy(update={"hub": str((directory / self.hub).resolve())})
@@ -64,15 +65,15 @@ class HubDataset(Strict):
 
 
 Dataset = Path | HubDataset
-# What a document's key ``dataset`` may hold. Tags in <> are left out of errors' keys.
+# The type of a document's key ``dataset``. Tags in <> are no keys: errors leave them out.
 DatasetKey = Annotated[
     Annotated[str, Tag("<file>")] | Annotated[HubDataset, Tag("<hub>")],
     Discriminator(lambda value: "<hub>" if isinstance(value, dict | HubDataset) else "<file>"),
 ]
 
 
-def resolve(dataset: str | HubDataset, directory: Path) -> Dataset:
-    """A document's ``dataset`` with its path taken from the document's ``directory``."""
+def resolve_dataset(dataset: str | HubDataset, directory: Path) -> Dataset:
+    """A document's ``dataset``, with its path relative to the document's ``directory``."""
     if isinstance(dataset, HubDataset):
         return dataset.relative_to(directory)
     return (directory / dataset).resolve()
@@ -80,38 +81,39 @@ def resolve(dataset: str | HubDataset, directory: Path) -> Dataset:
 
 @dataclass(frozen=True)
 class Document:
-    """One document of a data set: text, or chat messages. where: the file and line, or row."""
+    """One document of a data set: text, or chat messages. where: its file and line, or its row."""
 
     where: str
     content: str | list[dict[str, Any]]
 
     @property
     def words(self) -> str:
-        """The text without any template: what the messages say."""
+        """The text, without a chat template: that of all messages."""
         if isinstance(self.content, str):
             return self.content
         return "\n".join(str(message.get("content", "")) for message in self.content)
 
 
 def check_exists(dataset: Dataset) -> None:
-    """Raise InputError where a file or folder isn't there, MachineError without ``datasets``."""
+    """Raise InputError where the file or folder isn't there, MachineError without ``datasets``."""
     if isinstance(dataset, Path):
         if not dataset.is_file():
-            raise _nowhere(dataset)
+            raise _missing(dataset)
         return
     _library()
     if dataset.is_folder and not Path(dataset.hub).is_dir():
-        raise _nowhere(Path(dataset.hub))
+        raise _missing(Path(dataset.hub))
 
 
-def read(dataset: Dataset) -> tuple[list[Document], str]:
+def read_dataset(dataset: Dataset) -> tuple[list[Document], str]:
     """The documents of a data set in their order, and its digest.
 
-    A .jsonl file has an object a line with ``text``, or ``messages`` for the chat template; any
-    other file is one document of plain text. The digest is the sha256 of the file, or, of a data
-    set of the Hub, of its documents as JSON lines.
+    Each line of a .jsonl file is an object with ``text``, or with ``messages`` for the chat
+    template; any other file is one document of plain text. The digest is the sha256 of the file,
+    or that of the documents as JSON lines for a data set of the Hub.
 
-    Raises InputError for what is unreadable, malformed or empty.
+    Raises InputError for what can't be read, is malformed or empty; MachineError without
+    ``datasets``, or where the Hub can't be reached.
     """
     if isinstance(dataset, HubDataset):
         return _from_hub(dataset)
@@ -119,7 +121,7 @@ def read(dataset: Dataset) -> tuple[list[Document], str]:
         raw = dataset.read_bytes()
         text = raw.decode("utf-8")
     except FileNotFoundError:
-        raise _nowhere(dataset) from None
+        raise _missing(dataset) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"can't be read as UTF-8 text ({error})", subject=str(dataset)) from error
     if not text.strip():
@@ -136,13 +138,13 @@ def read(dataset: Dataset) -> tuple[list[Document], str]:
 
 
 def digest_of(dataset: Dataset) -> str:
-    """The digest that ``read`` gives."""
+    """The digest of a data set, as ``read_dataset`` gives it."""
     if isinstance(dataset, HubDataset):
-        return read(dataset)[1]
+        return read_dataset(dataset)[1]
     return sha256(dataset)
 
 
-def _nowhere(path: Path) -> InputError:
+def _missing(path: Path) -> InputError:
     return InputError(
         "no such file" if path.suffix else "no such file or folder",
         where=str(path),
@@ -158,7 +160,7 @@ def _from_line(line: str, where: str) -> Document:
     for key, kind in (("text", str), ("messages", list)):
         if isinstance(value, dict) and isinstance(value.get(key), kind):
             return Document(where, value[key])
-    raise InputError('needs an object with "text" or "messages"', subject=where)
+    raise InputError('isn\'t an object with "text" or "messages"', subject=where)
 
 
 def _library() -> Any:
@@ -188,13 +190,16 @@ def _from_hub(dataset: HubDataset) -> tuple[list[Document], str]:
     if dataset.join is not None:
         texts = [document.content for document in documents]
         if not all(isinstance(text, str) for text in texts):
-            raise InputError("join is for text, not for messages", where=str(dataset))
+            raise InputError("join needs text, and these are messages", where=str(dataset))
         documents = [Document(str(dataset), dataset.join.join(str(text) for text in texts))]
     return documents, digest.hexdigest()
 
 
 def _column(dataset: HubDataset) -> list[Any]:
-    """The values of a data set's column."""
+    """The values of a data set's column.
+
+    Raises InputError where it can't be loaded, MachineError where the Hub can't be reached.
+    """
     library = _library()
     check_exists(dataset)
     library.disable_progress_bars()
@@ -210,13 +215,13 @@ def _column(dataset: HubDataset) -> list[Any]:
         values = [row.get(dataset.column) for row in islice(table, dataset.rows)]
     except (ConnectionError, TimeoutError) as error:
         raise MachineError(
-            f"the hub can't be reached ({type(error).__name__}: {_first(error)})",
+            f"the Hub can't be reached ({type(error).__name__}: {_first_line(error)})",
             where=str(dataset),
-            fix="It is read from the cache of datasets once it has been downloaded.",
+            fix="Download it once with the network; then it is read from the cache of datasets.",
         ) from error
-    except Exception as error:  # datasets raises errors of many libraries
+    except Exception as error:  # datasets passes on the errors of many libraries
         raise InputError(
-            f"datasets can't load it ({type(error).__name__}: {_first(error)})",
+            f"datasets can't load it ({type(error).__name__}: {_first_line(error)})",
             where=str(dataset),
             fix="Check hub, config, split and revision, and HF_TOKEN for a gated data set.",
         ) from error
@@ -227,5 +232,5 @@ def _column(dataset: HubDataset) -> list[Any]:
     return values
 
 
-def _first(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0]

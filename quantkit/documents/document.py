@@ -1,4 +1,4 @@
-"""Versioned YAML documents, validated so that no misspelt key is ever ignored."""
+"""Versioned YAML documents (recipes, suites), in which a misspelt key is an error."""
 
 from __future__ import annotations
 
@@ -16,36 +16,42 @@ from quantkit.base.errors import InputError
 
 
 class Strict(BaseModel):
-    """Unknown keys are errors, and "4" is not 4: a typo must not fall back to a default."""
+    """A section in which unknown keys are errors, and "4" is not 4."""
+
+    # So that no typo falls back to a default.
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Versioned(Strict):
+    """A document with a name and a version. schema: of its keys."""
+
     schema_: Literal[1] = Field(alias="schema")
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._+-]*$")]
     version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")]
     description: str = ""
 
     def canonical(self) -> str:
-        """The content without what equals its default: what the digest is taken of.
-
-        So a key that a later version of the program adds changes no published digest. In return
-        defaults never change.
-        """
+        """The content as JSON, without what equals its default: the digest is taken of it."""
+        # So that a key which a later version of the program adds changes no published digest. The
+        # price is that defaults never change.
         content = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
         return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
     @property
     def digest(self) -> str:
+        """sha256 of the content, whatever the layout of its file."""
         return hashlib.sha256(self.canonical().encode()).hexdigest()
 
 
 Document = TypeVar("Document", bound=Versioned)
 
 
-def find(name_or_path: str, folder: Path, kind: str) -> Path:
-    """The file of that path, or the one shipped in ``folder`` by that name."""
+def find_document(name_or_path: str, folder: Path, kind: str) -> Path:
+    """The file of that path, or the one of that name shipped in ``folder``.
+
+    kind: for the message. Raises InputError where there is neither.
+    """
     path = Path(name_or_path)
     if path.is_file():
         return path
@@ -56,14 +62,14 @@ def find(name_or_path: str, folder: Path, kind: str) -> Path:
     close = difflib.get_close_matches(name_or_path, names, n=1)
     hint = f"Did you mean {close[0]}? " if close else ""
     raise InputError(
-        f"no such {kind}: neither a file nor a shipped name",
-        where=name_or_path,
+        f"is no {kind}: neither a file nor a shipped name",
+        subject=name_or_path,
         fix=f"{hint}Shipped: {', '.join(names)}.",
     )
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key given twice is an error, not a silent choice of the last."""
+    """YAML in which a key given twice is an error; PyYAML takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -78,7 +84,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds."""
+    """The mapping that a YAML file holds. Raises InputError for a file that isn't one."""
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -88,11 +94,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def apply(data: dict[str, Any], setting: str) -> None:
-    """Set one ``key=value`` with a dotted key and a YAML value."""
+def apply_setting(data: dict[str, Any], setting: str) -> None:
+    """Set one ``key=value`` of --set in ``data``: a dotted key and a YAML value.
+
+    Raises InputError for a setting of another form.
+    """
     key, equals, text = setting.partition("=")
     if not equals or not key:
-        raise InputError("is not key=value", subject=f"--set {setting}")
+        raise InputError("isn't key=value", subject=f"--set {setting}")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -109,7 +118,7 @@ def apply(data: dict[str, Any], setting: str) -> None:
 
 
 def _from_here(dataset: Any) -> Any:
-    """A data set given on the command line is relative to the working directory."""
+    """A data set of the command line, whose path is relative to the working directory."""
     if isinstance(dataset, str):
         return str(Path(dataset).resolve())
     if isinstance(dataset, dict) and str(dataset.get("hub", "")).startswith("."):
@@ -123,9 +132,10 @@ def validate(
     path: Path,
     tags: Mapping[str, type[Strict]] | None = None,
 ) -> Document:
-    """Make the document of what a file holds. Raises InputError that names file, key and fix.
+    """The document of class ``model`` whose keys and values are ``data``, read from ``path``.
 
-    ``tags``: the classes that a section may have by its ``method``.
+    tags: the classes that a section may have, by its ``method``. Raises InputError that names the
+    file and each key that is wrong.
     """
     tags = tags or {}
     try:
@@ -142,7 +152,7 @@ def validate(
 def explain(
     model: type[BaseModel], problem: Any, tags: Mapping[str, type[Strict]] | None = None
 ) -> str:
-    """One of a ValidationError's ``errors()`` in a line: the key, what is wrong, and a fix."""
+    """A line about one of a ValidationError's ``errors()``: the key, what is wrong, and a fix."""
     tags = tags or {}
     location = [
         part
@@ -158,10 +168,10 @@ def explain(
         hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
         return f"{key}: unknown key; {hint}"
     if kind == "missing":
-        return f"{key}: missing"
+        return f"{key} is missing"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         methods = ", ".join(name for name in tags if "-" not in name)
-        return f"{key}.method: must be one of {methods}"
+        return f"{key}.method must be one of {methods}"
     message = problem["msg"].removeprefix("Value error, ")
     where = f"{key}: " if key else ""
     if kind == "value_error":
@@ -172,7 +182,7 @@ def explain(
 def _known_keys(
     model: type[BaseModel], location: tuple[Any, ...], tags: Mapping[str, type[Strict]]
 ) -> list[str]:
-    """The keys that the section around ``location`` knows."""
+    """The keys that the section with the key at ``location`` may have."""
     current: Any = model
     for part in location[:-1]:
         if isinstance(part, int) or part.startswith("<"):
@@ -188,8 +198,8 @@ def _known_keys(
 
 
 def _flatten(annotation: Any) -> list[type]:
-    """All classes inside a possibly nested annotation such as ``list[Gate] | None``."""
+    """All classes in an annotation, which may be nested, such as ``list[Gate] | None``."""
     arguments = getattr(annotation, "__args__", ())
     if not arguments:
         return [annotation] if isinstance(annotation, type) else []
-    return [found for argument in arguments for found in _flatten(argument)]
+    return [inner for argument in arguments for inner in _flatten(argument)]

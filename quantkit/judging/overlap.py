@@ -14,7 +14,7 @@ from pathlib import Path
 from quantkit.artifact.manifest import read_manifest, read_run
 from quantkit.base import resources
 from quantkit.base.errors import InputError, QuantkitError
-from quantkit.documents.dataset import Dataset, Document, HubDataset, digest_of, read
+from quantkit.documents.dataset import Dataset, Document, HubDataset, digest_of, read_dataset
 from quantkit.judging.cases import Case
 from quantkit.results.manifest import MergedManifest
 
@@ -126,7 +126,7 @@ def check_overlap(
         elif dataset is not None:
             key = str(dataset)
             if key not in known:
-                known[key] = find_overlaps(judged, read(dataset)[0])
+                known[key] = find_overlaps(judged, read_dataset(dataset)[0])
             if overlaps := known[key]:
                 remarks.append(_remark(artifact, overlaps, len(judged), allow))
     return remarks

@@ -19,7 +19,7 @@ from quantkit.base.progress import Progress
 from quantkit.calibration.text import load_tokenizer
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.weights import Weights
-from quantkit.documents.dataset import Document, read
+from quantkit.documents.dataset import Document, read_dataset
 from quantkit.engines import transformers as hf
 from quantkit.formats.packed import open_artifact
 from quantkit.judging import harness
@@ -140,7 +140,7 @@ class _Judge:
         skeleton = Skeleton(checkpoint)
         tokenizer = load_tokenizer(tokenizer_directory(checkpoint))
         rows = held_out_rows(loaded, checkpoint, tokenizer)
-        texts = read(loaded.likelihood_dataset())[0]
+        texts = read_dataset(loaded.likelihood_dataset())[0]
         cases = tasks = None
         if suite.regression is not None:
             path = loaded.resolve(suite.regression.cases)

@@ -9,7 +9,7 @@ import torch
 
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import tokens_of
-from quantkit.checkpoint.source import locate, locate_adapter, model_name
+from quantkit.checkpoint.source import locate_adapter, locate_model, model_name
 from quantkit.lora.adapter import Adapter
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.model.skeleton import Skeleton
@@ -22,7 +22,7 @@ def open_checkpoint(model: str, adapters: Sequence[Weighted] = ()) -> Checkpoint
 
     Raises InputError.
     """
-    base = Checkpoint(locate(model))
+    base = Checkpoint(locate_model(model))
     return adapt(base, adapters, model) if adapters else base
 
 

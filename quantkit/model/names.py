@@ -1,8 +1,9 @@
-"""Checkpoint keys ↔ module parameters, proven complete.
+"""Which checkpoint key each parameter of a model has, with none left over on either side.
 
 transformers renames keys when it loads (a base-model prefix added or dropped, older spellings)
-and fuses some (experts). Its own rules are asked for the renames; a fusion, or a name left over
-on either side, is refused, because a tensor that is silently not loaded ruins everything after.
+and fuses some (experts). Its own rules give the renames here. A fusion is refused, and so is a
+key or a parameter without its counterpart: a tensor that is silently not loaded would ruin every
+result.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|masked_bias|attn\.bias|atte
 
 
 class Described(Protocol):
-    """What is asked of a checkpoint, quantized or not: its keys, their shapes and values."""
+    """A checkpoint, plain or quantized, whose tensors' shapes and values can be asked for."""
 
     @property
     def directory(self) -> Path: ...
@@ -37,11 +38,10 @@ class Described(Protocol):
     def read(self, key: str) -> Tensor: ...
 
 
-def match(model: PreTrainedModel, checkpoint: Described) -> dict[str, str]:
-    """Map every parameter and persistent buffer of ``model`` to its checkpoint key.
+def match_names(model: PreTrainedModel, checkpoint: Described) -> dict[str, str]:
+    """The checkpoint key of every parameter and persistent buffer of ``model``.
 
-    Tied parameters map to the key of the tensor they share. Biases of zero that the model doesn't
-    have are left out: some quantizers give one to every linear. Raises InputError when a key or a
+    Tied parameters have the key of the tensor that they share. Raises InputError when a key or a
     parameter is left over, when shapes differ, or when transformers would fuse tensors.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -68,6 +68,7 @@ def match(model: PreTrainedModel, checkpoint: Described) -> dict[str, str]:
             )
         if name not in wanted:
             known = _COMPUTED.search(key) or any(p.search(key) for p in ignored)
+            # Some quantizers give every linear a bias; one of zeros changes nothing.
             if not known and not (key.endswith(".bias") and not checkpoint.read(key).any()):
                 left_over.append(key)
             continue
@@ -99,7 +100,7 @@ def match(model: PreTrainedModel, checkpoint: Described) -> dict[str, str]:
 
 
 def refuse_experts(model: nn.Module, model_type: str, where: str) -> None:
-    """Raise InputError for a mixture of experts, by name."""
+    """Raise InputError for a mixture of experts, which module names show."""
     for name, module in model.named_modules():
         if re.search(r"experts?$", name.rsplit(".", 1)[-1]) or "SparseMoe" in type(module).__name__:
             raise InputError(

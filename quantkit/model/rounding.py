@@ -1,4 +1,4 @@
-"""Linears that round what they read, as the engines of an artifact do."""
+"""Linears that round their inputs, as the engines of an artifact do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def round_inputs(
 ) -> list[RemovableHandle]:
     """Let the linears of the named weights round their inputs, where the source's engines do.
 
-    Until the handles that are returned are removed.
+    Removing the returned handles ends it.
     """
     if not isinstance(source, RoundsInputs):
         return []

@@ -1,7 +1,4 @@
-"""The model without its weights: parameters on the meta device, decoder layers found.
-
-Buffers that are computed (rotary frequencies, masks) are real, since no checkpoint holds them.
-"""
+"""A model without its weights, and where its decoder layers are."""
 
 from __future__ import annotations
 
@@ -14,17 +11,18 @@ import torch
 from torch import nn
 
 from quantkit.base.errors import InputError
-from quantkit.model.names import Described, match, refuse_experts
+from quantkit.model.names import Described, match_names, refuse_experts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 class Skeleton:
-    """A transformers decoder with parameters on the meta device.
+    """A decoder of transformers with its parameters on the meta device.
 
-    model: the PreTrainedModel; layers: its decoder layers; prefix: their name, e.g.
-    ``model.layers``; names: parameter name → checkpoint key, proven complete.
+    Its computed buffers (rotary frequencies, masks) are real, since no checkpoint holds them.
+    model: of transformers; config: the model's; layers: its decoder layers; prefix: their name,
+    such as ``model.layers``; names: the checkpoint key of every parameter.
     """
 
     def __init__(
@@ -33,12 +31,11 @@ class Skeleton:
         dtype: torch.dtype | None = None,
         weights: Described | None = None,
     ) -> None:
-        """Build for ``checkpoint``, computing in ``dtype`` (default: the checkpoint's own).
+        """Build the model of a checkpoint's config, computing in ``dtype`` (default: the config's).
 
-        weights: what ``names`` are to be of, where that is another version of the same model.
-
-        Raises InputError for configs that transformers doesn't know, encoder-decoders, mixtures
-        of experts, and checkpoints whose keys don't match.
+        weights: another version of the same model whose keys ``names`` shall have (default: the
+        checkpoint itself). Raises InputError for configs that transformers doesn't know,
+        encoder-decoders, mixtures of experts, and checkpoints whose keys don't match the model.
         """
         self.directory = checkpoint.directory
         self.model = _empty_model(checkpoint.directory, dtype)
@@ -48,13 +45,14 @@ class Skeleton:
             raise InputError("is an encoder-decoder; only decoders are supported", subject=where)
         refuse_experts(self.model, self.config.model_type, where)
         self.prefix, self.layers = _find_layers(self.model, where)
-        self.names = match(self.model, weights or checkpoint)
+        self.names = match_names(self.model, weights or checkpoint)
 
     def layer_name(self, index: int) -> str:
+        """The name of a decoder layer's module."""
         return f"{self.prefix}.{index}"
 
     def linears(self, index: int) -> dict[str, nn.Linear]:
-        """The linear modules of one layer by their name within it, in definition order."""
+        """The linears of one layer by their name within it, in the order of their definition."""
         return {
             name: module
             for name, module in self.layers[index].named_modules()
@@ -72,7 +70,7 @@ def _empty_model(directory: Path, dtype: torch.dtype | None) -> PreTrainedModel:
     config_file = directory / "config.json"
     try:
         config = AutoConfig.from_pretrained(directory)
-        # A quantized checkpoint's skeleton is that of the model it was made of.
+        # Or transformers would build the quantized model, with its packed linears.
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         with _parameters_on_meta():
@@ -88,7 +86,7 @@ def _empty_model(directory: Path, dtype: torch.dtype | None) -> PreTrainedModel:
 
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Let modules register parameters on the meta device and buffers where they are."""
+    """Let modules put the parameters that they register on the meta device, but not buffers."""
     register = nn.Module.register_parameter
 
     def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
@@ -104,15 +102,15 @@ def _parameters_on_meta() -> Iterator[None]:
 
 
 def _find_layers(model: PreTrainedModel, where: str) -> tuple[str, nn.ModuleList]:
-    """The module list that has as many members as the config has hidden layers."""
+    """The outermost module list with as many members as the config has hidden layers."""
     count = model.config.get_text_config().num_hidden_layers
-    found = [
+    lists = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == count
     ]
-    if not found:
+    if not lists:
         raise InputError(
-            f"no list of {count} decoder layers found in {type(model).__name__}", where=where
+            f"{type(model).__name__} has no list of {count} decoder layers", where=where
         )
-    return min(found, key=lambda item: item[0].count("."))
+    return min(lists, key=lambda item: item[0].count("."))

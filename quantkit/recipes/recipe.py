@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
 
 from quantkit.base import resources
-from quantkit.documents.dataset import Dataset, DatasetKey, resolve
-from quantkit.documents.document import Strict, Versioned, apply, find, read_yaml, validate
+from quantkit.documents.dataset import Dataset, DatasetKey, resolve_dataset
+from quantkit.documents.document import (
+    Strict,
+    Versioned,
+    apply_setting,
+    find_document,
+    read_yaml,
+    validate,
+)
 from quantkit.formats.registry import FORMATS
 from quantkit.methods.method import Method
 from quantkit.methods.registry import METHODS, tag_of
@@ -82,7 +89,9 @@ class Loaded(BaseModel):
 
     def calibration_dataset(self) -> Dataset | None:
         calibration = self.recipe.calibration
-        return None if calibration is None else resolve(calibration.dataset, self.path.parent)
+        if calibration is None:
+            return None
+        return resolve_dataset(calibration.dataset, self.path.parent)
 
 
 def load_recipe(name_or_path: str, settings: list[str] | None = None) -> Loaded:
@@ -92,10 +101,10 @@ def load_recipe(name_or_path: str, settings: list[str] | None = None) -> Loaded:
     recipe, named ``<name>+set``, with a digest of its own. Datasets set this way are relative to
     the working directory.
     """
-    path = find(name_or_path, resources.recipes(), "recipe")
+    path = find_document(name_or_path, resources.recipes(), "recipe")
     data = read_yaml(path)
     for setting in settings or []:
-        apply(data, setting)
+        apply_setting(data, setting)
     if settings and isinstance(data.get("name"), str):
         data["name"] += "+set"
     return Loaded(recipe=validate(Recipe, data, path, METHODS), path=path)

@@ -10,8 +10,8 @@ from typing import Annotated
 from pydantic import BaseModel, Field, model_validator
 
 from quantkit.base import resources
-from quantkit.documents.dataset import Dataset, DatasetKey, resolve
-from quantkit.documents.document import Strict, Versioned, find, read_yaml, validate
+from quantkit.documents.dataset import Dataset, DatasetKey, resolve_dataset
+from quantkit.documents.document import Strict, Versioned, find_document, read_yaml, validate
 from quantkit.results.metrics import INTERVAL_METRICS, METRICS, has_interval, is_metric
 
 
@@ -134,10 +134,10 @@ class LoadedSuite(BaseModel):
         )
 
     def likelihood_dataset(self) -> Dataset:
-        return resolve(self.suite.likelihood.dataset, self.path.parent)
+        return resolve_dataset(self.suite.likelihood.dataset, self.path.parent)
 
 
 def load_suite(name_or_path: str) -> LoadedSuite:
     """Load a shipped suite by name or any suite by path."""
-    path = find(name_or_path, resources.suites(), "suite")
+    path = find_document(name_or_path, resources.suites(), "suite")
     return LoadedSuite(suite=validate(Suite, read_yaml(path), path), path=path)

@@ -16,7 +16,7 @@ from quantkit.base.progress import Silent
 from quantkit.calibration.activations import Snapshot
 from quantkit.calibration.folds import Fold
 from quantkit.calibration.passing import CalibrationState
-from quantkit.checkpoint.writer import Written
+from quantkit.checkpoint.written import Written
 from quantkit.results.manifest import LayerReport
 
 INPUTS = {"recipe": "a" * 64, "quantkit": "1.0"}

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from quantkit.base.errors import InputError, MachineError
 from quantkit.base.output import check_output, new_directory
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.checkpoint.source import locate, model_name
+from quantkit.checkpoint.source import locate_model, model_name
 from quantkit.checkpoint.writer import TensorWriter
 from quantkit.results.manifest import MANIFEST
 
@@ -66,7 +66,7 @@ def test_a_truncated_file_is_refused_with_its_name(tmp_path: Path) -> None:
     whole = file.read_bytes()
     for keep in (4, 100, len(whole) - 1):
         file.write_bytes(whole[:keep])
-        with pytest.raises(InputError, match=r"model\.safetensors: truncated"):
+        with pytest.raises(InputError, match=r"model\.safetensors: the file is truncated"):
             Checkpoint(tmp_path)
 
 
@@ -149,16 +149,16 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_where_models_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (locate("demo") / "config.json").is_file()
-    assert locate(str(tmp_path)) == tmp_path
+    assert (locate_model("demo") / "config.json").is_file()
+    assert locate_model(str(tmp_path)) == tmp_path
     (tmp_path / "demo").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert locate("./demo") == Path("demo") and locate("demo") != Path("demo")
+    assert locate_model("./demo") == Path("demo") and locate_model("demo") != Path("demo")
     assert model_name("owner/name@main") == "name" and model_name("demo") == "demo"
     assert model_name(str(tmp_path / "demo")) == "demo"
     with pytest.raises(InputError, match="no such directory"):
-        locate("./nowhere")
+        locate_model("./nowhere")
     file = tmp_path / "model.safetensors"
     save_file({"a": torch.zeros(1)}, file)
     with pytest.raises(InputError, match="is a file"):
-        locate(str(file))
+        locate_model(str(file))

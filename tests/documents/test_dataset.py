@@ -12,7 +12,13 @@ from pydantic import ValidationError
 from quantkit.base.errors import InputError, MachineError
 from quantkit.base.resources import demo_model
 from quantkit.calibration.text import load_tokenizer, pack
-from quantkit.documents.dataset import HubDataset, check_exists, digest_of, read, resolve
+from quantkit.documents.dataset import (
+    HubDataset,
+    check_exists,
+    digest_of,
+    read_dataset,
+    resolve_dataset,
+)
 from quantkit.recipes.recipe import load_recipe
 
 COMMIT = "b08601e04326c79dfdd32d625aee71d232d685c3"
@@ -39,13 +45,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_rows_become_documents_and_a_digest(folder: Path) -> None:
     plain = HubDataset(hub=str(folder), config="plain")
-    documents, digest = read(plain)
+    documents, digest = read_dataset(plain)
     assert [d.content for d in documents] == [text for text in TEXTS if text.strip()]
     assert digest == digest_of(plain) and len(digest) == 64
     first = plain.model_copy(update={"rows": 4})  # streamed
-    assert [d.content for d in read(first)[0]] == ["The cat is black.", "The owl is white."]
-    assert read(first)[1] != digest
-    (joined,), same = read(plain.model_copy(update={"join": "\n\n"}))
+    assert [d.content for d in read_dataset(first)[0]] == ["The cat is black.", "The owl is white."]
+    assert read_dataset(first)[1] != digest
+    (joined,), same = read_dataset(plain.model_copy(update={"join": "\n\n"}))
     assert joined.content == "The cat is black.\n\nThe owl is white.\n\nThe fox is red."
     assert same == digest
 
@@ -55,16 +61,16 @@ def test_messages_go_through_the_template(folder: Path) -> None:
     tokenizer = load_tokenizer(demo_model())
     rows = pack(chat, tokenizer, sequence_length=8, rows=None, seed=None)
     assert tokenizer.decode(rows.ids[0]).startswith("<|user|>\nHello 0<|end|>")
-    assert rows.digest == read(chat)[1]
+    assert rows.digest == read_dataset(chat)[1]
 
 
 def test_what_can_not_be_read_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="has no column nothing; it has text, other, number"):
-        read(HubDataset(hub=str(folder), config="plain", column="nothing"))
+        read_dataset(HubDataset(hub=str(folder), config="plain", column="nothing"))
     with pytest.raises(InputError, match="row 0 is neither text nor a list of chat messages"):
-        read(HubDataset(hub=str(folder), config="plain", column="number"))
+        read_dataset(HubDataset(hub=str(folder), config="plain", column="number"))
     with pytest.raises(InputError, match="datasets can't load it"):
-        read(HubDataset(hub=str(folder), config="no such config"))
+        read_dataset(HubDataset(hub=str(folder), config="no such config"))
     with pytest.raises(InputError, match="no such file or folder"):
         check_exists(HubDataset(hub=str(folder / "nowhere")))
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
@@ -80,10 +86,10 @@ def test_a_data_set_of_the_hub_must_be_pinned(tmp_path: Path) -> None:
             HubDataset(hub="owner/name", revision=revision)
     with pytest.raises(ValidationError, match="a folder has no revision"):
         HubDataset(hub="./here", revision=COMMIT)
-    assert resolve(HubDataset(hub="../set"), tmp_path) == HubDataset(
+    assert resolve_dataset(HubDataset(hub="../set"), tmp_path) == HubDataset(
         hub=str(tmp_path.parent / "set")
     )
-    assert resolve("a.txt", tmp_path) == tmp_path / "a.txt"
+    assert resolve_dataset("a.txt", tmp_path) == tmp_path / "a.txt"
 
 
 def recipe_with(dataset: object, tmp_path: Path) -> str:
@@ -103,7 +109,7 @@ def recipe_with(dataset: object, tmp_path: Path) -> str:
     [
         ({"hub": "owner/name"}, "calibration.dataset: revision must pin owner/name"),
         ({"hub": "owner/name", "revison": COMMIT}, "calibration.dataset.revison: unknown key; did"),
-        ({"revision": COMMIT}, "calibration.dataset.hub: missing"),
+        ({"revision": COMMIT}, "calibration.dataset.hub is missing"),
         (3, "calibration.dataset: input should be a valid string, not 3"),
     ],
 )
@@ -119,7 +125,7 @@ def test_a_recipe_calibrates_on_a_folder(folder: Path, tmp_path: Path) -> None:
     loaded = load_recipe(recipe_with({"hub": "./set", "config": "plain"}, tmp_path))
     dataset = loaded.calibration_dataset()
     assert isinstance(dataset, HubDataset) and dataset.hub == str(folder)
-    assert len(read(dataset)[0]) == 3
+    assert len(read_dataset(dataset)[0]) == 3
     # paths given on the command line are relative to the working directory
     plain = load_recipe("gptq-w4-g128", ["calibration.dataset={hub: ./x}"]).calibration_dataset()
     assert isinstance(plain, HubDataset) and plain.hub.endswith("/x")

@@ -74,7 +74,7 @@ GOOD = {"id": "a", "prompt": "p", "check": {"exact": "x"}}
         (json.dumps({**GOOD, "max_new_tokens": 0}), "max_new_tokens: input should be greater"),
         (json.dumps({**GOOD, "weight": 0}), "weight: input should be greater"),
         (json.dumps({**GOOD, "critical": "yes"}), "critical: input should be a valid boolean"),
-        (json.dumps({"id": "a", "prompt": "p"}), "check: missing"),
+        (json.dumps({"id": "a", "prompt": "p"}), "check is missing"),
     ],
 )
 def test_bad_lines_are_named(tmp_path: Path, line: str, message: str) -> None:

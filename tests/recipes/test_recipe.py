@@ -83,7 +83,7 @@ def test_a_dataset_given_with_set_is_relative_to_the_working_directory(
         ("quantize.bits=9", "quantize.bits: input should be less than or equal to 8"),
         (
             "quantize.method=awk",
-            "quantize.method: must be one of rtn, gptq, awq, smoothquant, fp8, nf4, ggml",
+            "quantize.method must be one of rtn, gptq, awq, smoothquant, fp8, nf4, ggml",
         ),
         ("qantize=1", "qantize: unknown key; did you mean quantize"),
         ("quantize.group_size=4", "group_size 4 is not -1"),
@@ -92,7 +92,7 @@ def test_a_dataset_given_with_set_is_relative_to_the_working_directory(
         ("calibration=null", "method awq needs a calibration section"),
         ("schema=2", "schema: input should be 1"),
         ("version=1.0", "version: input should be a valid string"),
-        ("nonsense", "is not key=value"),
+        ("nonsense", "isn't key=value"),
         ("name.x=1", "names no section"),
     ],
 )

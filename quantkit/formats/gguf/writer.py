@@ -30,7 +30,7 @@ from quantkit.base.parallel import pool
 from quantkit.base.progress import Task
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.weights import TensorSource
-from quantkit.checkpoint.writer import Written
+from quantkit.checkpoint.written import Written
 from quantkit.formats.gguf.architectures.architecture import Metadata
 from quantkit.formats.gguf.file import GgufPlan, GgufTensorPlan, plan_file
 from quantkit.methods.ggml.types import Encoder, GgmlTensor, load_gguf, row_bytes, rows_at_once
