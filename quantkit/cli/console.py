@@ -1,7 +1,6 @@
-"""The one place that prints: data to stdout, everything else to stderr.
+"""The one place that prints: results to stdout, everything else to stderr.
 
-On a terminal long work shows a bar with what it is doing and the time left; elsewhere plain
-lines, a few a minute.
+Long work shows a progress bar on a terminal, and elsewhere a plain line every ten seconds.
 """
 
 from __future__ import annotations
@@ -24,12 +23,15 @@ from quantkit.base.errors import QuantkitError
 from quantkit.base.files import json_text
 from quantkit.base.progress import Task
 
-_PLAIN_WIDTH = 160  # where there is no terminal to ask
+_PLAIN_WIDTH = 160  # columns, where there is no terminal that has a width
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Console:
-    """Where commands say things. With ``as_json``, stdout gets one JSON value and nothing else."""
+    """The output of a command, and the progress of its work.
+
+    as_json: stdout gets one JSON value, the result or the error, and nothing else.
+    """
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
@@ -40,18 +42,18 @@ class Console:
         _quiet_libraries()
 
     def show(self, value: Any, rendered: RenderableType | None = None) -> None:
-        """The result of a command: ``value`` as JSON, or as ``rendered`` for people."""
+        """Print a command's result: ``value`` with --json, else ``rendered``."""
         if self.as_json:
             sys.stdout.write(json_text(value))
         elif rendered is not None:
             self.out.print(rendered, soft_wrap=isinstance(rendered, str))
 
     def note(self, text: str) -> None:
-        """Something worth knowing while work goes on."""
+        """Print a line for people, while work is under way or after it."""
         self.err.print(escape(text), soft_wrap=True)
 
     def error(self, error: QuantkitError) -> None:
-        """What went wrong, where, and how to fix it."""
+        """Print what went wrong, where, and how to fix it."""
         self.err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         if error.fix:
             self.err.print(f"       {escape(error.fix)}", soft_wrap=True)
@@ -61,7 +63,7 @@ class Console:
 
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Task]:
-        """Announce long work of ``total`` steps."""
+        """Show the progress of long work of ``total`` steps."""
         if self.err.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
@@ -93,23 +95,23 @@ class _Lines:
     def __init__(self, console: RichConsole, label: str, total: int) -> None:
         self._console, self._label, self._total = console, label, total
         self._done = 0
-        self._started = self._said = time.monotonic()
+        self._started = self._printed = time.monotonic()
 
     def advance(self, steps: int = 1, *, doing: str | None = None) -> None:
         self._done += steps
         now = time.monotonic()
-        if now - self._said < _SECONDS_BETWEEN_LINES or not self._done:
+        if now - self._printed < _SECONDS_BETWEEN_LINES or not self._done:
             return
-        self._said = now
+        self._printed = now
         left = (now - self._started) / self._done * max(self._total - self._done, 0)
         what = f", {doing}" if doing else ""
         share = 100 * self._done // max(self._total, 1)
-        self._say(f"{self._label}: {share}%{what}, about {left:.0f} s left")
+        self._print(f"{self._label}: {share}%{what}, about {left:.0f} s left")
 
     def finish(self) -> None:
-        self._say(f"{self._label}: done in {time.monotonic() - self._started:.1f} s")
+        self._print(f"{self._label}: done in {time.monotonic() - self._started:.1f} s")
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self._console.print(escape(text), soft_wrap=True)
 
 
@@ -118,7 +120,7 @@ def _width() -> int:
 
 
 def _quiet_libraries() -> None:
-    """Libraries log hints about themselves; what matters is said by us."""
+    """Silence the hints that libraries log about themselves; what matters we print ourselves."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,9 +1,4 @@
-"""export: artifact → what another program needs to take it in.
-
-For Ollama that is a Modelfile, in a directory of its own: the artifact's manifest lists every file
-that lies beside it, and stays true. The weights are named by their path, neither copied (Ollama
-keeps a copy of its own) nor linked (a second name could be written through).
-"""
+"""export: artifact → the files that another program needs to run it. For Ollama, a Modelfile."""
 
 from __future__ import annotations
 
@@ -29,7 +24,10 @@ _NO_CHAT = "{{ .Prompt }}"
 
 @dataclass(frozen=True)
 class Export:
-    """What was written. layout: the chat template's, where one was found out."""
+    """The Modelfile that was written.
+
+    layout: of the chat template; None where there is none, or a Go template was given instead.
+    """
 
     path: Path
     content: Modelfile
@@ -58,14 +56,14 @@ def export_ollama(
     parameters: Sequence[str] = (),
     force: bool = False,
 ) -> Export:
-    """Write a Modelfile for the GGUF in ``artifact`` into ``out``, ARTIFACT-ollama if unset.
+    """Write a Modelfile for the GGUF in ``artifact`` into ``out``, ARTIFACT-ollama if None.
 
-    ``template``: a file with a Go template, taken instead of the chat template's translation;
-    ``system``: a text, or the path of a file that holds one; ``parameters``: NAME=VALUE.
+    template: a file with a Go template to use instead of the chat template's translation; system:
+    a system prompt, or the path of a file that holds one; parameters: each NAME=VALUE.
 
-    Raises InputError for a directory without one GGUF file, a chat template that has no known
-    layout, an unknown parameter, an output that is there already (without ``force``) or that is
-    an artifact; MachineError where it can't be written.
+    Raises InputError for a directory without exactly one GGUF file, a chat template of no known
+    layout, an unknown parameter, an output that exists already (without ``force``) or that is an
+    artifact; MachineError where it can't be written.
     """
     gguf = _gguf(artifact)
     path = _output(artifact, out, force=force)
@@ -105,12 +103,14 @@ def _gguf(artifact: Path) -> Path:
     return files[0]
 
 
+# The Modelfile gets a directory of its own: an artifact's manifest lists every file in its
+# directory, and must stay true.
 def _output(artifact: Path, out: Path | None, *, force: bool) -> Path:
     whole = artifact.resolve()
     out = whole.with_name(f"{whole.name}-ollama") if out is None else out
     if (out / MANIFEST).is_file():
         raise InputError(
-            f"is an artifact, whose {MANIFEST} lists all that lies in it",
+            f"is an artifact, whose {MANIFEST} lists every file in it",
             subject=str(out),
             fix="Choose another --out.",
         )
@@ -125,9 +125,9 @@ def _output(artifact: Path, out: Path | None, *, force: bool) -> Path:
 
 
 def _layout(chat: ChatMetadata, gguf: Path) -> tuple[ChatLayout | None, tuple[str, ...]]:
-    """The layout that Ollama is to write, without the BOS that it adds itself."""
+    """The chat template's layout, without the BOS token that Ollama adds itself, and notes."""
     if chat.template is None:
-        return None, ("The model has no chat template: Ollama will give it prompts as they are.",)
+        return None, ("The model has no chat template: Ollama passes prompts on unchanged.",)
     template = JinjaTemplate(chat.template, chat.tokens)
     try:
         observed = observe(template, adds_bos=chat.adds_bos)
@@ -142,27 +142,32 @@ def _layout(chat: ChatMetadata, gguf: Path) -> tuple[ChatLayout | None, tuple[st
 def _parameters(
     chat: ChatMetadata, layout: ChatLayout | None, chosen: Sequence[tuple[str, Parameter]]
 ) -> list[tuple[str, Parameter]]:
-    """Stop texts and the context length, then what was chosen, which has the last word."""
+    """Stop texts and the context length, then the user's parameters, which override them."""
     ends = list(chat.ends)
     if layout is not None:
-        # Where a turn ends in white space alone, the next one's beginning tells the end.
+        # Where a turn ends in white space alone, the beginning of the next one marks its end.
         turn = layout.assistant.after.strip() or layout.user.before.strip()
         ends.append(turn.removesuffix(chat.tokens.get("bos_token", "")).strip())
     stops = dict.fromkeys(end for end in ends if end)
-    found: list[tuple[str, Parameter]] = [("stop", stop) for stop in stops]
+    defaults: list[tuple[str, Parameter]] = [("stop", stop) for stop in stops]
     context = dict(chosen).get("num_ctx")
     if chat.context is not None and isinstance(context, int) and context > chat.context:
         raise InputError(
-            f"the model was trained on {chat.context} tokens, and Ollama gives it no more",
+            f"the model was trained on {chat.context} tokens, and Ollama uses no more",
             where=f"--parameter num_ctx={context}",
         )
     if chat.context is not None and context is None:
-        found.append(("num_ctx", min(chat.context, _LARGEST_CONTEXT)))
-    return found + [pair for pair in chosen if pair not in found]
+        defaults.append(("num_ctx", min(chat.context, _LARGEST_CONTEXT)))
+    return defaults + [pair for pair in chosen if pair not in defaults]
 
 
+# The weights are named by their path: a copy would be a second one, since Ollama keeps its own,
+# and through a link the artifact's file could be overwritten.
 def _from(gguf: Path, path: Path) -> str:
-    """Relative for neighbours, which may then be moved together; otherwise absolute."""
+    """The path of the weights for the Modelfile at ``path``.
+
+    Relative between directories side by side, which may then be moved together; else absolute.
+    """
     weights, place = gguf.resolve(), path.parent.resolve()
     if weights.parent.parent == place.parent:
         return f"../{weights.parent.name}/{weights.name}"

@@ -1,4 +1,4 @@
-"""inspect: what an artifact says of itself, ours or another's, without running it."""
+"""inspect: what an artifact's files tell about it, ours or another tool's, without running it."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from quantkit.formats.packed import PackedCheckpoint, open_artifact
 from quantkit.plan.base import FLOATS, Plan, PlannedTensor
 from quantkit.results.manifest import Manifest
 
-_LONG = 16  # a list in GGUF metadata that is longer is shown by its length
+_LONG = 16  # entries of a list in GGUF metadata; of a longer one only the length is shown
 _PROVENANCE = ("quantkit", "recipe", "source", "adapters", "calibration", "summary", "libraries")
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def inspect(path: Path) -> Facts:
-    """Read headers, configs and the small tensors that say how the others are packed.
+    """Read headers, configs and the small tensors that tell how the others are packed.
 
-    ``path``: a directory, or a .gguf file. Raises InputError for what can't be read.
+    path: a directory, or a .gguf file. Raises InputError for a path that holds no artifact, and
+    for a file of it that can't be read.
     """
     if not path.exists():
         raise InputError("no such file or directory", where=str(path))
@@ -112,11 +113,13 @@ def _method(source: PackedCheckpoint, path: Path) -> str | None:
         return source.dialect.method
     if "auto-round" in writer:
         return "auto-round"
-    if (path / "recipe.yaml").is_file():  # llm-compressor's
+    # llm-compressor leaves its own recipe beside the weights, and names no method elsewhere.
+    if (path / "recipe.yaml").is_file():
         text = (path / "recipe.yaml").read_text(encoding="utf-8", errors="replace")
         for name in ("GPTQ", "AWQ", "SmoothQuant"):
             if f"{name}Modifier" in text:
                 return name.lower()
+    # GPTQModel also writes AWQ; each format of its is made by the method of that name.
     if "gptqmodel" in writer or source.dialect.settings.get("damp_percent") is not None:
         return source.format
     return None
@@ -134,7 +137,7 @@ def _provenance(manifest: Manifest | None) -> dict[str, Any] | None:
 
 
 def _tokenizer(directory: Path) -> dict[str, Any]:
-    """What the tokenizer's files say."""
+    """The tokenizer's class, kind, size, special tokens and chat template, as far as known."""
     settings = read_optional_json(directory / "tokenizer_config.json")
     content = read_optional_json(directory / "tokenizer.json")
     model = content.get("model") or {}
@@ -152,6 +155,7 @@ def _tokenizer(directory: Path) -> dict[str, Any]:
 
 
 def _gguf_tokenizer(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The same of a GGUF file, whose tokenizer is in its metadata."""
     tokens = metadata.get("tokenizer.ggml.tokens") or []
     facts = {
         "kind": metadata.get("tokenizer.ggml.model"),

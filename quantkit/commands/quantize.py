@@ -47,7 +47,10 @@ _SLACK = 1.01  # headers, tokenizer, manifest
 
 @dataclass(frozen=True)
 class Job:
-    """Everything decided before work starts. ``name``: the model's, without its path."""
+    """Everything that is decided before work starts.
+
+    model: as the user named it; name: its last part, without path and revision.
+    """
 
     loaded: Loaded
     model: str
@@ -67,9 +70,10 @@ class Job:
 def prepare(
     loaded: Loaded, model: str, adapters: Sequence[Weighted] = (), *, strict: bool = False
 ) -> Job:
-    """Find the checkpoint, plan every tensor, refuse what can't be done. Writes nothing.
+    """Open the checkpoint, plan every tensor, and refuse what can't be done. Writes nothing.
 
-    ``adapters`` are folded in as tensors are read, so that no merged copy is needed on disk.
+    model: a directory, a hub id or 'demo'; adapters: folded in as tensors are read, without a
+    merged copy on disk; strict: warnings about adapters are errors. Raises InputError.
     """
     checkpoint = Checkpoint(locate_model(model))
     if quantization := checkpoint.config.get("quantization_config"):
@@ -145,9 +149,11 @@ def quantize(
 ) -> QuantizedManifest:
     """Make the artifact at ``out``; returns its manifest.
 
-    What an earlier run of the same inputs has finished in ``OUT.partial`` isn't done again.
-    memory_budget: bytes that the calibration rows' hidden states may take in memory before they
-    wait on disk (default: half of what is free); cache: use and keep statistics on disk.
+    Blocks that an earlier run of the same inputs left finished in ``OUT.partial`` are kept.
+
+    device: auto, cpu, cuda or cuda:N; force: replace an artifact that is there; memory_budget:
+    bytes of calibration hidden states to keep in memory, the rest goes to disk (default: half of
+    the free memory); cache: use the statistics of earlier calibrations, and keep this one's.
 
     Raises QuantkitError. Finished blocks are kept then, unless the inputs were at fault.
     """

@@ -101,7 +101,7 @@ def judge_quality(
 class _Run:
     """What one model made of the suite: final hidden states, answers, harness results."""
 
-    finished: FinalStates
+    states: FinalStates
     answers: list[Answer] | None
     harness: HarnessRun | None
 
@@ -130,6 +130,7 @@ class _Judge:
     def prepare(
         cls, checkpoint: Checkpoint, loaded: LoadedSuite, device: str, *, allow_code: bool
     ) -> _Judge:
+        """Read and check everything that the suite names, before any model runs."""
         suite = loaded.suite
         if checkpoint.config.get("quantization_config"):
             raise InputError(
@@ -185,7 +186,7 @@ class _Judge:
         answers = ran = None
         steps = self.layers + bool(self.cases) + bool(self.harness)
         with progress.task(f"judge {label}", steps) as task:
-            finished = final_states(stream, self.rows, partial(task.advance, doing="likelihood"))
+            states = final_states(stream, self.rows, partial(task.advance, doing="likelihood"))
             with stream.whole() if self.cases or self.harness else nullcontext() as model:
                 if self.cases is not None:
                     generate = partial(hf.generate, model, end=self.end)
@@ -197,7 +198,7 @@ class _Judge:
                         model, self.tokenizer, lambda doing: task.advance(0, doing=doing)
                     )
                     task.advance()
-        return _Run(finished, answers, ran)
+        return _Run(states, answers, ran)
 
     def quality(
         self,
@@ -209,12 +210,12 @@ class _Judge:
     ) -> Quality:
         """Run a model on the suite and compare it with the baseline's run, ``reference``."""
         run = self.run(source, dtype, label, progress)
-        divergence = compare_predictions(reference.finished, run.finished)
+        divergence = compare_predictions(reference.states, run.states)
         return with_intervals(self._compare(divergence, run, reference, dtype))
 
     def own_quality(self, reference: _Run) -> Quality:
         """The baseline's own figures, without a ratio or a divergence."""
-        divergence = compare_predictions(reference.finished, reference.finished)
+        divergence = compare_predictions(reference.states, reference.states)
         quality = self._compare(divergence, reference, reference, torch.float32)
         return with_intervals(
             replace(

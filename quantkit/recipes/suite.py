@@ -21,7 +21,7 @@ class Likelihood(Strict):
     dataset: DatasetKey
     sequence_length: Annotated[int, Field(ge=8)] = 512
     rows: Annotated[int, Field(ge=2)] | None = Field(
-        default=None, description="the first so many rows; all of them when left out"
+        default=None, description="how many rows, from the first one on; all when left out"
     )
 
 
@@ -39,7 +39,7 @@ class HarnessSection(Strict):
 
     tasks: Annotated[list[str], Field(min_length=1)]
     limit: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="the first so many samples of each task"
+        default=None, description="how many samples of each task, from the first one on"
     )
     num_fewshot: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="examples before each sample; the task's own number if unset"
@@ -51,38 +51,38 @@ class HarnessSection(Strict):
 
 
 class Gate(Strict):
-    """Bounds on one metric."""
+    """Bounds on one metric, inclusive."""
 
     metric: str
     min: float | None = None
     max: float | None = None
     confidence: Annotated[float, Field(ge=0.5, le=0.999)] | None = Field(
         default=None,
-        description="of the interval to hold against the bounds; the figure itself when left out",
+        description="of the interval to compare with the bounds; the figure itself when left out",
     )
 
     @model_validator(mode="after")
-    def _can_be_held(self) -> Gate:
+    def _is_possible(self) -> Gate:
         if not is_metric(self.metric):
-            raise ValueError(f"no such metric: {self.metric}; metrics: {_listed(METRICS)}")
+            raise ValueError(f"no such metric: {self.metric}; metrics: {_metric_list(METRICS)}")
         if self.min is None and self.max is None:
             raise ValueError("a gate needs min, max or both")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"{self.metric}: min {self.min} is above max {self.max}")
         if self.confidence is not None and not has_interval(self.metric):
             raise ValueError(
-                f"{self.metric} has no interval, so it can't be held with confidence; "
-                f"metrics that have one: {_listed(INTERVAL_METRICS)}"
+                f"{self.metric} has no interval, so its gate can't have a confidence; "
+                f"metrics that have one: {_metric_list(INTERVAL_METRICS)}"
             )
         return self
 
 
-def _listed(metrics: Sequence[str]) -> str:
+def _metric_list(metrics: Sequence[str]) -> str:
     return f"{', '.join(metrics)}, and regression.tags.TAG.pass_rate and the like"
 
 
 class Suite(Versioned):
-    """How an artifact is judged."""
+    """How an artifact is judged, as a suite's YAML file has it."""
 
     likelihood: Likelihood
     regression: Regression | None = None
@@ -99,9 +99,10 @@ class Suite(Versioned):
 
 @dataclass(frozen=True)
 class HarnessTasks:
-    """Which tasks, on how many samples each, with how many examples before each of them.
+    """A suite's tasks of lm-evaluation-harness.
 
-    directory: of the tasks' YAML files, beside those that lm-eval brings.
+    limit: samples of each task, None: all; num_fewshot: examples before each sample, None: the
+    task's own number; directory: of the suite's own tasks, beside those that lm-eval brings.
     """
 
     names: tuple[str, ...]
@@ -118,6 +119,7 @@ class LoadedSuite(BaseModel):
     path: Path
 
     def resolve(self, relative: str) -> Path:
+        """The absolute path of one that the suite's file names."""
         return (self.path.parent / relative).resolve()
 
     def harness_tasks(self) -> HarnessTasks | None:
@@ -138,6 +140,9 @@ class LoadedSuite(BaseModel):
 
 
 def load_suite(name_or_path: str) -> LoadedSuite:
-    """Load a shipped suite by name or any suite by path."""
+    """Load a shipped suite by name or any suite by path.
+
+    Raises InputError for no such suite, and for a mistake in it, by file and key.
+    """
     path = find_document(name_or_path, resources.suites(), "suite")
     return LoadedSuite(suite=validate(Suite, read_yaml(path), path), path=path)
