@@ -10,6 +10,7 @@ from pathlib import Path
 
 from benchmarks import kills
 from quantkit.assembly import journal
+from tests.helpers.cli import assert_parses
 
 
 def worker(out: Path, seconds: float) -> list[str]:
@@ -49,6 +50,7 @@ def test_only_the_runs_own_record_may_differ(tmp_path: Path) -> None:
 
 def test_the_command_is_quantkits(tmp_path: Path) -> None:
     command = kills.command("nf4", "demo", tmp_path, 4)
+    assert_parses(command)
     assert command[1:] == [
         *("-m", "quantkit.cli", "quantize", "nf4", "--model", "demo", "--out", str(tmp_path)),
         *("--no-cache", "--set", "calibration.samples=4"),

@@ -13,6 +13,7 @@ from benchmarks.memory import CASES, Case
 from benchmarks.models import SHAPES
 from benchmarks.processes import Measured
 from quantkit.recipes.recipe import load_recipe
+from tests.helpers.cli import assert_parses
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
@@ -21,6 +22,7 @@ def test_a_case_has_a_model_and_a_recipe_that_are_there(case: Case, tmp_path: Pa
     (tmp_path / "rtn-w4-g128").mkdir()  # so that eval has nothing to make
     command = case.command(Path("/feed"), tmp_path)
     assert command[:3] == memory.QUANTKIT and command[command.index("--device") + 1] == "cpu"
+    assert_parses(command)
     if command[3] == "quantize":
         load_recipe(command[4], [part for part in command if "=" in part])
 

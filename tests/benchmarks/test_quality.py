@@ -15,6 +15,7 @@ from benchmarks import environments, processes, quality
 from benchmarks.environments import ENVIRONMENTS
 from benchmarks.quality import CLASSES, PEER_JOBS, Contestant, Entry
 from quantkit.recipes.recipe import load_recipe
+from tests.helpers.cli import assert_parses
 
 CONTESTANTS = [
     pytest.param(contestant, id=f"{title}, {contestant.name}")
@@ -58,6 +59,7 @@ def test_a_contestant_can_be_run(contestant: Contestant, options: argparse.Names
     command = contestant.command(options, Path("/feed"), Path("/out"))
     if contestant.recipe:
         assert command[:4] == [*quality.QUANTKIT, "quantize"] and "--no-cache" in command
+        assert_parses(command)
         load_recipe(contestant.recipe, list(contestant.settings))
         return
     assert Path(command[1]).parent == PEER_JOBS and Path(command[1]).is_file()
@@ -134,6 +136,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, refused: str | None) -> list[list
     calls: list[list[str]] = []
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert_parses(command)
         paths = command[command.index("eval") + 1 : command.index("--baseline")]
         calls.append(paths)
         if refused in paths:

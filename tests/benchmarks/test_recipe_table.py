@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import recipe_table
 from quantkit.recipes.recipe import load_recipe, shipped_recipes
+from tests.helpers.cli import assert_parses
 
 
 def variant(name: str) -> dict[str, Any]:
@@ -75,6 +76,7 @@ def test_a_failed_gate_is_a_result_and_a_failed_sweep_is_not(
     code: int, ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        assert_parses(command)
         return subprocess.CompletedProcess(command, code)
 
     monkeypatch.setattr(subprocess, "run", run)

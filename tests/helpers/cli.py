@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from typer.testing import CliRunner, Result
 
 from quantkit.cli import app
@@ -18,3 +20,11 @@ def refused(code: int, *arguments: object) -> str:
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
     return " ".join(result.stderr.split())
+
+
+def assert_parses(command: Sequence[str]) -> None:
+    """A command line of ``python -m quantkit.cli`` has the options that quantkit has now."""
+    program = command.index("quantkit.cli")
+    # With --help the arguments are parsed, an unknown option is refused, and nothing runs.
+    result = run(*command[program + 1 :], "--help")
+    assert result.exit_code == 0, result.output

@@ -7,6 +7,7 @@ import pytest
 from benchmarks.environments import ENVIRONMENTS
 from benchmarks.peers.jobs import JOBS, SCRIPTS, TITLES, Tool, ours, peer_names
 from quantkit.recipes.recipe import load_recipe, shipped_recipes
+from tests.helpers.cli import assert_parses
 
 TOOLS = [pytest.param(job, tool, id=f"{job} {tool.name}") for job in JOBS for tool in JOBS[job]]
 PLACE = {"feed": "/feed", "out": "/out", "device": "cpu"}
@@ -19,6 +20,8 @@ def test_a_tool_can_be_run(job: str, tool: Tool) -> None:
     if job == "idle":
         return
     assert "/out" in command
+    if tool.is_ours:
+        assert_parses(command)
     if not tool.is_ours:
         assert command[0].startswith(str(SCRIPTS)) and (SCRIPTS / command[0]).is_file()
         assert command[1] == job
