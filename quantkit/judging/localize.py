@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +121,7 @@ class _Search:
         """The artifact's figures with the places of each trial restored."""
         layers, heads = self._localizer.steps
         with self._task(what, layers + heads * len(trials)) as task:
-            measured = self._localizer.measure(trials, partial(task.advance, doing=what))
+            measured = self._localizer.measure(trials, task.advance)
         return [_figures(divergence) for divergence in measured]
 
     def patch(
