@@ -60,6 +60,7 @@ class Shape:
 
     @property
     def kv_width(self) -> int:
+        """Outputs of the linears of keys and of values."""
         return self.hidden // self.heads * self.kv_heads
 
     def linears(self) -> dict[str, tuple[int, int]]:

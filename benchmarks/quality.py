@@ -71,10 +71,12 @@ class Entry:
 
 
 def ours(name: str, recipe: str, *settings: str) -> Contestant:
+    """A shipped recipe, changed by ``settings`` ("quantize.bits=3")."""
     return Contestant(name, recipe, settings)
 
 
 def peer(name: str, environment: str | None, script: str, *arguments: str) -> Contestant:
+    """A peer by its script in benchmarks/peer_jobs, and the arguments of that script."""
     return Contestant(name, environment=environment, job=(script, *arguments))
 
 

@@ -112,6 +112,7 @@ def build_tokenizer(texts: list[str]) -> Any:
 
 
 def build_model() -> Any:
+    """A GPT-NeoX of 20 million parameters with random weights."""
     config = GPTNeoXConfig(
         vocab_size=VOCABULARY,
         hidden_size=512,

@@ -80,6 +80,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 def base_of(
     tiny: Tiny, model_type: str, dtype: torch.dtype = torch.float32, **changes: object
 ) -> Path:
+    """A tiny base model, of the sizes that the options of this module fit."""
     return tiny(model_type, dtype, **{**CHANGES[model_type], **changes})
 
 
@@ -101,6 +102,7 @@ def train(
 
 
 def adapted(base: Path, *adapters: Path | tuple[Path, float], **options: Any) -> AdaptedCheckpoint:
+    """A base with adapters in it; a pair is an adapter and its weight."""
     checkpoint = Checkpoint(base)
     skeleton = Skeleton(checkpoint)
     opened = [Adapter.open(*a) if isinstance(a, tuple) else Adapter.open(a) for a in adapters]
@@ -108,6 +110,7 @@ def adapted(base: Path, *adapters: Path | tuple[Path, float], **options: Any) ->
 
 
 def load(base: Path, *, untie: bool = False) -> PreTrainedModel:
+    """The whole base in float32; ``untie``: with an output matrix of its own."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     if untie:
         head = model.get_output_embeddings()
@@ -117,6 +120,7 @@ def load(base: Path, *, untie: bool = False) -> PreTrainedModel:
 
 
 def merged_by_peft(model: PreTrainedModel, adapter: Path) -> dict[str, torch.Tensor]:
+    """The weights as PEFT merges them, the oracle of our merging."""
     return PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict()
 
 
@@ -146,11 +150,13 @@ def rewrite(
     drop: Callable[[str], bool] = lambda key: False,
     rename: Callable[[str], str] = lambda key: key,
 ) -> None:
+    """Damage the tensors of a saved adapter."""
     path = directory / "adapter_model.safetensors"
     tensors = {rename(k): t for k, t in load_file(path).items() if not drop(k)}
     save_file(tensors, path)
 
 
 def configure(directory: Path, **changes: object) -> None:
+    """Change keys of a saved adapter\'s configuration."""
     path = directory / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

@@ -1,4 +1,4 @@
-"""Random codes, and words as they are counted."""
+"""Random quantized tensors, and the packed words of formats."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from quantkit.methods.grids import Grid, QuantizedTensor
 
 
 def random_tensor(grid: Grid, rows: int = 64, columns: int = 128) -> QuantizedTensor:
+    """Seeded random codes (rows, columns), with scales that float16 holds exactly."""
     generator = torch.Generator().manual_seed(grid.bits)
     groups = columns // grid.columns(columns)
     low = grid.middle if grid.symmetric else grid.first_zero
@@ -21,4 +22,5 @@ def random_tensor(grid: Grid, rows: int = 64, columns: int = 128) -> QuantizedTe
 
 
 def unsigned(word: torch.Tensor) -> int:
+    """A word of int32 as the unsigned number that its 32 bits are."""
     return int(word) & 0xFFFFFFFF

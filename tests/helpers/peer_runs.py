@@ -1,4 +1,4 @@
-"""Runs of the benchmark of peers, as they might have been."""
+"""Made-up runs and options of the benchmark of peers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a test knows to be there, for the type checker too."""
+"""Values that a test knows not to be None, known to the type checker too."""
 
 from __future__ import annotations
 
