@@ -13,11 +13,8 @@ from typer.main import get_command
 from quantkit.cli import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = [
-    *ROOT.glob("*.md"),
-    *ROOT.glob("docs/*.md"),
-    *(ROOT / folder / "README.md" for folder in ("recipes", "demo", "benchmarks")),
-]
+FOLDERS = (".", "docs", "recipes", "demo", "benchmarks")
+PAGES = [page for folder in FOLDERS for page in sorted((ROOT / folder).glob("*.md"))]
 LINE = re.compile(r"^(?: {4})?quantkit ([a-z].*)$", re.MULTILINE)  # of a fenced or indented block
 MENTION = re.compile(r"`quantkit ([^`]+)`")  # in a sentence, which may leave out arguments
 

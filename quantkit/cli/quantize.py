@@ -48,7 +48,9 @@ def quantize_command(
     ] = False,
     pre_tokenizer: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="GGUF: llama.cpp's name of it, where none can be found."),
+        typer.Option(
+            metavar="NAME", help="GGUF: llama.cpp's name for it, where it isn't recognized."
+        ),
     ] = None,
     as_json: JsonOpt = False,
 ) -> None:
