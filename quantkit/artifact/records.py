@@ -81,8 +81,8 @@ def record_adapter(adapter: Adapter) -> AdapterRecord:
 def record_files(directory: Path) -> dict[str, FileRecord]:
     """Every file of a finished directory, by name."""
     files = sorted(path for path in directory.iterdir() if path.is_file())
-    found = digests(files)
-    return {path.name: FileRecord(path.stat().st_size, found[path.name]) for path in files}
+    sha256 = digests(files)
+    return {path.name: FileRecord(path.stat().st_size, sha256[path.name]) for path in files}
 
 
 def weights_bytes(directory: Path) -> int:

@@ -48,7 +48,7 @@ class TensorEntry:
 def read_header(path: Path) -> dict[str, TensorEntry]:
     """The tensors of one safetensors file, by key.
 
-    Raises InputError for a malformed header, and for a file that is shorter than it says.
+    Raises InputError for a malformed header, and for a file that is shorter than its header asks for.
     """
     size = path.stat().st_size
     again = "The file is damaged or incomplete: download or copy it again."
@@ -62,11 +62,19 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             header = json.loads(file.read(length))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise InputError("the header isn't JSON", where=str(path), fix=again) from error
+    if not isinstance(header, dict):
+        raise InputError("the header isn't a JSON object", where=str(path), fix=again)
     entries = {}
     for key, value in header.items():
         if key == "__metadata__":
             continue
-        start, end = value["data_offsets"]
+        try:
+            start, end = value["data_offsets"]
+            shape, label = tuple(value["shape"]), value["dtype"]
+        except (LookupError, TypeError, ValueError) as error:
+            raise InputError(
+                f"the header's entry of {key} is malformed", where=str(path), fix=again
+            ) from error
         if 8 + length + end > size:
             raise InputError(
                 f"the file is truncated: tensor {key} ends at byte {8 + length + end:,}, "
@@ -74,10 +82,9 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
                 where=str(path),
                 fix=again,
             )
-        if value["dtype"] not in DTYPES:
-            raise InputError(f"tensor {key} has unknown dtype {value['dtype']}", where=str(path))
-        dtype = DTYPES[value["dtype"]]
-        shape = tuple(value["shape"])
+        if label not in DTYPES:
+            raise InputError(f"tensor {key} has the unknown dtype {label}", where=str(path))
+        dtype = DTYPES[label]
         if torch.Size(shape).numel() * dtype.itemsize != end - start:
             raise InputError(
                 f"tensor {key} has the shape {shape}, and its byte range is of another size",

@@ -32,7 +32,7 @@ class Versioned(Strict):
     description: str = ""
 
     def canonical(self) -> str:
-        """The content as JSON, without what equals its default: the digest is taken of it."""
+        """The content as JSON, without what equals its default. The digest is that of this text."""
         # So that a key which a later version of the program adds changes no published digest. The
         # price is that defaults never change.
         content = self.model_dump(mode="json", by_alias=True, exclude_defaults=True)

@@ -1,9 +1,9 @@
-"""LoRA adapters on disk: which of their tensors does what to which parameter.
+"""LoRA adapters on disk: what each of their tensors does to which parameter.
 
-A LoRA adapter (https://arxiv.org/abs/2106.09685) holds for a weight W (out, in) the factors
+For a weight W (out, in) a LoRA adapter (https://arxiv.org/abs/2106.09685) has the factors
 A (r, in) and B (out, r); the adapted weight is W + scale · B · A. DoRA
 (https://arxiv.org/abs/2402.09353) then scales each output to a learned length. PEFT saves more
-beside them: whole modules, biases, rows of embeddings. File layout and arithmetic follow PEFT
+beside them: whole modules, biases, rows of embeddings. The files and the arithmetic are PEFT's
 (https://huggingface.co/docs/peft/developer_guides/checkpoint).
 """
 
@@ -26,8 +26,8 @@ _FACTOR = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A"
     r"|lora_embedding_B|lora_magnitude_vector(\.weight)?|token_adapter\.trainable_tokens_delta)"
 )
-# Saved but not part of the result: what VeLoRA compresses activations by for the backward pass,
-# and what a module was before it was trained.
+# Saved, but without effect on the result: VeLoRA's compression of activations for the backward
+# pass, and modules as they were before training.
 _UNUSED = re.compile(r".+\.(lora_velora_embed(\.[^.]+)?|original_module\..+)")
 _WRAPPERS = re.compile(r"\.(token_adapter|base_layer|modules_to_save)(?=\.)")
 _FIELDS = {
@@ -43,10 +43,10 @@ _FIELDS = {
 
 @dataclass
 class Part:
-    """What an adapter does to one parameter, as keys of its own file.
+    """What an adapter does to one parameter, as keys of the adapter's file.
 
-    replaced: the whole tensor; a, b: factors; magnitude: DoRA's lengths; tokens: rows of an
-    embedding; added: a bias beside B.
+    replaced: a tensor in place of the base's; a, b: factors; magnitude: DoRA's lengths; tokens:
+    rows in place of some of an embedding's; added: a bias beside B.
     """
 
     replaced: str | None = None
@@ -60,18 +60,21 @@ class Part:
 class Adapter(Checkpoint):
     """A LoRA directory as PEFT saves it: adapter_config.json and adapter_model.safetensors.
 
-    lora: its config; weight: how much of it is wanted; parts: parameter name → what it does.
+    lora: its config; weight: a factor of what it adds; parts: what it does, by parameter name.
     """
 
     format = "lora"
 
     def __init__(self, directory: Path, weight: float = 1.0) -> None:
-        """Read config and header. Raises InputError for what isn't a LoRA adapter, for pickle,
-        truncated files, unknown tensors and ranks that config and tensors disagree on."""
+        """Read the config and the header.
+
+        Raises InputError for what isn't a LoRA adapter, for pickle, truncated files, unknown
+        tensors, and ranks that config and tensors disagree on.
+        """
         if not directory.is_dir():
             raise InputError("no such directory", where=str(directory))
         if not math.isfinite(weight):
-            raise InputError(f"its weight is {weight}", where=str(directory))
+            raise InputError(f"can't have the weight {weight}", subject=str(directory))
         self.directory = directory
         self.weight = weight
         self.lora = LoraConfig.read(directory)
@@ -81,25 +84,25 @@ class Adapter(Checkpoint):
         for key in self.entries:
             self._sort(key)
         if not self.parts:
-            raise InputError("holds no tensors", subject=str(self.files[0]))
+            raise InputError("holds no tensors that change a parameter", subject=str(self.files[0]))
         for name, part in self.parts.items():
             self._check(name, part)
 
     @classmethod
     def open(cls, path: str | Path, weight: float = 1.0) -> Adapter:
-        """Open the adapter at ``path``; ``weight`` multiplies what it adds."""
+        """The adapter at ``path``; ``weight`` multiplies what it adds."""
         return cls(Path(path), weight)
 
     def _sort(self, key: str) -> None:
-        """Note what a tensor is for, by its key."""
+        """Enter a tensor in ``parts``: its key tells what it does."""
         name = key.removeprefix(_PREFIX)
         if _UNUSED.fullmatch(name):
             return
-        if found := _FACTOR.fullmatch(name):
-            if found["part"] == "lora_B.bias":
-                self._part(found["module"] + ".bias").added = key
+        if match := _FACTOR.fullmatch(name):
+            if match["part"] == "lora_B.bias":
+                self._part(match["module"] + ".bias").added = key
             else:
-                setattr(self._part(found["module"] + ".weight"), _FIELDS[found["part"]], key)
+                setattr(self._part(match["module"] + ".weight"), _FIELDS[match["part"]], key)
         elif ".lora_" in name:
             raise InputError(
                 f"tensor {key} belongs to a variant of LoRA that can't be merged",
@@ -112,7 +115,7 @@ class Adapter(Checkpoint):
         return self.parts.setdefault(name, Part())
 
     def _check(self, name: str, part: Part) -> None:
-        """Factors come in pairs, of the rank that the config gives them."""
+        """Refuse factors without their counterpart, and of another rank than the config's."""
         where = str(self.files[0])
         module = name.rpartition(".")[0]
         if (part.a is None) != (part.b is None) or (part.magnitude and part.a is None):
@@ -148,10 +151,12 @@ class Adapter(Checkpoint):
                 f"the factors of {module} have ranks {a[0]} and {b[1]}; "
                 f"adapter_config.json gives it rank {rank}",
                 where=where,
-                fix="Do adapter_config.json and the tensors belong together?",
+                fix="Check that adapter_config.json and the tensors belong together.",
             )
         if self.lora.dora and part.magnitude is None:
-            raise InputError(f"use_dora is set, but {module} has no magnitudes", where=where)
+            raise InputError(
+                f"has no magnitudes of {module}, though use_dora is set", subject=where
+            )
 
 
 def _weights_file(directory: Path) -> Path:

@@ -1,7 +1,7 @@
-"""What adapters do to one parameter: the arithmetic of LoRA and DoRA, as PEFT does it.
+"""What adapters do to one parameter: the arithmetic of LoRA and DoRA, as in PEFT.
 
-Sums are made in float32, in slices of rows, and cast once: beside the factors of one weight no
-more than that weight is in memory.
+Sums are computed in float32, a slice of rows at a time, and cast once, so that no more is in memory
+than the weight and its factors.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 from quantkit.base.errors import InputError
 from quantkit.lora.adapter import Adapter, Part
 
-_SLICE = 1 << 22  # elements summed at a time
+SLICE = 1 << 22  # elements of a weight that are summed at a time
 
 
 @dataclass(frozen=True)
 class Factors:
-    """What is added to one weight: scale · b · a, then DoRA's lengths.
+    """What is added to one weight: scale · b · a. Then DoRA sets the length of each output.
 
-    a: (r, in) and b: (out, r), float32; magnitude: (out,) or None; transposed: whether the weight
-    is stored as (in, out), as those of Conv1D and of embeddings are.
+    a: (r, in) and b: (out, r), float32; magnitude: DoRA's lengths (out,), or None; transposed:
+    whether the weight is stored as (in, out), as those of Conv1D and of embeddings are.
     """
 
     a: Tensor
@@ -34,7 +34,7 @@ class Factors:
     transposed: bool
 
     def merge(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """The adapted weight in ``dtype``. ``weight`` is overwritten where it has that dtype."""
+        """The adapted weight in ``dtype``; ``weight`` is overwritten if it has that dtype."""
         ratio = None if self.magnitude is None else self.magnitude / self._lengths(weight)
         out = weight if weight.dtype == dtype else torch.empty(weight.shape, dtype=dtype)
         for rows, part in self._sums(weight):
@@ -44,15 +44,15 @@ class Factors:
         return out
 
     def _sums(self, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """W + scale · B · A (or its transpose) in float32, a slice of rows at a time."""
+        """W + scale · b · a (or its transpose) in float32, a slice of rows at a time."""
         left, right = (self.a.T, self.b.T) if self.transposed else (self.b, self.a)
-        count = max(1, _SLICE // weight.shape[1])
+        count = max(1, SLICE // weight.shape[1])
         for start in range(0, len(weight), count):
             rows = slice(start, start + count)
             yield rows, torch.addmm(weight[rows].float(), left[rows], right, alpha=self.scale)
 
     def _lengths(self, weight: Tensor) -> Tensor:
-        """Euclidean length (out,) of each output of the sum."""
+        """The Euclidean length (out,) of each output's row in the adapted weight, before DoRA."""
         across = 0 if self.transposed else 1
         squares = [part.double().square_().sum(across) for _, part in self._sums(weight)]
         total = torch.stack(squares).sum(0) if self.transposed else torch.cat(squares)
@@ -63,8 +63,8 @@ class Factors:
 class Change:
     """What one or several adapters do to one parameter of ``module``.
 
-    conv1d: whether the module stores its weight as (in, out); parts: by adapter; combined: None
-    for a lone adapter, else what PEFT multiplies a combination by.
+    conv1d: whether the module stores its weight as (in, out); combined: None for one adapter, else
+    the factor that PEFT gives a combination; parts: each adapter with what it does.
     """
 
     module: str
@@ -73,14 +73,14 @@ class Change:
     parts: list[tuple[Adapter, Part]]
 
     def replaced(self) -> Tensor | None:
-        """The tensor that stands in for the base's, in its stored dtype."""
+        """The tensor that replaces the base's, in its stored dtype."""
         for adapter, part in self.parts:
             if part.replaced:
                 return adapter.read(part.replaced)
         return None
 
     def with_tokens(self, tensor: Tensor) -> Tensor:
-        """``tensor`` (vocabulary, hidden) with its trained rows in place."""
+        """``tensor`` (vocabulary, hidden) with the trained rows written into it."""
         for adapter, part in self.parts:
             if part.tokens:
                 rows = torch.tensor(adapter.lora.rows_of(self.module))
@@ -88,18 +88,19 @@ class Change:
         return tensor
 
     def added(self) -> Tensor | None:
-        """What is added to a bias: (out,) float32."""
+        """What is added to a bias: (out,) float32, or None."""
         for adapter, part in self.parts:
             if part.added:
                 return adapter.read(part.added).float() * self._scale(adapter)
         return None
 
     def factors(self) -> Factors | None:
-        """The factors of all adapters as one pair.
+        """The factors of all adapters as one pair, or None.
 
-        Several are summed side by side, A with A and B with B, each times the root of its weight
-        and scale (PEFT's ``add_weighted_adapter`` with ``combination_type="linear"``), so that
-        products of one adapter's B with another's A are in the result.
+        Several adapters are combined as by PEFT's ``add_weighted_adapter`` with
+        ``combination_type="linear"``: the sum of their A times the sum of their B, each multiplied
+        by the root of its weight and scale. So the result also has products of one adapter's B
+        with another's A.
         """
         paired = [(adapter, part) for adapter, part in self.parts if part.a and part.b]
         if not paired:
@@ -116,7 +117,7 @@ class Change:
             for adapter, part in paired:
                 scale = self._scale(adapter)
                 root = math.sqrt(abs(scale))
-                if field == "a":
+                if field == "a":  # one of both has the sign
                     root = math.copysign(root, scale)
                 total = total + root * adapter.read(getattr(part, field)).float()
             sums.append(total)
@@ -125,21 +126,21 @@ class Change:
     def shape_after(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a changed tensor of ``shape``: rows may be added or removed.
 
-        Raises InputError where shapes or ranks don't fit, or several adapters replace it.
+        Raises InputError where shapes or ranks don't fit, or several adapters replace the tensor.
         """
         whole = [adapter for adapter, part in self.parts if part.replaced or part.tokens]
         if len(whole) > 1:
             raise InputError(
-                f"{whole[0].directory.name} and {whole[1].directory.name} both replace it",
+                f"{whole[0].directory.name} and {whole[1].directory.name} both replace its tensor",
                 where=self.module,
-                fix="Only one of several adapters may bring a module or token rows of its own.",
+                fix="Only one of several adapters may have this module, or rows of it, as a whole.",
             )
         for adapter, part in self.parts:  # what is replaced decides what the rest must fit
             if part.replaced:
-                found = adapter.shape(part.replaced)
-                if found[1:] != shape[1:] or len(found) != len(shape):
-                    raise _misfit(adapter, part.replaced, found, shape)
-                shape = found
+                own = adapter.shape(part.replaced)
+                if own[1:] != shape[1:] or len(own) != len(shape):
+                    raise _misfit(adapter, part.replaced, own, shape)
+                shape = own
         for adapter, part in self.parts:
             rows = adapter.lora.rows_of(self.module) if part.tokens else ()
             if part.tokens and (
@@ -151,8 +152,8 @@ class Change:
             if part.a and part.b:
                 fits = adapter.shape(part.b)[0], adapter.shape(part.a)[1]
                 if part.magnitude and adapter.shape(part.magnitude) != fits[:1]:
-                    found = adapter.shape(part.magnitude)
-                    raise _misfit(adapter, part.magnitude, found, fits[:1])
+                    own = adapter.shape(part.magnitude)
+                    raise _misfit(adapter, part.magnitude, own, fits[:1])
                 if self.conv1d or is_embedding(part):
                     fits = fits[1], fits[0]
                 if fits != shape:
@@ -160,7 +161,7 @@ class Change:
         ranks = {a.lora.rank_of(self.module) for a, part in self.parts if part.a}
         if len(ranks) > 1:
             raise InputError(
-                f"the adapters have ranks {', '.join(map(str, sorted(ranks)))} here, "
+                f"the adapters have the ranks {', '.join(map(str, sorted(ranks)))} here, "
                 "which can't be combined",
                 where=self.module,
                 fix="Merge one, then merge the next into the result.",
@@ -168,11 +169,7 @@ class Change:
         return shape
 
     def same(self, other: Change) -> bool:
-        """Whether both make the same tensor of the same tensor.
-
-        The factors of an embedding and of the linear that is tied to it are each other's
-        transposes.
-        """
+        """Whether both changes make equal tensors of equal tensors."""
         if self is other:
             return True
         mine, yours = self.replaced(), other.replaced()
@@ -187,6 +184,7 @@ class Change:
             return one is two
         if one.scale != two.scale or one.magnitude is not None or two.magnitude is not None:
             return False
+        # The factors of an embedding and of a linear tied to it are each other's transposes.
         a, b = (two.a, two.b) if one.transposed == two.transposed else (two.b.T, two.a.T)
         return torch.equal(one.a, a) and torch.equal(one.b, b)
 
@@ -206,15 +204,15 @@ def _same_tokens(one: Change, other: Change) -> bool:
 
 
 def is_embedding(part: Part) -> bool:
-    """Whether the factors are those of an embedding: its inputs are rows of the weight."""
+    """Whether the factors are an embedding's, whose weight has a row for each input."""
     return part.a is not None and part.a.endswith(".lora_embedding_A")
 
 
 def _misfit(
-    adapter: Adapter, what: str, found: tuple[int, ...], wanted: tuple[int, ...]
+    adapter: Adapter, what: str, own: tuple[int, ...], wanted: tuple[int, ...]
 ) -> InputError:
     return InputError(
-        f"{what} has shape {found}, the base's tensor {wanted}",
+        f"{what} has the shape {own}, the base's tensor {wanted}",
         where=str(adapter.directory),
         fix="It was trained for another base"
         + (f": {adapter.lora.base}." if adapter.lora.base else "."),

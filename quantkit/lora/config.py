@@ -1,7 +1,7 @@
 """adapter_config.json of a LoRA adapter, as PEFT saves it.
 
 Field names and matching rules are PEFT's (https://huggingface.co/docs/peft/package_reference/lora).
-What changes the merge in a way that isn't computed here is refused by name.
+Options that would change the merge in a way that isn't computed here are refused by name.
 """
 
 from __future__ import annotations
@@ -34,12 +34,15 @@ _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """What adapter_config.json says about the tensors beside it.
+    """The fields of adapter_config.json, by shorter names.
 
-    rank and alpha hold where no pattern says otherwise; targets is a regular expression, a list
-    of module names, or None where nothing can be checked (PEFT's defaults, ``all-linear``);
-    tokens maps an embedding module's name to its trained rows ("" stands for the input
-    embedding); tied: whether the output embedding shares what the input embedding has.
+    base: the model that it was trained for; rank, alpha: of modules that no pattern matches;
+    rslora: rank-stabilized scales; targets: the modules that have factors, as a regular expression
+    or as names, or None where they can't be checked (PEFT's defaults, ``all-linear``); excluded:
+    modules without factors, likewise; saved: modules that are replaced as a whole; layers: the only
+    ones with factors, none for all; tokens: the trained rows by an embedding's name, which is ""
+    for the input embedding; tied: whether the output embedding shares the input embedding's
+    factors and rows.
     """
 
     base: str | None
@@ -60,8 +63,10 @@ class LoraConfig:
 
     @classmethod
     def read(cls, directory: Path) -> LoraConfig:
-        """Read the config. Raises InputError for another method than LoRA and for its variants
-        that can't be merged."""
+        """Read the config of an adapter directory.
+
+        Raises InputError for methods other than LoRA, and for variants that can't be merged.
+        """
         path = directory / CONFIG_FILE
         if not path.is_file():
             raise InputError(
@@ -82,7 +87,7 @@ class LoraConfig:
         tokens = values.get("trainable_token_indices") or {}
         if isinstance(tokens, list):
             tokens = {"": tokens}
-        found = cls(
+        config = cls(
             base=values.get("base_model_name_or_path") or None,
             rank=int(values.get("r", 8)),
             alpha=float(values.get("lora_alpha", 8)),
@@ -99,20 +104,20 @@ class LoraConfig:
             tokens={name: _integers(rows) for name, rows in tokens.items()},
             tied=bool(values.get("ensure_weight_tying")),
         )
-        if min([found.rank, *found.rank_pattern.values()]) < 1:
+        if min([config.rank, *config.rank_pattern.values()]) < 1:
             raise ValueError("a rank is less than 1")
-        expressions = [found.targets, found.excluded, *found.rank_pattern, *found.alpha_pattern]
-        for expression in (*expressions, *found.saved, *found.layers_pattern):
-            if isinstance(expression, str):
+        expressions = [config.targets, config.excluded, *config.rank_pattern, *config.alpha_pattern]
+        for expression in (*expressions, *config.saved, *config.layers_pattern):
+            if isinstance(expression, str):  # a list of names holds no expressions
                 re.compile(expression)
-        return found
+        return config
 
     def rank_of(self, module: str) -> int:
         """The rank of one module's factors."""
         return int(self.rank_pattern.get(_pattern(self.rank_pattern, module), self.rank))
 
     def scale_of(self, module: str) -> float:
-        """alpha / r, or alpha / √r for rank-stabilized LoRA (arXiv 2312.03732)."""
+        """The scale of a module: alpha / r, or alpha / √r if rank-stabilized (arXiv 2312.03732)."""
         rank = self.rank_of(module)
         alpha = float(self.alpha_pattern.get(_pattern(self.alpha_pattern, module), self.alpha))
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
@@ -122,7 +127,7 @@ class LoraConfig:
         return max(self.rank, *self.rank_pattern.values()) if self.rank_pattern else self.rank
 
     def targets_module(self, module: str) -> bool:
-        """Whether PEFT would put factors on a module of this name (``targets`` isn't None)."""
+        """Whether PEFT would give a module of this name factors; ``targets`` mustn't be None."""
         if _matches(self.excluded, module):
             return False
         if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.saved):
@@ -134,11 +139,11 @@ class LoraConfig:
         return not self.layers or self._layer(module) in self.layers
 
     def _layer(self, module: str) -> int | None:
-        """The number of the layer that a module is in: the first one in its name."""
+        """The number of the layer that a module is in, from its name."""
         patterns = [rf"(?:^|.*?\.){p}\.(\d+)\." for p in self.layers_pattern]
         for pattern in patterns or [r".*?\.[^.]*\.(\d+)\."]:
-            if found := re.match(pattern, module):
-                return int(found[1])
+            if match := re.match(pattern, module):
+                return int(match[1])
         return None
 
     def rows_of(self, module: str) -> tuple[int, ...]:
@@ -153,7 +158,7 @@ def _refuse(values: dict[str, Any], where: str) -> None:
     kind = str(values.get("peft_type"))
     if kind in _SOFT:
         raise InputError(
-            f"is {kind}, which learns virtual tokens rather than weights: nothing can be merged",
+            f"is of PEFT type {kind}, which learns virtual tokens: it has no weights to merge",
             subject=where,
             fix="Serve it with PEFT, or train a LoRA adapter.",
         )
@@ -177,14 +182,14 @@ def _refuse(values: dict[str, Any], where: str) -> None:
 
 
 def _matches(names: str | Iterable[str], module: str) -> bool:
-    """As PEFT matches: a string is a regular expression, a list holds ends of names."""
+    """Whether PEFT would match the module: a string is a regular expression, else ends of names."""
     if isinstance(names, str):
         return bool(names) and re.fullmatch(names, module) is not None
     return any(module == name or module.endswith("." + name) for name in names)
 
 
 def _pattern(patterns: Iterable[str], module: str) -> str:
-    """The first pattern that a module's name ends in, else the name itself."""
+    """The first pattern that matches the end of a module's name; the name itself if none does."""
     for pattern in patterns:
         if re.match(rf"(.*\.)?({pattern})$", module):
             return pattern

@@ -1,4 +1,4 @@
-"""A checkpoint with LoRA adapters in it, opened by name."""
+"""Opening checkpoints with LoRA adapters folded in, all of them by name."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from quantkit.lora.adapter import Adapter
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.model.skeleton import Skeleton
 
-Weighted = tuple[str, float]  # an adapter's directory or hub id, and how much of it is wanted
+Weighted = tuple[str, float]  # an adapter's directory or hub id, and its weight
 
 
 def open_checkpoint(model: str, adapters: Sequence[Weighted] = ()) -> Checkpoint:
     """The checkpoint named ``model`` (a directory, a hub id or 'demo') with its adapters folded in.
 
-    Raises InputError.
+    Raises InputError for a name that leads to no checkpoint, and for adapters that don't fit it.
     """
     base = Checkpoint(locate_model(model))
     return adapt(base, adapters, model) if adapters else base
@@ -34,9 +34,9 @@ def adapt(
     dtype: torch.dtype | None = None,
     strict: bool = False,
 ) -> AdaptedCheckpoint:
-    """``base`` (named ``model`` on the command line) as it reads with the adapters folded in.
+    """``base``, which ``model`` names, with the adapters folded in.
 
-    Raises InputError, see ``AdaptedCheckpoint``.
+    dtype, strict and the errors raised are those of ``AdaptedCheckpoint``.
     """
     opened = [Adapter.open(locate_adapter(name), weight) for name, weight in adapters]
     skeleton = Skeleton(base)
@@ -52,7 +52,7 @@ def adapt(
 
 
 def tokenizer_directory(checkpoint: Checkpoint) -> Path:
-    """Where the tokenizer lies that goes with a checkpoint: an adapter may bring its own."""
+    """The directory with a checkpoint's tokenizer, which an adapter may bring."""
     if isinstance(checkpoint, AdaptedCheckpoint) and checkpoint.brings is not None:
         return checkpoint.brings if tokens_of(checkpoint.brings) else checkpoint.directory
     return checkpoint.directory

@@ -1,23 +1,19 @@
-"""Reading and writing checkpoints: exact, refused when damaged, whole or not at all."""
+"""Checkpoints are read as they were written, and refused where they are damaged."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from quantkit.base.errors import InputError, MachineError
-from quantkit.base.output import check_output, new_directory
+from quantkit.base.errors import InputError
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.checkpoint.source import locate_model, model_name
 from quantkit.checkpoint.writer import TensorWriter
-from quantkit.results.manifest import MANIFEST
 
 TENSORS = {
     "odd": torch.arange(7, dtype=torch.uint8),
@@ -42,17 +38,17 @@ def write(directory: Path, **options: Any) -> None:
 def test_what_is_written_is_read_by_safetensors_and_by_us(tmp_path: Path, shard_bytes: int) -> None:
     write(tmp_path, shard_bytes=shard_bytes)
     files = sorted(tmp_path.glob("*.safetensors"))
-    found: dict[str, torch.Tensor] = {}
+    loaded: dict[str, torch.Tensor] = {}
     for file in files:
-        found |= load_file(file)
+        loaded |= load_file(file)
         with safe_open(file, "pt") as opened:
             assert opened.metadata() == {"format": "pt"}
     index = tmp_path / "model.safetensors.index.json"
     assert (len(files) > 1) == index.is_file()
     checkpoint = Checkpoint(tmp_path)
-    assert set(checkpoint.keys()) == set(found) == set(TENSORS)
+    assert set(checkpoint.keys()) == set(loaded) == set(TENSORS)
     for name, tensor in TENSORS.items():
-        assert torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype
         assert torch.equal(checkpoint.read(name), tensor)
         assert checkpoint.shape(name) == tuple(tensor.shape)
     if index.is_file():
@@ -68,6 +64,24 @@ def test_a_truncated_file_is_refused_with_its_name(tmp_path: Path) -> None:
         file.write_bytes(whole[:keep])
         with pytest.raises(InputError, match=r"model\.safetensors: the file is truncated"):
             Checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b"{", "the header isn't JSON"),
+        (b"[]", "the header isn't a JSON object"),
+        (b'{"a": {"dtype": "F32"}}', "the header's entry of a is malformed"),
+        (b'{"a": {"dtype": "F3", "shape": [], "data_offsets": [0, 0]}}', "unknown dtype F3"),
+        (b'{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 0]}}', "of another size"),
+    ],
+)
+def test_a_malformed_header_is_refused(tmp_path: Path, header: bytes, message: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    data = len(header).to_bytes(8, "little") + header
+    (tmp_path / "model.safetensors").write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        Checkpoint(tmp_path)
 
 
 def test_a_missing_shard_is_refused_with_its_name(tmp_path: Path) -> None:
@@ -94,71 +108,3 @@ def test_a_directory_without_config_or_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config\.json isn't valid JSON"):
         Checkpoint(tmp_path)
-
-
-def test_directories_appear_whole_or_not_at_all(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with pytest.raises(ZeroDivisionError), new_directory(out) as directory:
-        (directory / "file").write_text("half")
-        raise ZeroDivisionError
-    assert list(tmp_path.iterdir()) == []
-    with new_directory(out) as directory:
-        (directory / "quantkit.json").write_text("{}")
-        assert not out.exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    with new_directory(out) as directory:
-        (directory / "new").write_text("")
-    assert [path.name for path in out.iterdir()] == ["new"]
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_failed_replacement_leaves_the_old_one(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with new_directory(out) as directory:
-        (directory / "quantkit.json").write_text("old")
-    with pytest.raises(KeyboardInterrupt), new_directory(out):
-        raise KeyboardInterrupt
-    assert (out / "quantkit.json").read_text() == "old"
-
-
-def test_outputs_that_must_not_be_replaced(tmp_path: Path) -> None:
-    check_output(tmp_path / "new", "an artifact", MANIFEST, force=False, needed=1)
-    (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(InputError, match="exists already"):
-        check_output(tmp_path, "an artifact", MANIFEST, force=False, needed=1)
-    with pytest.raises(InputError, match="isn't an artifact of ours"):
-        check_output(tmp_path, "an artifact", MANIFEST, force=True, needed=1)
-    (tmp_path / "quantkit.json").write_text("{}")
-    check_output(tmp_path, "an artifact", MANIFEST, force=True, needed=1)
-
-
-def test_too_little_disk_is_said_before_work(tmp_path: Path) -> None:
-    free = shutil.disk_usage(tmp_path).free
-    with pytest.raises(MachineError, match="this needs"):
-        check_output(tmp_path / "new", "an artifact", MANIFEST, force=False, needed=2 * free)
-
-
-def test_places_that_cannot_be_written(tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    with (
-        pytest.raises(MachineError, match="can't be read or written"),
-        new_directory(blocked / "out"),
-    ):
-        pass
-
-
-def test_where_models_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (locate_model("demo") / "config.json").is_file()
-    assert locate_model(str(tmp_path)) == tmp_path
-    (tmp_path / "demo").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert locate_model("./demo") == Path("demo") and locate_model("demo") != Path("demo")
-    assert model_name("owner/name@main") == "name" and model_name("demo") == "demo"
-    assert model_name(str(tmp_path / "demo")) == "demo"
-    with pytest.raises(InputError, match="no such directory"):
-        locate_model("./nowhere")
-    file = tmp_path / "model.safetensors"
-    save_file({"a": torch.zeros(1)}, file)
-    with pytest.raises(InputError, match="is a file"):
-        locate_model(str(file))

@@ -64,7 +64,7 @@ def test_messages_go_through_the_template(folder: Path) -> None:
     assert rows.digest == read_dataset(chat)[1]
 
 
-def test_what_can_not_be_read_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_can_not_be_read_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="has no column nothing; it has text, other, number"):
         read_dataset(HubDataset(hub=str(folder), config="plain", column="nothing"))
     with pytest.raises(InputError, match="row 0 is neither text nor a list of chat messages"):

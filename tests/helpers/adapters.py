@@ -124,14 +124,14 @@ def merged_by_peft(model: PreTrainedModel, adapter: Path) -> dict[str, torch.Ten
     return PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict()
 
 
-def assert_equal_to(oracle: dict[str, torch.Tensor], found: AdaptedCheckpoint) -> None:
+def assert_equal_to(oracle: dict[str, torch.Tensor], result: AdaptedCheckpoint) -> None:
     """Every tensor within 1e-6 of the largest weight; bfloat16 within one unit in the last."""
-    names = Skeleton(found.base).names
+    names = Skeleton(result.base).names
     assert set(names) == set(oracle)
     for name, expected in oracle.items():
-        key = found.key(name)
-        actual = found.read_float32(key)
-        assert actual.shape == expected.shape == found.shape(key), name
+        key = result.key(name)
+        actual = result.read_float32(key)
+        assert actual.shape == expected.shape == result.shape(key), name
         assert (actual - expected).abs().max() <= 1e-6 * expected.abs().max(), name
 
 

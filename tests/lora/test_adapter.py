@@ -43,11 +43,11 @@ def test_every_option_reads_as_peft_merges_it(tiny: Tiny, tmp_path: Path, option
     model_type, config = OPTIONS[option]
     base = base_of(tiny, model_type)
     directory = train(base, tmp_path / "adapter", config)
-    found = adapted(base, directory)
-    untie = found.untied
+    result = adapted(base, directory)
+    untie = result.untied
     oracle = merged_by_peft(load(base, untie=untie), directory)
-    assert_equal_to(oracle, found)
-    assert found.changed and not found.warnings
+    assert_equal_to(oracle, result)
+    assert result.changed and not result.warnings
     cast = adapted(base, directory, dtype=torch.bfloat16)
     for name, expected in oracle.items():
         tensor = cast.read(cast.key(name))
@@ -58,9 +58,9 @@ def test_every_option_reads_as_peft_merges_it(tiny: Tiny, tmp_path: Path, option
 def test_a_bfloat16_base_is_cast_once(tiny: Tiny, tmp_path: Path) -> None:
     base = base_of(tiny, "llama", torch.bfloat16)
     directory = train(base, tmp_path / "adapter", OPTIONS["dora"][1])
-    found = adapted(base, directory)
+    result = adapted(base, directory)
     for name, expected in merged_by_peft(load(base), directory).items():
-        actual = found.read(name)
+        actual = result.read(name)
         assert actual.dtype == torch.bfloat16
         assert units_apart(actual, expected.to(torch.bfloat16)) <= 1, name
 
@@ -72,7 +72,7 @@ def test_slices_of_rows_make_no_difference(
     directory = train(base, tmp_path / "adapter", OPTIONS["conv1d-dora"][1])
     whole = adapted(base, directory)
     expected = {key: whole.read(key) for key in whole.changed}
-    monkeypatch.setattr("quantkit.lora.changes._SLICE", 1000)
+    monkeypatch.setattr("quantkit.lora.changes.SLICE", 1000)
     for key, tensor in expected.items():
         torch.testing.assert_close(whole.read(key), tensor, rtol=1e-6, atol=1e-6)
 
@@ -91,9 +91,9 @@ def test_several_adapters_combine_as_in_peft(tiny: Tiny, tmp_path: Path, rslora:
     model.add_weighted_adapter(["a", "b"], weights, "both", combination_type="linear")
     model.set_adapter("both")
     oracle = model.merge_and_unload().state_dict()
-    found = adapted(base, *zip(paths, weights, strict=True))
-    assert_equal_to(oracle, found)
-    assert bool(found.warnings) == rslora
+    result = adapted(base, *zip(paths, weights, strict=True))
+    assert_equal_to(oracle, result)
+    assert bool(result.warnings) == rslora
 
 
 def test_a_weight_scales_what_one_adapter_adds(tiny: Tiny, tmp_path: Path, adapter: Path) -> None:
@@ -123,10 +123,10 @@ def test_tied_embeddings_come_apart_where_they_differ(
 ) -> None:
     base = base_of(tiny, "llama", tie_word_embeddings=True)
     directory = train(base, tmp_path / "adapter", config)
-    found = adapted(base, directory)
-    assert found.untied and found.config["tie_word_embeddings"] is False
-    assert {"lm_head.weight", "model.embed_tokens.weight"} <= set(found.keys())
-    assert_equal_to(merged_by_peft(load(base, untie=True), directory), found)
+    result = adapted(base, directory)
+    assert result.untied and result.config["tie_word_embeddings"] is False
+    assert {"lm_head.weight", "model.embed_tokens.weight"} <= set(result.keys())
+    assert_equal_to(merged_by_peft(load(base, untie=True), directory), result)
 
 
 @pytest.mark.parametrize(
@@ -148,17 +148,17 @@ def test_tied_embeddings_stay_tied_where_they_dont(
 ) -> None:
     base = base_of(tiny, "llama", tie_word_embeddings=True)
     directory = train(base, tmp_path / "adapter", config)
-    found = adapted(base, directory)
-    assert not found.untied and found.config["tie_word_embeddings"] is True
-    assert "lm_head.weight" not in set(found.keys())
-    assert not found.warnings
+    result = adapted(base, directory)
+    assert not result.untied and result.config["tie_word_embeddings"] is True
+    assert "lm_head.weight" not in set(result.keys())
+    assert not result.warnings
     # PEFT's own merge adds tied factors twice, so here the adapter at run time is the oracle.
     ids = torch.arange(96)[None] % 64
     expected = PeftModel.from_pretrained(load(base), directory)(input_ids=ids).logits
     model = load(base)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(found.read(found.key(name)))
+            parameter.copy_(result.read(result.key(name)))
     torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -181,15 +181,15 @@ def test_a_resized_vocabulary_is_followed(
 ) -> None:
     base = base_of(tiny, "llama", tie_word_embeddings=tied)
     directory = train(base, tmp_path / "adapter", config, vocabulary=99)
-    found = adapted(base, directory)
-    assert found.config["vocab_size"] == 99
-    assert found.untied == (tied and apart)
-    model = load(base, untie=found.untied)
+    result = adapted(base, directory)
+    assert result.config["vocab_size"] == 99
+    assert result.untied == (tied and apart)
+    model = load(base, untie=result.untied)
     model.resize_token_embeddings(99)
-    if found.untied:
+    if result.untied:
         head = model.get_output_embeddings()
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
-    assert_equal_to(merged_by_peft(model, directory), found)
+    assert_equal_to(merged_by_peft(model, directory), result)
 
 
 def test_a_vocabulary_resized_on_one_side_is_refused(tiny: Tiny, tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_an_adapter_of_another_architecture_is_refused(tiny: Tiny, tmp_path: Pat
 
 def test_an_adapter_of_another_size_is_refused(tiny: Tiny, adapter: Path) -> None:
     base = base_of(tiny, "llama", hidden_size=32)
-    with pytest.raises(InputError, match="has shape"):
+    with pytest.raises(InputError, match="has the shape"):
         adapted(base, adapter)
 
 
@@ -330,10 +330,10 @@ def test_nan_is_noticed(tiny: Tiny, adapter: Path) -> None:
     key = next(iter(tensors))
     tensors[key][0, 0] = torch.nan
     save_file(tensors, path)
-    found = adapted(base_of(tiny, "llama"), adapter)
+    result = adapted(base_of(tiny, "llama"), adapter)
     with pytest.raises(InputError, match="NaN"):
-        for key in found.changed:
-            found.read(key)
+        for key in result.changed:
+            result.read(key)
 
 
 def test_combinations_that_peft_refuses_are_refused(
@@ -347,7 +347,7 @@ def test_combinations_that_peft_refuses_are_refused(
     with pytest.raises(InputError, match="DoRA"):
         adapted(base, adapter, dora)
     saved = train(base, tmp_path / "s", OPTIONS["saved"][1])
-    with pytest.raises(InputError, match="both replace it"):
+    with pytest.raises(InputError, match="both replace its tensor"):
         adapted(base, saved, shutil.copytree(saved, tmp_path / "s2"))
 
 
