@@ -48,7 +48,7 @@ class TensorEntry:
 def read_header(path: Path) -> dict[str, TensorEntry]:
     """The tensors of one safetensors file, by key.
 
-    Raises InputError for a malformed header, and for a file that is shorter than its header asks for.
+    Raises InputError for a malformed header and for a truncated file.
     """
     size = path.stat().st_size
     again = "The file is damaged or incomplete: download or copy it again."
