@@ -71,6 +71,8 @@ def quantize_command(
     if dry_run:
         plan = quantkit.dry_run(loaded, model=model, adapters=pairs, strict=strict)
         console.show(plan.to_json(), plan_table(plan, loaded.recipe.name))
+        for note in plan.notes:
+            console.note(note)
         return
     if out is None:
         raise InputError("is required", subject="--out", fix="Name the directory to make.")

@@ -162,6 +162,8 @@ def quantize(
     where = resolve_device(device)
     needed = int(job.plan.nbytes * _SLACK)
     check_output(out, "an artifact", MANIFEST, force=force, needed=needed)
+    for note in job.plan.notes:
+        progress.note(note)
     rows = _calibration_rows(job, progress)
     inputs, files = describe_inputs(job.checkpoint, rows, job.loaded.recipe.digest, where)
     with unfinished(out, inputs, force=force, progress=progress) as (directory, journal):

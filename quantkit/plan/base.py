@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -43,11 +43,15 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """All tensors of an artifact."""
+    """All tensors of an artifact.
+
+    notes: sentences for people on what the artifact won't be able to do, known before work starts.
+    """
 
     method: str
     format: str
     tensors: tuple[PlannedTensor, ...]
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def nbytes(self) -> int:
@@ -78,6 +82,7 @@ class Plan:
             "groups": [
                 {**asdict(row), "bits_per_weight": row.bits_per_weight} for row in self.rows()
             ],
+            "notes": list(self.notes),
         }
 
     def rows(self) -> list[PlanRow]:

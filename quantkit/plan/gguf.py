@@ -68,7 +68,9 @@ def plan_mix(
         no_fallback=method.no_fallback,
         pre_tokenizer=method.pre_tokenizer,
     )
-    return GgufFilePlan(method.method, method.format, _described(file), method, file)
+    return GgufFilePlan(
+        method.method, method.format, _described(file), method, file, notes=file.notes
+    )
 
 
 def plan_grids(
@@ -102,7 +104,9 @@ def plan_grids(
         return replace(tensor, type=type, wanted=type, nbytes=nbytes)
 
     file = replace(file, tensors=tuple(map(planned, file.tensors)))
-    return GgufFilePlan(method.method, "gguf", _described(file), method, file, linears)
+    return GgufFilePlan(
+        method.method, "gguf", _described(file), method, file, linears, notes=file.notes
+    )
 
 
 def _described(file: GgufPlan) -> tuple[PlannedTensor, ...]:

@@ -86,13 +86,15 @@ class GgufTensorPlan:
 class GgufPlan:
     """Everything about a file but the weights themselves.
 
-    ``mix``: its name; ``architecture``: llama.cpp's name; ``metadata``: all of the file's keys.
+    ``mix``: its name; ``architecture``: llama.cpp's name; ``metadata``: all of the file's keys;
+    ``notes``: sentences on what llama.cpp will do otherwise than transformers.
     """
 
     mix: str
     architecture: str
     tensors: tuple[GgufTensorPlan, ...]
     metadata: Metadata
+    notes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
