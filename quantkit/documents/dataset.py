@@ -4,65 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Tag
 
-from quantkit.base.errors import InputError, MachineError, not_installed
+from quantkit.base.errors import InputError
 from quantkit.base.files import sha256
-from quantkit.documents.document import Strict
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-class HubDataset(Strict):
-    """A data set of the Hub, pinned to a commit, or a folder in the form of one.
-
-    The library ``datasets`` reads it, from its own cache if it was downloaded before.
-    """
-
-    hub: str = Field(description="owner/name, or a folder: ./data, ../data, /data")
-    config: str | None = Field(default=None, description="such as wikitext-2-raw-v1")
-    split: str = "train"
-    column: str = Field(default="text", description="of strings, or of lists of chat messages")
-    revision: str | None = Field(default=None, description="commit; a folder has none")
-    rows: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="how many of the first to take; the rest isn't downloaded"
-    )
-    join: str | None = Field(
-        default=None, description="text between rows, which makes one document of them all"
-    )
-
-    @model_validator(mode="after")
-    def _is_pinned(self) -> HubDataset:
-        if self.is_folder and self.revision is not None:
-            raise ValueError("a folder has no revision")
-        if not self.is_folder and not _COMMIT.fullmatch(self.revision or ""):
-            raise ValueError(
-                f"revision must pin {self.hub} to a commit of 40 hexadecimal digits "
-                f"(huggingface.co/datasets/{self.hub}/commits/main lists them)"
-            )
-        return self
-
-    @property
-    def is_folder(self) -> bool:
-        """Whether ``hub`` is a path rather than owner/name."""
-        return self.hub.startswith(("./", "../", "/")) or self.hub in (".", "..")
-
-    def relative_to(self, directory: Path) -> HubDataset:
-        """The same data set; the path of a folder is made absolute, relative to ``directory``."""
-        if not self.is_folder:
-            return self
-        return self.model_copy(update={"hub": str((directory / self.hub).resolve())})
-
-    def __str__(self) -> str:
-        parts = [self.hub, self.config, self.split, self.column]
-        return ":".join(part for part in parts if part)
-
+from quantkit.documents.hub import HubDataset, library, read_column
 
 Dataset = Path | HubDataset
 # The type of a document's key ``dataset``. Tags in <> are no keys: errors leave them out.
@@ -100,7 +50,7 @@ def check_exists(dataset: Dataset) -> None:
         if not dataset.is_file():
             raise _missing(dataset)
         return
-    _library()
+    library()
     if dataset.is_folder and not Path(dataset.hub).is_dir():
         raise _missing(Path(dataset.hub))
 
@@ -163,16 +113,9 @@ def _from_line(line: str, where: str) -> Document:
     raise InputError('isn\'t an object with "text" or "messages"', subject=where)
 
 
-def _library() -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise not_installed("datasets", "datasets") from None
-    return datasets
-
-
 def _from_hub(dataset: HubDataset) -> tuple[list[Document], str]:
-    values = _column(dataset)
+    check_exists(dataset)
+    values = read_column(dataset)
     documents = []
     for number, value in enumerate(values):
         where = f"{dataset} row {number}"
@@ -193,44 +136,3 @@ def _from_hub(dataset: HubDataset) -> tuple[list[Document], str]:
             raise InputError("join needs text, and these are messages", where=str(dataset))
         documents = [Document(str(dataset), dataset.join.join(str(text) for text in texts))]
     return documents, digest.hexdigest()
-
-
-def _column(dataset: HubDataset) -> list[Any]:
-    """The values of a data set's column.
-
-    Raises InputError where it can't be loaded, MachineError where the Hub can't be reached.
-    """
-    library = _library()
-    check_exists(dataset)
-    library.disable_progress_bars()
-    try:
-        table = library.load_dataset(
-            dataset.hub,
-            dataset.config,
-            split=dataset.split,
-            revision=dataset.revision,
-            streaming=dataset.rows is not None,
-        )
-        columns = list(table.column_names or [])
-        values = [row.get(dataset.column) for row in islice(table, dataset.rows)]
-    except (ConnectionError, TimeoutError) as error:
-        raise MachineError(
-            f"the Hub can't be reached ({type(error).__name__}: {_first_line(error)})",
-            where=str(dataset),
-            fix="Download it once with the network; then it is read from the cache of datasets.",
-        ) from error
-    except Exception as error:  # datasets passes on the errors of many libraries
-        raise InputError(
-            f"datasets can't load it ({type(error).__name__}: {_first_line(error)})",
-            where=str(dataset),
-            fix="Check hub, config, split and revision, and HF_TOKEN for a gated data set.",
-        ) from error
-    if columns and dataset.column not in columns:
-        raise InputError(
-            f"has no column {dataset.column}; it has {', '.join(columns)}", subject=str(dataset)
-        )
-    return values
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]

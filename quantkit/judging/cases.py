@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from quantkit.base.errors import InputError
 from quantkit.calibration.text import render_chat
-from quantkit.documents.document import explain
+from quantkit.documents.explain import explain
 from quantkit.judging.checks import Check
 from quantkit.results.comparison import CaseInput
 

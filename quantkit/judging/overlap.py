@@ -14,7 +14,8 @@ from pathlib import Path
 from quantkit.artifact.manifest import read_manifest, read_run
 from quantkit.base import resources
 from quantkit.base.errors import InputError, QuantkitError
-from quantkit.documents.dataset import Dataset, Document, HubDataset, digest_of, read_dataset
+from quantkit.documents.dataset import Dataset, Document, digest_of, read_dataset
+from quantkit.documents.hub import HubDataset
 from quantkit.judging.cases import Case
 from quantkit.results.manifest import MergedManifest
 

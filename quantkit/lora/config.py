@@ -100,7 +100,7 @@ class LoraConfig:
             excluded=_names(values.get("exclude_modules")),
             saved=tuple(values.get("modules_to_save") or ()),
             layers=_integers(values.get("layers_to_transform")),
-            layers_pattern=tuple(_listed(values.get("layers_pattern"))),
+            layers_pattern=tuple(_strings(values.get("layers_pattern"))),
             tokens={name: _integers(rows) for name, rows in tokens.items()},
             tied=bool(values.get("ensure_weight_tying")),
         )
@@ -200,7 +200,7 @@ def _names(value: Any) -> str | tuple[str, ...]:
     return value if isinstance(value, str) else tuple(value or ())
 
 
-def _listed(value: Any) -> list[str]:
+def _strings(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else list(value or ())
 
 

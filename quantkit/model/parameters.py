@@ -15,8 +15,6 @@ from quantkit.model.rounding import round_inputs
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stubs import forward_as
 
-Weights = dict[str, Tensor]  # by checkpoint key
-
 
 class Parameters:
     """The parameters of ``skeleton``, read from ``source`` and computed with on ``device``."""
@@ -51,15 +49,15 @@ class Parameters:
         modules = self._skeleton.model.named_modules()
         return next(f"{name}.weight" for name, other in modules if other is module)
 
-    def read(self, names: list[str]) -> Weights:
-        """The named parameters' weights, each once, on the CPU and as they are stored."""
+    def read(self, names: list[str]) -> dict[str, Tensor]:
+        """The named parameters' weights by checkpoint key, on the CPU and as they are stored."""
         keys = dict.fromkeys(self._skeleton.key(name) for name in names)
         return {key: self._source.read(key) for key in keys}
 
-    def fill(self, names: list[str], weights: Weights | None = None) -> None:
+    def fill(self, names: list[str], weights: dict[str, Tensor] | None = None) -> None:
         """Put the named parameters' weights in place for good. Tied ones share their memory.
 
-        weights: where they have been read already; emptied on the way.
+        weights: by checkpoint key, where they have been read already; emptied on the way.
         """
         shared: dict[str, Tensor] = {}
         for name in names:
@@ -74,7 +72,7 @@ class Parameters:
             place[leaf] = shared[key]
 
     @contextmanager
-    def loaded(self, names: list[str], weights: Weights | None = None) -> Iterator[None]:
+    def loaded(self, names: list[str], weights: dict[str, Tensor] | None = None) -> Iterator[None]:
         """Have the named parameters' weights in place while the block runs.
 
         Linears round their inputs where the engines of the source do.

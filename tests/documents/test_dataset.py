@@ -12,13 +12,8 @@ from pydantic import ValidationError
 from quantkit.base.errors import InputError, MachineError
 from quantkit.base.resources import demo_model
 from quantkit.calibration.text import load_tokenizer, pack
-from quantkit.documents.dataset import (
-    HubDataset,
-    check_exists,
-    digest_of,
-    read_dataset,
-    resolve_dataset,
-)
+from quantkit.documents.dataset import check_exists, digest_of, read_dataset, resolve_dataset
+from quantkit.documents.hub import HubDataset
 from quantkit.recipes.recipe import load_recipe
 
 COMMIT = "b08601e04326c79dfdd32d625aee71d232d685c3"
