@@ -1,4 +1,4 @@
-"""Data sets of the Hub, pinned to a commit, and their rows, which the library ``datasets`` reads."""
+"""Data sets of the Hub, pinned to a commit; the library ``datasets`` reads their rows."""
 
 from __future__ import annotations
 
