@@ -45,7 +45,7 @@ from quantkit.formats.format import (
 )
 from quantkit.methods.fp8 import Fp8Scheme, Fp8Tensor
 from quantkit.methods.grids import Grid, Quantized, QuantizedTensor
-from quantkit.methods.inputs import Rounding, round_fp8, round_int8
+from quantkit.methods.inputs import InputRounding, round_fp8, round_int8
 
 # With other numbers of bits a code straddles two words for some readers, and not for older ones.
 _BITS = (2, 4, 8)
@@ -145,7 +145,7 @@ class CompressedTensorsFormat(SafetensorsFormat):
             return linear.shape("weight")
         return tuple(linear.read("weight_shape").tolist())
 
-    def input_rounding(self, linear: StoredLinear) -> Rounding | None:
+    def input_rounding(self, linear: StoredLinear) -> InputRounding | None:
         scheme = self.scheme(linear)
         if not scheme.rounds_inputs:
             return None

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from quantkit.base.errors import InputError
 from quantkit.methods.grids import Quantized
-from quantkit.methods.inputs import Rounding
+from quantkit.methods.inputs import InputRounding
 
 T = TypeVar("T")
 
@@ -194,7 +194,7 @@ class SafetensorsFormat(Format, Protocol):
         """Understand a ``quantization_config``, ours or another tool's. Raises Unreadable."""
         ...
 
-    def input_rounding(self, linear: StoredLinear) -> Rounding | None:
+    def input_rounding(self, linear: StoredLinear) -> InputRounding | None:
         """What engines do to the linear's inputs before they multiply; None for nothing."""
         return None
 

@@ -20,7 +20,7 @@ from quantkit.formats.format import StoredLinear
 from quantkit.formats.gguf.reader import GgufWeights, gguf_files
 from quantkit.formats.registry import safetensors_formats
 from quantkit.methods.grids import Quantized
-from quantkit.methods.inputs import Rounding
+from quantkit.methods.inputs import InputRounding
 
 
 class PackedCheckpoint:
@@ -116,7 +116,7 @@ class PackedCheckpoint:
         except KeyError as error:
             raise self._lacks(error) from error
 
-    def input_rounding(self, key: str) -> Rounding | None:
+    def input_rounding(self, key: str) -> InputRounding | None:
         """What engines do to the inputs of the linear of weight ``key``; None for nothing."""
         linear = self._quantized(key)
         return None if linear is None else self._format.input_rounding(linear)

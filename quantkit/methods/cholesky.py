@@ -1,4 +1,4 @@
-"""The Cholesky factor of a Gram matrix, in its place."""
+"""The Cholesky factorization of a damped Gram matrix, in place."""
 
 from __future__ import annotations
 
@@ -9,38 +9,45 @@ from torch import Tensor
 
 from quantkit.base.parallel import one_thread, pool
 
-_PANEL = 128  # columns; all but those on the diagonal is matrix products, which are the faster part
-_SLAB = 512  # rows that one thread works on; fixed, so that bytes don't depend on the threads
+_PANEL = 128  # columns factorized together; what is left is matrix products, which are faster
+_SLAB = 512  # rows that one thread computes; fixed, so that the bytes don't depend on the threads
 
 
 def cholesky_(matrix: Tensor, threads: int = 1) -> bool:
-    """Turn ``matrix`` (n, n), symmetric and positive definite, into L with L Lᵀ = ``matrix``.
+    """Overwrite ``matrix`` (n, n), symmetric and positive definite, by its factor L.
 
-    Left-looking and in place: no second matrix of that size is needed. The bytes are the same for
-    any number of threads. Right of the diagonal are zeros.
-    Returns False, the matrix spoilt, where it isn't positive definite or holds what isn't finite.
+    L is lower triangular, with L Lᵀ = ``matrix``, and the same to the last bit for any number of
+    ``threads``. Returns False, with the matrix destroyed, where it isn't positive definite or holds
+    NaN or infinity.
     """
     if matrix.device.type != "cpu":
         lower, failed = torch.linalg.cholesky_ex(matrix)
         matrix.copy_(lower)
         return not failed and bool(matrix.isfinite().all())
+    # Left-looking: a panel is made from the ones before it and is then final, so that beside the
+    # matrix only a panel's products are in memory. torch's own factorization needs a second matrix,
+    # and rounds otherwise for every number of threads: each product here is one thread's work.
     with one_thread(), pool(threads) as workers:
         for first in range(0, len(matrix), _PANEL):
             last = min(first + _PANEL, len(matrix))
-            done = matrix[first:last, :first]
-            matrix[first:last, first:last].addmm_(done, done.t(), alpha=-1)
+            left = matrix[first:last, :first]
+            matrix[first:last, first:last].addmm_(left, left.t(), alpha=-1)
             corner, failed = torch.linalg.cholesky_ex(matrix[first:last, first:last])
             if failed:
                 return False
             matrix[first:last, first:last] = corner
             slabs = matrix[last:, :last].split(_SLAB)
-            list(workers.map(partial(_fill, done, corner), slabs))
+            list(workers.map(partial(_fill_panel, left, corner), slabs))
         matrix.tril_()
         return bool(matrix.isfinite().all())
 
 
-def _fill(done: Tensor, corner: Tensor, rows: Tensor) -> None:
-    """Columns of L below ``corner``, the last of ``rows``; the others are those of L already."""
-    left, below = rows.tensor_split([done.shape[1]], 1)
-    below.addmm_(left, done.t(), alpha=-1)
-    below.copy_(torch.linalg.solve_triangular(corner, below.t(), upper=False).t())
+def _fill_panel(left: Tensor, corner: Tensor, rows: Tensor) -> None:
+    """Compute the panel's columns of L in ``rows``, which are below its ``corner``.
+
+    left: L in the corner's rows, left of the corner; rows: L up to the panel, whose columns are the
+    last ones and still hold the matrix.
+    """
+    before, panel = rows.tensor_split([left.shape[1]], 1)
+    panel.addmm_(before, left.t(), alpha=-1)
+    panel.copy_(torch.linalg.solve_triangular(corner, panel.t(), upper=False).t())

@@ -1,7 +1,7 @@
-"""FP8: each row scaled to the range of float8_e4m3fn, whose nearest value is the code.
+"""FP8: each row is scaled to the range of float8_e4m3fn, and rounded to its nearest values.
 
-Micikevicius et al., arXiv 2209.05433. Four bits of exponent, three of mantissa, no infinity; the
-largest value is 448, so a row's scale is its absmax / 448, rounded as those of integer grids are.
+Micikevicius et al., arXiv 2209.05433. E4M3 has four bits of exponent, three of mantissa and no
+infinity; its largest value is 448, so the scale of a row is its absmax / 448.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ LARGEST = 448.0  # of float8_e4m3fn
 
 @dataclass(frozen=True)
 class Fp8Scheme:
-    """One scale a row; the linear's inputs are rounded to FP8 too, a token at a time.
+    """One scale for each row; the linear's inputs are rounded to FP8 too, each token by itself.
 
-    Others also have one scale a tensor (``per_row`` false), inputs with one scale for all
-    (``static``), or inputs that are left alone.
+    Checkpoints of other tools may have one scale for the whole tensor (``per_row`` false), one
+    scale for all inputs (``static``), or inputs that aren't rounded (``rounds_inputs`` false).
     """
 
     per_row: bool = True
@@ -38,9 +38,10 @@ class Fp8Scheme:
 
 @dataclass(frozen=True)
 class Fp8Tensor:
-    """codes: float8_e4m3fn (out, in); scales: float32 (out, 1), exact in fp16 and bf16.
+    """A weight in FP8.
 
-    Others' scales may be of any value, and one for all (1, 1).
+    codes: (out, in) float8_e4m3fn; scales: (out, 1) float32, exact in fp16 and bf16. Checkpoints of
+    other tools may have any scales, and one for all rows, (1, 1).
     """
 
     codes: Tensor
@@ -58,7 +59,7 @@ class Fp8Tensor:
 
 
 class Fp8(LinearMethod):
-    """Weights and inputs of linears in FP8 (E4M3), arXiv 2209.05433."""
+    """FP8, arXiv 2209.05433: weights and inputs of linears in float8_e4m3fn."""
 
     tag = "fp8"
     calibration = "unused"
@@ -78,12 +79,13 @@ class Fp8(LinearMethod):
 
 
 def quantize(weight: Tensor) -> Fp8Tensor:
-    """Quantize ``weight`` (out, in; any float dtype) to the nearest codes."""
+    """``weight`` (out, in), of any float dtype, as the nearest FP8 values of scaled rows."""
     values = weight.float()
     scales = exact_scale(values.abs().amax(1, keepdim=True) / LARGEST)
-    return Fp8Tensor(encode(values / scales), scales)
+    return Fp8Tensor(nearest_fp8(values / scales), scales)
 
 
-def encode(values: Tensor) -> Tensor:
-    """The nearest codes. What is larger than the largest becomes that: there is no infinity."""
+def nearest_fp8(values: Tensor) -> Tensor:
+    """The nearest values of float8_e4m3fn; those beyond the largest become the largest."""
+    # The cast alone would make them NaN: the format has no infinity.
     return values.clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)

@@ -1,4 +1,4 @@
-"""What a method is given of a block, and what it returns: linears in, quantized linears out."""
+"""What a method gets of a block, and what it returns: linears in, quantized linears out."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from quantkit.base.errors import InputError, not_finite
 from quantkit.base.parallel import parallel_map
 from quantkit.calibration.folds import Fold
 from quantkit.calibration.statistics import InputStatistics
-from quantkit.methods.grids import Quantized, total
+from quantkit.methods.grids import Quantized, sum_of
 from quantkit.results.manifest import LayerReport
 
-_ROWS = 1024  # whose error is computed together, since weights may be large
+_ROWS = 1024  # whose error is computed together: float32 copies of a whole weight may be large
 
 
 class Scheme(Protocol):
-    """What the weights of one linear are rounded to. ``str`` names it: ``int4 g128 sym``."""
+    """The values that a weight may be rounded to. ``str`` names it, as in ``int4 g128 sym``."""
 
     @property
     def rounds_inputs(self) -> bool:
-        """Whether engines round the linear's inputs too."""
+        """Whether engines round the linear's inputs as well."""
         ...
 
 
@@ -38,10 +38,10 @@ class QuantizedLinear:
 
 @dataclass
 class BlockResult:
-    """What quantizing a block gave.
+    """A quantized block.
 
-    linears: by the linear's name within the block; changed: other parameters of the block that
-    were rescaled, by name.
+    linears: by the linear's name within the block; changed: the new values of other parameters
+    that had to be rescaled (norms, biases, unquantized linears), by their names.
     """
 
     linears: dict[str, QuantizedLinear] = field(default_factory=dict)
@@ -52,10 +52,10 @@ class BlockResult:
 class Linears:
     """The linears of a block that are to be quantized together.
 
-    weights: (out, in) by the linear's name within the block, of any float dtype; schemes: by the
-    same names; inputs: what was measured of the tensors that they read, empty where the method
-    asked for nothing; folds: which inputs may be rescaled, where the method asked for that;
-    prefix: what precedes names in reports and errors.
+    weights: (out, in) of any float dtype, by the linear's name within the block; schemes: by the
+    same names; inputs: statistics of the tensors that the linears read, empty where the method
+    needs none; folds: the inputs that may be rescaled, empty where the method doesn't rescale;
+    prefix: precedes names in reports and errors.
     """
 
     block: nn.Module
@@ -74,7 +74,10 @@ class Linears:
         folds: Sequence[Fold] = (),
         prefix: str = "",
     ) -> Linears:
-        """The linears of ``block`` named in ``schemes``. Raises InputError for NaN or infinity."""
+        """The linears of ``block`` that ``schemes`` names.
+
+        Raises InputError where a weight holds NaN or infinity.
+        """
         weights = {name: block.get_parameter(f"{name}.weight").detach() for name in schemes}
         for name, weight in weights.items():
             if not bool(weight.isfinite().all()):
@@ -82,21 +85,21 @@ class Linears:
         return cls(block, weights, schemes, inputs, folds, prefix)
 
     def require_inputs(self) -> None:
-        """Raise InputError for a linear that no calibration row ever reached."""
+        """Raise InputError where no calibration row reached a linear, as in an unused expert."""
         measured = {name for group in self.inputs for name in group.consumers}
-        if idle := [name for name in self.weights if name not in measured]:
+        if unreached := [name for name in self.weights if name not in measured]:
             raise InputError(
-                "the calibration rows never ran through it, so nothing is known of its inputs",
-                where=", ".join(self.prefix + name for name in idle),
+                "no calibration row reached it, so nothing is known of its inputs",
+                where=", ".join(self.prefix + name for name in unreached),
                 fix="Skip it in the recipe (overrides: match, skip: true), or use method rtn.",
             )
 
     def readers(self, group: InputStatistics) -> list[str]:
-        """Those of the linears that read one input."""
+        """Names of those linears that read the input of ``group``."""
         return [name for name in group.consumers if name in self.weights]
 
     def report(self, name: str, error: float, measured_on: str) -> LayerReport:
-        """A report that names a linear as the artifact does."""
+        """A report of the linear ``name``, with its full name and its scheme."""
         return LayerReport(self.prefix + name, str(self.schemes[name]), error, measured_on)
 
     def each(
@@ -104,7 +107,11 @@ class Linears:
         quantize: Callable[[Tensor, Scheme], Quantized],
         value: Callable[[Quantized], Tensor] = lambda tensor: tensor.dequantize(),
     ) -> BlockResult:
-        """Quantize every weight by itself, in threads. ``value``: what a tensor dequantizes to."""
+        """Quantize every weight by itself, several at a time.
+
+        quantize: from a weight (out, in) and its scheme; value: the weight (out, in), of any float
+        dtype, that the quantized one gives back, for the report.
+        """
 
         def one(name: str) -> QuantizedLinear:
             weight = self.weights[name]
@@ -119,15 +126,15 @@ class Linears:
 
 
 def relative_error(value: Tensor, weight: Tensor) -> float:
-    """‖W - Ŵ‖² / ‖W‖² for ``value`` Ŵ and ``weight`` W, (out, in) of any float dtype."""
-    lost, whole = [], []
+    """‖W - Ŵ‖² / ‖W‖² of ``value``, Ŵ, and ``weight``, W, (out, in) of any float dtype."""
+    errors, squares = [], []
     for rounded, original in zip(value.split(_ROWS), weight.split(_ROWS), strict=True):
         rows = original.float()
-        lost.append((rows - rounded).square_().sum(1))
-        whole.append(rows.square().sum(1))
-    return total(torch.cat(lost)) / max(total(torch.cat(whole)), 1e-30)
+        errors.append((rows - rounded).square_().sum(1))
+        squares.append(rows.square().sum(1))
+    return sum_of(torch.cat(errors)) / max(sum_of(torch.cat(squares)), 1e-30)
 
 
 def output_energy(group: InputStatistics, name: str) -> float:
-    """Squared output of a linear, summed over the calibration tokens."""
+    """The sum of the squared outputs of linear ``name`` over the calibration tokens, above 0."""
     return max(float(group.energy[name]), 1e-30)

@@ -1,8 +1,8 @@
 """What a method is: the settings that a recipe gives it, and what it does with them.
 
-The section ``quantize`` of a recipe becomes an instance of one of the classes in ``registry``.
-Each says in one place what may be set, what it needs to know of the inputs, which scheme a linear
-gets, and how the linears of a block are quantized.
+The section ``quantize`` of a recipe becomes an instance of one of the classes in ``registry``. A
+class states in one place what may be set, what must be measured, which scheme a linear gets, and
+how the linears of a block are quantized.
 """
 
 from __future__ import annotations
@@ -23,17 +23,14 @@ from quantkit.methods.linears import BlockResult, Linears, Scheme
 Bits = Annotated[int, Field(ge=2, le=8)]
 GroupSize = Annotated[int, Field(description="columns per group; -1 makes one group a row")]
 
-# What the calibration rows pass through between blocks: weights as they were, or as written.
-Propagate = Literal["original", "quantized"]
-
 
 class Method(Strict):
-    """The settings of a method, and what it does.
+    """The settings of a method, which are its fields, and what it does.
 
-    tag: names the class; the method's name, unless several classes share that. calibration:
-    whether a recipe must, may or can't have a section ``calibration``; rounds_inputs: whether
-    engines round the inputs of its linears too; rescales: whether it rescales weights, which then
-    aren't the checkpoint's before rounding.
+    tag: names the class: the method's name, unless several classes share it; calibration: whether
+    a recipe must, may or can't have a section ``calibration``; rounds_inputs: whether engines round
+    the inputs of its linears too; rescales: whether it rescales weights before it rounds them, so
+    that a quantized weight by itself can't be compared with the checkpoint's.
     """
 
     tag: ClassVar[str]
@@ -46,18 +43,20 @@ class Method(Strict):
 
     @classmethod
     def describes(cls, section: Mapping[str, Any]) -> bool:
-        """Whether the section of a recipe is meant for this class."""
+        """Whether a recipe's section ``quantize`` is meant for this class."""
         return section.get("method") == cls.tag
 
     @abstractmethod
     def needs(self) -> Needs | None:
-        """What must be measured of the inputs, in a recipe that calibrates; None for nothing."""
+        """What is measured where the recipe has a section ``calibration``; None for nothing."""
 
 
 class LinearMethod(Method):
-    """A method that gives linears a scheme and leaves all other tensors as they are."""
+    """A method that quantizes linears, each by its scheme, and no other tensors."""
 
-    ignore: list[str] = Field(default=["lm_head"], description="globs of modules left as they are")
+    ignore: list[str] = Field(
+        default=["lm_head"], description="globs of modules that stay unquantized"
+    )
 
     def check_available(self) -> None:
         """Raise MachineError where a library that the method needs isn't installed."""
@@ -68,17 +67,17 @@ class LinearMethod(Method):
 
     @abstractmethod
     def quantize(self, linears: Linears) -> BlockResult:
-        """Quantize linears of one block, in memory as it was or as propagation has left it.
+        """Quantize linears of one block, which isn't changed.
 
-        The block isn't changed. Raises InputError.
+        Raises InputError for weights or statistics that can't be quantized.
         """
 
     def scheme_of(self, name: str, default: Scheme) -> Scheme | None:
-        """The scheme of the linear of that full name; None leaves it as it is."""
+        """The scheme of the linear with this full name; None where it stays unquantized."""
         return None if any(fnmatchcase(name, pattern) for pattern in self.ignore) else default
 
     def patterns(self) -> list[tuple[str, str]]:
-        """The globs that the recipe holds, each after its key."""
+        """All globs of the recipe, each with the key that it is under."""
         return [("quantize.ignore", pattern) for pattern in self.ignore]
 
 
@@ -100,7 +99,7 @@ class Override(Strict):
 
 
 class AffineMethod(LinearMethod):
-    """A method that rounds to an affine integer grid, which overrides may change."""
+    """A method that rounds to an affine integer grid; overrides change it for some linears."""
 
     bits: Bits
     group_size: GroupSize
@@ -108,10 +107,10 @@ class AffineMethod(LinearMethod):
     overrides: list[Override] = Field(default=[])
 
     @model_validator(mode="after")
-    def _group_size_is_sane(self) -> AffineMethod:
+    def _group_sizes_are_possible(self) -> AffineMethod:
         for size in [self.group_size, *(o.group_size for o in self.overrides)]:
             if size is not None and size != -1 and size < 8:
-                raise ValueError(f"group_size {size} is not -1 (one group a row) or at least 8")
+                raise ValueError(f"group_size {size} must be -1 (one group a row) or at least 8")
         return self
 
     def default_scheme(self) -> Grid:
@@ -126,6 +125,7 @@ class AffineMethod(LinearMethod):
                 changes = override.model_dump(
                     include={"bits", "group_size", "symmetric"}, exclude_none=True
                 )
+                # After an override that skips, a later one starts from the default again.
                 scheme = None if override.skip else replace(as_grid(scheme or default), **changes)
         return scheme
 

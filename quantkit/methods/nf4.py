@@ -18,14 +18,16 @@ from quantkit.methods.grids import Quantized
 from quantkit.methods.linears import BlockResult, Linears
 from quantkit.methods.method import LinearMethod
 
-_AT_ONCE = 1 << 22  # weights; whole blocks of any size
+# Weights that the kernel quantizes at a time, for each of which it needs ten bytes. A multiple of
+# every block size.
+_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
 class Nf4Scheme:
-    """Weights a block, whether the blocks' maxima are quantized too, and the kind of codes.
+    """block_size: weights per block; double_quant: whether the blocks' maxima are quantized too.
 
-    ``kind``: nf4, or fp4 in checkpoints of others.
+    kind: nf4, or fp4 in checkpoints of other tools.
     """
 
     block_size: int
@@ -39,14 +41,14 @@ class Nf4Scheme:
 
 @dataclass(frozen=True)
 class Nf4Tensor:
-    """bitsandbytes' packed codes, uint8 (numel/2, 1), and its QuantState."""
+    """A weight as bitsandbytes packs it: codes, uint8 (numel/2, 1), and its QuantState."""
 
     packed: Tensor
     state: Any
     shape: tuple[int, ...]
 
     def computed(self) -> Tensor:
-        """The weight that bitsandbytes computes with, in the dtype that it had."""
+        """The weight that bitsandbytes computes with, in the dtype that it had before."""
         value: Tensor = library().dequantize_4bit(self.packed, self.state)
         return value
 
@@ -55,7 +57,7 @@ class Nf4Tensor:
 
 
 class Nf4(LinearMethod):
-    """4-bit NormalFloat of QLoRA, arXiv 2305.14314, by bitsandbytes' own kernels."""
+    """NF4, arXiv 2305.14314, by bitsandbytes' own kernels."""
 
     tag = "nf4"
     calibration = "unused"
@@ -85,11 +87,7 @@ def _computed(tensor: Quantized) -> Tensor:
 
 
 def quantize(weight: Tensor, scheme: Nf4Scheme) -> Nf4Tensor:
-    """Quantize ``weight`` (out, in) of dtype float32, float16 or bfloat16.
-
-    Some weights at a time, which the kernel needs ten bytes for each of; the maxima of all blocks
-    are then quantized together, as ``quantize_4bit`` does itself.
-    """
+    """Quantize ``weight`` (out, in) of dtype float32, float16 or bfloat16."""
     bnb = library()
     parts = [
         bnb.quantize_4bit(
@@ -103,6 +101,7 @@ def quantize(weight: Tensor, scheme: Nf4Scheme) -> Nf4Tensor:
     ]
     packed, state = torch.cat([packed for packed, _ in parts]), parts[0][1]
     state.shape, state.absmax = weight.shape, torch.cat([state.absmax for _, state in parts])
+    # The maxima of all blocks together, with the bytes of ``quantize_4bit`` on the whole weight.
     if scheme.double_quant:
         state.offset, state.nested = state.absmax.mean(), True
         maxima = state.absmax - state.offset

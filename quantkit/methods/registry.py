@@ -1,9 +1,9 @@
-"""The methods that a recipe may name. Adding one is a file, and its line here."""
+"""The methods that a recipe may name. Adding one takes a file, and its line here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from quantkit.methods.awq.method import Awq
 from quantkit.methods.fp8 import Fp8
@@ -21,10 +21,10 @@ METHODS: dict[str, type[Method]] = {
 
 
 def tag_of(section: Mapping[str, Any]) -> str | None:
-    """The tag of the class that a recipe's section ``quantize`` is meant for; None for none."""
+    """The tag of the method that a recipe's section ``quantize`` is meant for; None for none."""
     return next((tag for tag, method in METHODS.items() if method.describes(section)), None)
 
 
-def with_trait(trait: str) -> set[str]:
-    """Names of the methods of which a class attribute, such as ``rounds_inputs``, is true."""
+def with_trait(trait: Literal["rounds_inputs", "rescales"]) -> set[str]:
+    """Tags of the methods of which this class attribute is true."""
     return {tag for tag, method in METHODS.items() if getattr(method, trait)}

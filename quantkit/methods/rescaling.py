@@ -1,8 +1,8 @@
-"""Methods that rescale inputs before they round the weights that read them.
+"""Methods that rescale inputs before they round the weights that read them: awq and smoothquant.
 
-A scale s on the input features of a linear multiplies the columns of its weight and is undone
-where the features are made: a norm's weight, or the rows of an earlier linear, are divided by it
-(``calibration.folds`` proves where that can be done).
+A scale s, one factor for each input feature, multiplies the columns of the weights that read the
+input. Where the features are made it is undone: a norm's weight, or the rows of an earlier linear,
+are divided by s (``calibration.folds`` finds where that can be done).
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from quantkit.methods.linears import BlockResult, Linears, QuantizedLinear
 
 @dataclass(frozen=True)
 class Target:
-    """A linear that reads the input whose scale is searched.
+    """A linear to be quantized that reads the input whose scale is chosen.
 
-    weight: (out, in) float32; rows: what a unit of each output counts, (out,). It isn't one where
-    the outputs have been rescaled already, being the input of a later linear.
+    weight: (out, in) float32, divided already by the scale of a later input that it makes; rows:
+    that scale, (out,), by which the error of each output must be multiplied; ones where there is
+    none.
     """
 
     weight: Tensor
@@ -34,30 +35,38 @@ class Target:
 
 
 class Rescaler(Protocol):
-    """What a method does with one input of the block."""
+    """How a method rescales one input of the block, and quantizes the linears that read it."""
 
     def scale(
         self, targets: Sequence[Target], realize: Callable[[Tensor], Tensor]
     ) -> Tensor | None:
-        """The scale (in,) to apply, as ``realize`` returned it; None for none."""
+        """The scale (in,) to apply, None to apply none.
+
+        realize: turns a scale (in,) into the nearest one that can be undone exactly; the result
+        must be what it returned.
+        """
         ...
 
     def quantize(self, name: str, target: Target, scale: Tensor | None) -> QuantizedLinear:
-        """The linear ``name``, whose weight is multiplied by ``scale`` before it is rounded."""
+        """Quantize the linear ``name``; its weight is multiplied by ``scale`` (in,) first."""
         ...
 
 
 def centered(scale: Tensor) -> Tensor:
-    """The scale with its extremes balanced around 1: only ratios between features matter."""
+    """The scale (in,) times a number that puts its extremes at equal ratios from 1.
+
+    Only the ratios between features matter for rounding.
+    """
     return (scale / (scale.max() * scale.min()).sqrt()).clamp(1e-4, 1e4)
 
 
 def quantize_rescaled(
     linears: Linears, rescaler: Callable[[InputStatistics], Rescaler]
 ) -> BlockResult:
-    """Rescale every input that can be, and quantize the linears that read it.
+    """Rescale every input that has a fold, and quantize all linears.
 
-    rescaler: makes the ``Rescaler`` of one input. Raises InputError for a linear without inputs.
+    rescaler: makes the ``Rescaler`` of one input from its statistics. Raises InputError where no
+    calibration row reached a linear.
     """
     linears.require_inputs()
     modules = dict(linears.block.named_modules())
@@ -79,22 +88,20 @@ def quantize_rescaled(
         if fold is not None:
             scale = method.scale(targets, _Realizable(fold, modules, set(linears.weights)))
             if scale is not None:
-                _fold_back(fold, scale, modules, values, rows, result.changed)
+                _undo_scale(fold, scale, modules, values, rows, result.changed)
         for name, target in zip(names, targets, strict=True):
-            done = method.quantize(name, target, scale)
-            report = replace(done.report, scaled=scale is not None)
-            result.linears[name] = replace(done, report=report)
+            linear = method.quantize(name, target, scale)
+            report = replace(linear.report, scaled=scale is not None)
+            result.linears[name] = replace(linear, report=report)
     result.linears = dict(reversed(result.linears.items()))
     return result
 
 
 @dataclass(frozen=True)
 class _Realizable:
-    """Turns the scale that a method wants into the one that the producer can really undo.
+    """Turns a scale into the nearest one that the producer can undo exactly.
 
-    A norm's weight is divided and rounded to its dtype; what the rounding left is the scale in
-    force. Where other stored tensors would be rounded too (a bias, an unquantized linear), scales
-    become powers of two, which round nothing there.
+    modules: those of the block, by name; quantized: names of the linears to be quantized.
     """
 
     fold: Fold
@@ -104,11 +111,15 @@ class _Realizable:
     def __call__(self, scale: Tensor) -> Tensor:
         fold, producer = self.fold, self.modules[self.fold.producer]
         scale = fold.reduce(scale)
-        kept = [name for name in fold.consumers if name not in self.quantized]
+        unquantized = [name for name in fold.consumers if name not in self.quantized]
         if fold.kind == "linear" and fold.producer not in self.quantized:
-            kept.append(fold.producer)
-        if kept or getattr(producer, "bias", None) is not None:
+            unquantized.append(fold.producer)
+        # Biases and unquantized weights are stored in their own dtype, where only a product with
+        # powers of two isn't rounded.
+        if unquantized or getattr(producer, "bias", None) is not None:
             scale = torch.exp2(scale.log2().round())
+        # A norm's divided weight is rounded to its dtype. The scale that undoes the stored weight
+        # exactly is the old weight over the new.
         if fold.kind != "linear":
             weight = _parameter(producer, "weight")
             base = 1.0 if fold.kind == "norm_plus_one" else 0.0
@@ -118,7 +129,7 @@ class _Realizable:
         return fold.expand(scale)
 
 
-def _fold_back(
+def _undo_scale(
     fold: Fold,
     scale: Tensor,
     modules: dict[str, nn.Module],
@@ -126,18 +137,22 @@ def _fold_back(
     rows: dict[str, Tensor],
     changed: dict[str, Tensor],
 ) -> None:
-    """Divide the producer by ``scale`` and multiply the consumers that stay unquantized."""
-    made = fold.narrow(scale)
+    """Divide the producer by ``scale`` (in,), and multiply the consumers that stay unquantized.
+
+    values, rows: of the linears to be quantized, updated in place; changed: the new values of all
+    other parameters, added to.
+    """
+    narrow = fold.narrow(scale)
     producer = modules[fold.producer]
     if fold.producer in values:
-        values[fold.producer] = fold.divide(values[fold.producer], made)
-        rows[fold.producer] = rows[fold.producer] * made
+        values[fold.producer] = fold.divide(values[fold.producer], narrow)
+        rows[fold.producer] = rows[fold.producer] * narrow
     else:
         weight = _parameter(producer, "weight")
-        changed[f"{fold.producer}.weight"] = fold.divide(weight.float(), made).to(weight.dtype)
+        changed[f"{fold.producer}.weight"] = fold.divide(weight.float(), narrow).to(weight.dtype)
     if getattr(producer, "bias", None) is not None:
         bias = _parameter(producer, "bias")
-        changed[f"{fold.producer}.bias"] = (bias.float() / made).to(bias.dtype)
+        changed[f"{fold.producer}.bias"] = (bias.float() / narrow).to(bias.dtype)
     for name in fold.consumers:
         if name not in values:
             weight = changed.get(f"{name}.weight", _parameter(modules[name], "weight"))

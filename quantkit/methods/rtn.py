@@ -1,4 +1,4 @@
-"""Round to nearest: the plain method that every other one has to beat."""
+"""Round to nearest (RTN): the baseline that every other method has to beat."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ from typing import Literal
 
 from torch import Tensor
 
-from quantkit.methods.grids import Grid, QuantizedTensor, as_grid, assemble, encode, fit, grouped
+from quantkit.methods.grids import (
+    Grid,
+    QuantizedTensor,
+    as_grid,
+    fit_range,
+    grouped,
+    nearest_codes,
+)
 from quantkit.methods.linears import BlockResult, Linears
 from quantkit.methods.method import AffineMethod
 
 
 class Rtn(AffineMethod):
-    """Round to nearest."""
+    """Round to nearest: no calibration, no settings of its own."""
 
     tag = "rtn"
     calibration = "unused"
@@ -27,8 +34,8 @@ class Rtn(AffineMethod):
 
 
 def quantize(weight: Tensor, grid: Grid) -> QuantizedTensor:
-    """Quantize ``weight`` (out_features, in_features; any float dtype) to the nearest codes."""
+    """``weight`` (out, in), of any float dtype, as the nearest codes of the full ranges."""
     groups = grouped(weight.float(), grid)
-    scale, zero = fit(groups.amin(2), groups.amax(2), grid)
-    codes = encode(groups, scale[..., None], zero[..., None], grid)
-    return assemble(codes.flatten(1), scale, zero, grid)
+    scale, zero = fit_range(groups.amin(2), groups.amax(2), grid)
+    codes = nearest_codes(groups, scale[..., None], zero[..., None], grid)
+    return QuantizedTensor.of_floats(grid, codes.flatten(1), scale, zero)

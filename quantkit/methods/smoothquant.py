@@ -1,4 +1,4 @@
-"""SmoothQuant: what makes activations hard to round is moved into the weights.
+"""SmoothQuant: what makes inputs hard to round is moved into the weights.
 
 Xiao et al., arXiv 2211.10438. Where both a linear's inputs and its weights are rounded to 8 bits,
 a few features that are much larger than the others cost all others their precision. Dividing
@@ -6,12 +6,8 @@ feature j of the input by
 
     s_j = a_j^α / w_j^(1 - α)
 
-and multiplying column j of the weights by it changes nothing but what is rounded. a_j is the size
-of the feature, w_j the largest weight that reads it.
-
-The paper takes a_j as the largest |x_j| ever seen, for scales that are fixed for all tokens. Here
-a token's scale is its own, so a feature counts by how large it usually is: a_j is its root mean
-square, which one extreme token (often the first of a text) can't decide.
+and multiplying column j of the weights by it leaves the product the same, and makes both easier to
+round. a_j is the size of the feature, w_j the largest weight that reads it.
 """
 
 from __future__ import annotations
@@ -27,12 +23,12 @@ from torch import Tensor
 from quantkit.calibration.needs import Needs
 from quantkit.calibration.statistics import InputStatistics
 from quantkit.methods import rtn
-from quantkit.methods.grids import Grid, total
+from quantkit.methods.grids import Grid, sum_of
 from quantkit.methods.linears import BlockResult, Linears, QuantizedLinear
 from quantkit.methods.method import LinearMethod
 from quantkit.methods.rescaling import Target, centered, quantize_rescaled
 
-_SMALLEST = 1e-6  # of the largest
+_SMALLEST = 1e-6  # share of the largest, for features and weights that are zero
 
 
 class SmoothQuant(LinearMethod):
@@ -56,11 +52,11 @@ class SmoothQuant(LinearMethod):
         return Grid(8, -1, symmetric=True, rounds_inputs=True)
 
     def quantize(self, linears: Linears) -> BlockResult:
-        return quantize_rescaled(linears, lambda group: _Rescaler(self, linears, group))
+        return quantize_rescaled(linears, lambda group: _Smoother(self, linears, group))
 
 
-class _Rescaler:
-    """Chooses the scale of one input, and rounds the linears that read it."""
+class _Smoother:
+    """Smooths one input, and rounds the linears that read it to the nearest codes."""
 
     def __init__(self, method: SmoothQuant, linears: Linears, group: InputStatistics) -> None:
         self._method, self._linears = method, linears
@@ -70,23 +66,32 @@ class _Rescaler:
         self, targets: Sequence[Target], realize: Callable[[Tensor], Tensor]
     ) -> Tensor | None:
         weights = [target.weight for target in targets]
-        return realize(centered(scale(self._importance.sqrt(), weights, self._method.alpha)))
+        # The paper takes the largest |x_j| ever seen for a_j, because its scales are fixed for all
+        # tokens. Here a token has a scale of its own, so a feature counts by how large it usually
+        # is: its root mean square, which one extreme token (often the first of a text) can't
+        # decide. docs/recipes.md compares the two.
+        sizes = self._importance.sqrt()
+        return realize(centered(smoothing_scale(sizes, weights, self._method.alpha)))
 
     def quantize(self, name: str, target: Target, scale: Tensor | None) -> QuantizedLinear:
         weight = target.weight
         tensor = rtn.quantize(weight if scale is None else weight * scale, target.grid)
         value = tensor.dequantize() if scale is None else tensor.dequantize().div_(scale)
-        lost, whole = value.sub_(weight).square_(), weight.square()
+        errors, squares = value.sub_(weight).square_(), weight.square()
         plain, weighted = (
-            total((lost * counts).sum(1)) / max(total((whole * counts).sum(1)), 1e-30)
+            sum_of((errors * counts).sum(1)) / max(sum_of((squares * counts).sum(1)), 1e-30)
             for counts in (torch.ones_like(self._importance), self._importance)
         )
         report = self._linears.report(name, plain, "weights")
         return QuantizedLinear(tensor, replace(report, weighted_error=weighted))
 
 
-def scale(activation: Tensor, weights: Sequence[Tensor], alpha: float) -> Tensor:
-    """s (in,) for inputs of size ``activation`` (in,), read by ``weights`` (out, in) float32."""
+def smoothing_scale(activation: Tensor, weights: Sequence[Tensor], alpha: float) -> Tensor:
+    """s (in,), by which inputs are divided.
+
+    activation: the sizes a of the features, (in,); weights: all that read them, (out, in) float32;
+    alpha: 0 balances the weights alone, 1 the inputs alone.
+    """
     largest = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
     return _positive(activation) ** alpha / _positive(largest) ** (1 - alpha)
 

@@ -15,6 +15,7 @@ from quantkit.calibration.passing import CalibrationPass
 from quantkit.calibration.statistics import InputStatistics
 from quantkit.calibration.text import Rows
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.methods.linears import BlockResult
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Batch, Stream
 
@@ -42,10 +43,18 @@ class MeasuredBlock:
     @torch.inference_mode()
     def output(self, block: nn.Module | None = None) -> Tensor:
         """What the block, or another in its place, returns for the batch."""
-        call = self.batch.calls[0]
-        return (self.block if block is None else block)(
-            self.batch.hidden, *call.args, **call.kwargs
-        )
+        block, call = block or self.block, self.batch.calls[0]
+        return block(self.batch.hidden, *call.args, **call.kwargs)
+
+    def replaced(self, result: BlockResult) -> nn.Module:
+        """A copy of the block with its quantized weights and all that was rescaled."""
+        block = copy.deepcopy(self.block)
+        for name, linear in result.linears.items():
+            weight = block.get_parameter(f"{name}.weight")
+            weight.data = linear.tensor.dequantize().to(weight.dtype)
+        for name, value in result.changed.items():
+            block.get_parameter(name).data = value
+        return block
 
 
 def measured_block(directory: Path, needs: Needs | None = None) -> MeasuredBlock:

@@ -1,4 +1,4 @@
-"""The factorization in place equals torch's, and refuses what isn't positive definite."""
+"""The Cholesky factor in place equals torch's; matrices that have none are refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from quantkit.methods.cholesky import cholesky_
 
 
 @pytest.mark.parametrize("width", [1, 96, 128, 300, 1300])
-def test_cholesky_in_place_is_the_factor(width: int) -> None:
+def test_it_is_the_factor_for_any_number_of_threads(width: int) -> None:
     rows = torch.randn(2 * width, width, generator=torch.Generator().manual_seed(width))
     gram = rows.T @ rows + torch.eye(width)
     factor = gram.clone()
@@ -21,9 +21,9 @@ def test_cholesky_in_place_is_the_factor(width: int) -> None:
     assert cholesky_(again, threads=3) and torch.equal(again, factor)
 
 
-@pytest.mark.parametrize("spoil", [-1.0, torch.nan, torch.inf])
+@pytest.mark.parametrize("value", [-1.0, torch.nan, torch.inf])
 @pytest.mark.parametrize("place", [0, 299])
-def test_cholesky_refuses_what_is_not_positive_definite(spoil: float, place: int) -> None:
+def test_a_matrix_that_is_not_positive_definite_is_refused(value: float, place: int) -> None:
     matrix = torch.eye(300)
-    matrix[place, place] = spoil
+    matrix[place, place] = value
     assert not cholesky_(matrix)

@@ -1,4 +1,4 @@
-"""Weights in FP8, and artifacts of them."""
+"""FP8: the nearest codes, and artifacts whose linears round their inputs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_fp8_codes_are_the_nearest_and_never_infinite() -> None:
     assert fp8.quantize(torch.zeros(2, 8)).dequantize().abs().max() == 0
 
 
-def test_artifacts_say_how_they_are_computed(tmp_path: Path) -> None:
+def test_an_artifact_states_that_inputs_are_rounded(tmp_path: Path) -> None:
     job = prepare(load_recipe("fp8"), "demo")
     quantize(job, tmp_path / "fp8", device="cpu", force=False, progress=Silent())
     artifact = open_artifact(tmp_path / "fp8")

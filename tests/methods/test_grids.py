@@ -1,4 +1,4 @@
-"""Affine grids: the error is at most half a step, scales are exact where engines round them."""
+"""Affine grids: errors of at most half a step, and scales that engines don't round again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from quantkit.base.errors import InputError
 from quantkit.methods import rtn
-from quantkit.methods.grids import Grid, encode, exact_scale, grouped, search_range
+from quantkit.methods.grids import Grid, exact_scale, grouped, nearest_codes, search_range
 
 GRIDS = [
     Grid(bits, group, symmetric)
@@ -28,7 +28,7 @@ def test_rounding_is_within_half_a_step(grid: Grid) -> None:
     assert tensor.codes.max() <= grid.levels
     step = tensor.scales.repeat_interleave(grid.columns(96), 1)
     error = (tensor.dequantize() - w).abs()
-    # Symmetric grids clip the extreme; rounding the scale and the zero point costs a little too.
+    # Symmetric grids clip the extreme; rounding the scale and the zero point adds a little.
     slack = {True: 1.01, False: 0.5 * 1.02 + 0.5}[grid.symmetric]
     inside = (tensor.codes > 0) & (tensor.codes < grid.levels)
     assert (error[inside] <= 0.5001 * step[inside]).all()
@@ -42,7 +42,7 @@ def test_scales_are_exact_in_fp16_and_bf16() -> None:
     assert (scales > 0).all()
 
 
-def test_zero_is_exact_and_zeros_cost_nothing() -> None:
+def test_zero_is_exact() -> None:
     w = weight()
     w[:, :32] = 0
     w[3] = 0
@@ -67,14 +67,14 @@ def test_a_group_size_that_does_not_divide_is_refused() -> None:
 
 def test_a_searched_range_costs_less() -> None:
     w, grid = weight(), Grid(3, 32, False)
-    w[:, 5] *= 20  # an outlier that importance says not to care for
+    w[:, 5] *= 20  # an outlier of no importance
     importance = torch.ones(96)
     importance[5] = 0.0
     weights = importance.view(3, 32)
     scale, zero = search_range(
         w, grid, lambda error: (error**2 * weights).sum(2), steps=20, smallest=0.6
     )
-    codes = encode(grouped(w, grid), scale[..., None], zero[..., None], grid)
+    codes = nearest_codes(grouped(w, grid), scale[..., None], zero[..., None], grid)
     searched = ((codes - zero[..., None]) * scale[..., None]).flatten(1)
     nearest = rtn.quantize(w, grid).dequantize()
     error = [((value - w).square() * importance).sum() for value in (searched, nearest)]

@@ -1,4 +1,4 @@
-"""Inputs of linears, rounded to int8 and FP8."""
+"""Inputs of linears, rounded to int8 and FP8 as engines do it."""
 
 from __future__ import annotations
 

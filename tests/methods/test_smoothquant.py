@@ -1,4 +1,4 @@
-"""SmoothQuant: scales that make inputs as easy to round as weights."""
+"""SmoothQuant: scales that balance inputs and weights, and what outliers cost without them."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_smoothing_balances_inputs_and_weights() -> None:
-    """At one half, inputs and weights of a feature end with the same size."""
+    """With α of one half, the inputs and weights of a feature get the same size."""
     activation = torch.tensor([100.0, 1.0, 0.01, 0.0])
     weight = random(8, 4)
-    s = smoothquant.scale(activation, [weight], 0.5)
+    s = smoothquant.smoothing_scale(activation, [weight], 0.5)
     assert s.isfinite().all() and (s > 0).all()
     largest = weight.abs().amax(0)
     torch.testing.assert_close((activation / s)[:3], (largest * s)[:3])
-    assert torch.equal(smoothquant.scale(activation, [weight], 0.0)[:3], 1 / largest[:3])
+    assert torch.equal(smoothquant.smoothing_scale(activation, [weight], 0.0)[:3], 1 / largest[:3])
 
 
 @pytest.fixture(scope="module")
 def outliers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo with a few features sixteen times as large, undone where they are read."""
+    """The demo, with a few features 16 times as large and their readers' columns divided by 16."""
     directory = tmp_path_factory.mktemp("outliers") / "demo"
     source = Checkpoint(demo_model())
     tensors = {key: source.read(key) for key in source.entries}
@@ -60,7 +60,7 @@ def outliers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kl(model: Path, folder: Path, recipes: dict[str, list[str]]) -> list[float]:
-    """Mean KL divergence of a model by some recipes, with their settings."""
+    """Mean KL divergence of a model's artifacts, by recipe and its settings."""
     suite = load_suite("demo")
     rows = suite.suite.likelihood.model_copy(update={"rows": 8})
     suite.suite = suite.suite.model_copy(update={"regression": None, "likelihood": rows})
@@ -82,7 +82,9 @@ def test_smoothquant_tames_outliers(
 ) -> None:
     few = ["calibration.samples=8"]
     smooth, fp8 = kl(outliers, tmp_path / "one", {"int8-w8a8": few, "fp8": []})
-    monkeypatch.setattr(smoothquant, "scale", lambda activation, *_: torch.ones_like(activation))
+    monkeypatch.setattr(
+        smoothquant, "smoothing_scale", lambda activation, *_: torch.ones_like(activation)
+    )
     (plain,) = kl(outliers, tmp_path / "other", {"int8-w8a8": few})
     assert smooth < 1e-3
     assert plain > 3 * smooth

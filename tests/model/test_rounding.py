@@ -10,7 +10,7 @@ import torch
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.compressed_tensors import CompressedTensorsFormat
 from quantkit.methods.fp8 import Fp8Scheme
-from quantkit.methods.inputs import Rounding, round_fp8
+from quantkit.methods.inputs import InputRounding, round_fp8
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
 from tests.helpers.stored import stored
@@ -44,7 +44,7 @@ def test_judging_rounds_what_engines_round(tmp_path: Path) -> None:
         def read_rows(self, key: str, start: int, stop: int) -> torch.Tensor:
             return source.read_rows(key, start, stop)
 
-        def input_rounding(self, key: str) -> Rounding | None:
+        def input_rounding(self, key: str) -> InputRounding | None:
             config = COMPRESSED.config(scheme, {name: scheme}, [], BF16)
             config["config_groups"]["group_0"]["targets"] = [name]
             module = key.removesuffix(".weight")

@@ -1,1 +1,1 @@
-"""AWQ: inputs rescaled so that the weights that matter most are rounded most finely."""
+"""AWQ: inputs are rescaled so that the weights that matter most are rounded most finely."""

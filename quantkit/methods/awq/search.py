@@ -1,11 +1,10 @@
-"""AWQ: rescale inputs so that the channels that matter round finely, then clip, then round.
+"""AWQ's arithmetic: the search for an input's scale, and for the ranges of the weights' groups.
 
-Lin et al., arXiv 2306.00978. A scale s on a linear's input features turns Q(W) x into
-Q(W·s) (x/s): columns with a large s keep more of their precision. The paper scales by mean |x|
-and searches on the block's output. Here both searches minimise the Gram loss tr(ΔW G ΔWᵀ) of the
-linears that read the input, which is their squared output error over the calibration tokens and
-needs no further forward; the activation's size is the root of the Gram's diagonal. Scales are
-compared on a sample of the rows: all rows of a matrix see the same inputs.
+Lin et al., arXiv 2306.00978. With a scale s on a linear's input features, Q(W) x becomes
+Q(W·s) (x/s): columns with a large s keep more of their precision. The paper scales by mean |x| and
+searches on the block's output. Here the size of a feature is the root of the Gram matrix's
+diagonal, and both searches minimize tr(ΔW G ΔWᵀ), the squared output error over the calibration
+tokens of the linears that read the input, which needs no further forward.
 """
 
 from __future__ import annotations
@@ -19,49 +18,54 @@ from torch import Tensor
 from quantkit.base.parallel import multiplies_bfloat16, parallel_map
 from quantkit.methods import rtn
 from quantkit.methods.grids import (
-    AT_ONCE,
+    WEIGHTS_AT_ONCE,
     Grid,
     QuantizedTensor,
-    assemble,
-    encode,
     grouped,
+    nearest_codes,
     search_range,
-    total,
+    sum_of,
 )
 from quantkit.methods.rescaling import Target, centered
 
-_SMALLEST_CLIP = 0.5
+_SMALLEST_CLIP = 0.5  # share of a group's range
 _CLIP_STEPS = 10
-_SAMPLE = 128  # rows that scales are compared on, over all readers of an input
+# Rows that scales are compared on, over all linears that read an input. A sample is enough, since
+# all rows of a weight see the same inputs. Half as many rows are as good on one model, and rescale
+# too few inputs on another (docs/quality.md).
+_SAMPLE = 128
 _PANEL = 512  # columns of the Gram matrix multiplied together
 
 
-class Inputs:
-    """What the targets read: ``gram``, XᵀX (in, in) float32, and how losses follow from it."""
+class InputGram:
+    """The Gram matrix of one input, and the losses of quantized weights that read it.
+
+    gram: XᵀX (in, in) float32; dtype: that of the products from which losses are computed.
+    """
 
     def __init__(self, gram: Tensor) -> None:
         self.gram = gram
-        # Losses are compared, not reported: bfloat16 is exact enough for such long sums.
+        # Losses are compared with each other: for such long sums bfloat16 is exact enough.
         self.dtype = torch.bfloat16 if multiplies_bfloat16(gram.device) else gram.dtype
-        # x G xᵀ = x L xᵀ with L the lower triangle, all of it but the diagonal doubled: exact, for
-        # 2 is a power of two, and half the products.
-        self._folded = gram.to(self.dtype, copy=True).tril_().mul_(2)
-        self._folded.diagonal().mul_(0.5)
+        # x G xᵀ = x L xᵀ, with L the lower triangle of G, doubled but for the diagonal. That takes
+        # half of the products, and doubling is exact.
+        self._triangle = gram.to(self.dtype, copy=True).tril_().mul_(2)
+        self._triangle.diagonal().mul_(0.5)
 
     def losses(self, error: Tensor) -> Tensor:
-        """Squared output error of each row, (out,), for an error (out, in) of the weights."""
+        """Squared output error of each row, (out,), for the error (out, in) of a weight."""
         rough = error.to(self.dtype)
         losses = torch.zeros(len(error), device=error.device)
         for first in range(0, error.shape[1], _PANEL):
             columns = slice(first, first + _PANEL)
-            product = rough[:, first:] @ self._folded[first:, columns]
+            product = rough[:, first:] @ self._triangle[first:, columns]
             losses += torch.linalg.vecdot(product.float(), error[:, columns])
         return losses
 
 
 @dataclass(frozen=True)
-class Rounded:
-    """A quantized target and its Gram loss, rows weighted by ``Target.rows``."""
+class RoundedTarget:
+    """A quantized target, and its loss tr(ΔW G ΔWᵀ) with errors multiplied by ``Target.rows``."""
 
     tensor: QuantizedTensor
     loss: float
@@ -69,17 +73,17 @@ class Rounded:
 
 def search_scale(
     targets: Sequence[Target],
-    inputs: Inputs,
+    inputs: InputGram,
     realize: Callable[[Tensor], Tensor],
     *,
     steps: int,
     clip: bool,
 ) -> Tensor | None:
-    """The input scale (in_features,) with the lowest Gram loss; None where that is 1.
+    """The input's scale (in,) with the lowest loss; None where no scale has a lower one.
 
-    targets: every quantized linear that reads the input; realize: turns a scale into the one that
-    the producer can really undo (shared heads, norms rounded to their dtype); steps: the number of
-    exponents tried; clip: see ``quantize``.
+    targets: every linear to be quantized that reads the input; realize: turns a scale (in,) into
+    the nearest one that can be undone exactly; steps: the number of exponents tried; clip: see
+    ``quantize_target``.
     """
     sample = _sample(targets)
     activation = inputs.gram.diagonal().clamp(min=1e-12).sqrt()
@@ -88,43 +92,46 @@ def search_scale(
     ratios = [step / steps for step in range(1, steps + 1)]
 
     def losses(candidates: Sequence[Tensor], clip: bool) -> list[float]:
-        def compare(some: Sequence[Tensor]) -> list[float]:
-            scales = [realize(centered(scale)) for scale in some]
-            return _compare(sample, inputs, scales, clip)
+        def losses_of(batch: Sequence[Tensor]) -> list[float]:
+            scales = [realize(centered(scale)) for scale in batch]
+            return _sample_losses(sample, inputs, scales, clip)
 
-        # As many scales at once as fill a piece: small calls cost more than their arithmetic.
-        count = max(1, AT_ONCE // sum(target.weight.numel() for target in sample))
+        # Several scales are tried in one call: small calls cost more than their arithmetic.
+        count = max(1, WEIGHTS_AT_ONCE // sum(target.weight.numel() for target in sample))
         batches = [candidates[first : first + count] for first in range(0, len(candidates), count)]
-        return [loss for part in parallel_map(compare, batches, activation.device) for loss in part]
+        parts = parallel_map(losses_of, batches, activation.device)
+        return [loss for part in parts for loss in part]
 
-    # Clipping costs time and moves the optimum towards smaller scales, so the best scale of each
-    # family is searched without it; that one and milder forms of it are then tried with it.
+    # Clipping takes time, and moves the optimum towards smaller scales. So the best scale of each
+    # family is searched without it; its powers are then compared with clipping.
     families = [
         [activation**ratio for ratio in ratios],
         [activation**ratio / size ** (1 - ratio) for ratio in ratios],
     ]
     finalists = [torch.ones_like(activation)]
-    for leader in _lowest(families, lambda some: losses(some, False)):
+    for leader in _best_of_each(families, lambda members: losses(members, False)):
         finalists += [leader**power for power in ((1.0, 0.5, 0.25) if clip else (1.0,))]
     final = losses(finalists, clip)
     best = final.index(min(final))
     return realize(centered(finalists[best])) if best else None
 
 
-def quantize(target: Target, inputs: Inputs, scale: Tensor | None = None, *, clip: bool) -> Rounded:
-    """Quantize a target's weight times ``scale`` under the Gram matrix of its input.
+def quantize_target(
+    target: Target, inputs: InputGram, scale: Tensor | None = None, *, clip: bool
+) -> RoundedTarget:
+    """Quantize a target's weight times ``scale`` (in,), under the Gram matrix of its input.
 
-    With ``clip`` the range of each (row, group) shrinks as far as that lowers the output error
-    of the group by itself; a row whose whole output error grows by that keeps its full ranges.
+    clip: whether the range of each (row, group) shrinks as far as that lowers the output error of
+    the group by itself. A row whose whole output error grows by that keeps its full ranges.
     """
-    rows = max(1, AT_ONCE // target.weight.shape[1])
+    rows = max(1, WEIGHTS_AT_ONCE // target.weight.shape[1])
     pieces = [
         Target(weight, target.grid, counts)
         for weight, counts in zip(target.weight.split(rows), target.rows.split(rows), strict=True)
     ]
 
     def quantized(piece: Target) -> tuple[QuantizedTensor, Tensor]:
-        return _quantize(piece, inputs, scale, clip)
+        return _quantize_piece(piece, inputs, scale, clip)
 
     tensors, losses = zip(*parallel_map(quantized, pieces, target.weight.device), strict=True)
     tensor = QuantizedTensor(
@@ -133,13 +140,13 @@ def quantize(target: Target, inputs: Inputs, scale: Tensor | None = None, *, cli
         torch.cat([tensor.scales for tensor in tensors]),
         torch.cat([tensor.zeros for tensor in tensors]),
     )
-    return Rounded(tensor, total(torch.cat(losses)))
+    return RoundedTarget(tensor, sum_of(torch.cat(losses)))
 
 
-def _compare(
-    sample: Sequence[Target], inputs: Inputs, scales: Sequence[Tensor], clip: bool
+def _sample_losses(
+    sample: Sequence[Target], inputs: InputGram, scales: Sequence[Tensor], clip: bool
 ) -> list[float]:
-    """The loss of the sample with each of the scales (in,)."""
+    """The loss of ``sample`` with each of the scales (in,)."""
     losses = [0.0] * len(scales)
     for target in sample:
         count = len(target.weight)
@@ -148,17 +155,17 @@ def _compare(
             scale = torch.stack(list(scales)).repeat_interleave(count, 0)
             weight = target.weight.repeat(len(scales), 1)
             target = Target(weight, target.grid, target.rows.repeat(len(scales)))
-        rows = _quantize(target, inputs, scale, clip)[1].split(count)
-        losses = [loss + total(row) for loss, row in zip(losses, rows, strict=True)]
+        per_scale = _quantize_piece(target, inputs, scale, clip)[1].split(count)
+        losses = [loss + sum_of(rows) for loss, rows in zip(losses, per_scale, strict=True)]
     return losses
 
 
-def _quantize(
-    target: Target, inputs: Inputs, scale: Tensor | None, clip: bool
+def _quantize_piece(
+    target: Target, inputs: InputGram, scale: Tensor | None, clip: bool
 ) -> tuple[QuantizedTensor, Tensor]:
-    """``quantize`` for a few rows; the loss of each, (out,).
+    """Quantize a target of at most ``WEIGHTS_AT_ONCE`` weights; the loss of each row, (out,).
 
-    A scale of their own for each row, (out, in), is for pieces of at most AT_ONCE weights.
+    scale: (in,), or (out, in) for another scale in each row.
     """
     weight, grid = target.weight, target.grid
     inverse = None
@@ -169,7 +176,8 @@ def _quantize(
     losses = _row_losses(nearest, weight, inputs, inverse)
     if not clip:
         return nearest, losses * counts
-    # The Gram's diagonal blocks (groups, columns, columns): what a group's error costs alone.
+    # The diagonal blocks of the Gram matrix, (groups, columns, columns), give what the error of a
+    # group costs by itself.
     columns = grid.columns(weight.shape[1])
     shape = (-1, columns, weight.shape[1] // columns, columns)
     blocks = inputs.gram.view(shape).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
@@ -184,7 +192,7 @@ def _quantize(
         return torch.linalg.vecdot(through_gram, swapped).t()
 
     ranges = search_range(weight, grid, cost, steps=_CLIP_STEPS, smallest=_SMALLEST_CLIP)
-    clipped = _at(weight, grid, *ranges)
+    clipped = _round_to(weight, grid, *ranges)
     clipped_losses = _row_losses(clipped, weight, inputs, inverse)
     wins = (clipped_losses < losses)[:, None]
     tensor = QuantizedTensor(
@@ -197,7 +205,7 @@ def _quantize(
 
 
 def _sample(targets: Sequence[Target]) -> list[Target]:
-    """Evenly spaced rows of the targets, those with one grid together."""
+    """Evenly spaced rows of all targets; those with the same grid become one target."""
     rows = sum(len(target.weight) for target in targets)
     step = max(1, rows // _SAMPLE)
     by_grid: dict[Grid, list[Target]] = {}
@@ -205,24 +213,26 @@ def _sample(targets: Sequence[Target]) -> list[Target]:
         by_grid.setdefault(target.grid, []).append(target)
     return [
         Target(
-            torch.cat([target.weight[::step] for target in some]),
+            torch.cat([target.weight[::step] for target in members]),
             grid,
-            torch.cat([target.rows[::step] for target in some]),
+            torch.cat([target.rows[::step] for target in members]),
         )
-        for grid, some in by_grid.items()
+        for grid, members in by_grid.items()
     ]
 
 
-def _lowest(
+def _best_of_each(
     families: Sequence[Sequence[Tensor]], losses: Callable[[Sequence[Tensor]], list[float]]
 ) -> list[Tensor]:
-    """Each family's member with the lowest loss. The families are of one length.
+    """The member with the lowest loss of each family; all families are of one length.
 
-    Every fourth member is tried first, then those between the best and its neighbors, which finds
-    the lowest wherever the loss has a single valley along the family.
+    losses: a function from some members to their losses.
     """
+    # Every fourth member first, then those between the best and its neighbors: that finds the
+    # lowest loss wherever there is a single valley along the family. The members of all families
+    # are tried in one call, so that all cores have work.
     length, stride = len(families[0]), 4
-    known: list[dict[int, float]] = [{} for _ in families]
+    known: list[dict[int, float]] = [{} for _ in families]  # losses by place in the family
     first = range(stride - 1, length, stride) or range(length)
     places = [(family, place) for family in range(len(families)) for place in first]
     while True:
@@ -242,19 +252,23 @@ def _lowest(
 
 
 def _relative_size(weight: Tensor, grid: Grid) -> Tensor:
-    """|w| as a share of the largest of its group: how much of the range each weight uses."""
+    """|w| as a share of the largest in its group, (out, in)."""
     groups = grouped(weight.abs(), grid)
     return (groups / groups.amax(2, keepdim=True).clamp(min=1e-12)).flatten(1)
 
 
-def _at(weight: Tensor, grid: Grid, scale: Tensor, zero: Tensor) -> QuantizedTensor:
-    codes = encode(grouped(weight, grid), scale[..., None], zero[..., None], grid)
-    return assemble(codes.flatten(1), scale, zero, grid)
+def _round_to(weight: Tensor, grid: Grid, scale: Tensor, zero: Tensor) -> QuantizedTensor:
+    """``weight`` (out, in) as the nearest codes for these scales and zero points (out, groups)."""
+    codes = nearest_codes(grouped(weight, grid), scale[..., None], zero[..., None], grid)
+    return QuantizedTensor.of_floats(grid, codes.flatten(1), scale, zero)
 
 
 def _row_losses(
-    tensor: QuantizedTensor, weight: Tensor, inputs: Inputs, inverse: Tensor | None
+    tensor: QuantizedTensor, weight: Tensor, inputs: InputGram, inverse: Tensor | None
 ) -> Tensor:
-    """Loss of each row, (out,): weight and tensor are scaled, the inputs aren't."""
+    """The loss of each row, (out,), where ``tensor`` rounds the scaled ``weight`` (out, in).
+
+    inverse: 1 / scale, (in,) or (out, in); None without a scale.
+    """
     difference = tensor.dequantize().sub_(weight)
     return inputs.losses(difference if inverse is None else difference.mul_(inverse))

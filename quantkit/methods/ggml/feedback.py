@@ -32,7 +32,7 @@ from quantkit.methods.drift import correction
 from quantkit.methods.ggml.blocks import LAYOUTS
 from quantkit.methods.ggml.scales import Rounding, Scales
 from quantkit.methods.ggml.types import GgmlTensor, row_bytes
-from quantkit.methods.grids import total
+from quantkit.methods.grids import sum_of
 
 if TYPE_CHECKING:
     from quantkit.calibration.statistics import Moment
@@ -212,7 +212,7 @@ def _visit(
         loss -= factor.damping * work[start : start + _BLOCK].square().sum(0)
     stored = torch.empty_like(codes)
     stored[order.columns] = codes
-    return stored, total(loss) * factor.mean
+    return stored, sum_of(loss) * factor.mean
 
 
 def _compact(drift: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from quantkit.calibration.statistics import InputStatistics
 from quantkit.methods.ggml import feedback
 from quantkit.methods.ggml.method import Matrix
 from quantkit.methods.ggml.types import GgmlTensor
-from quantkit.methods.grids import gram_loss, total
+from quantkit.methods.grids import gram_loss, sum_of
 from quantkit.methods.linears import QuantizedLinear
 from quantkit.results.manifest import LayerReport
 
@@ -22,7 +22,7 @@ _SAMPLED = 8  # one row in so many is used to estimate the size of the outputs
 _CPU = torch.device("cpu")
 
 
-def quantize_readers(
+def quantize_matrices(
     inputs: Sequence[InputStatistics], matrices: Mapping[str, Matrix], damping: float
 ) -> dict[str, QuantizedLinear]:
     """The matrices that read ``inputs``, by name in the file, with their relative output errors.
@@ -49,7 +49,7 @@ def quantize_readers(
     )
 
 
-def quantize_matrix(
+def quantize_output_matrix(
     inputs: InputStatistics, matrix: Matrix, damping: float
 ) -> dict[str, QuantizedLinear]:
     """The one matrix that reads ``inputs``, by its name; empty where that can't be done."""
@@ -63,7 +63,7 @@ def quantize_matrix(
 
     def energy(start: int) -> float:
         rows = matrix.rows(start, start + _ROWS)
-        return total(gram_loss(rows[::_SAMPLED].float(), gram)) * _SAMPLED
+        return sum_of(gram_loss(rows[::_SAMPLED].float(), gram)) * _SAMPLED
 
     energies = parallel_map(energy, range(0, matrix.shape[0], _ROWS), _CPU)
     return _quantize([(matrix, factor, math.fsum(energies))])

@@ -1,1 +1,1 @@
-"""GPTQ: codes are chosen a column at a time, and later columns make up for earlier errors."""
+"""GPTQ: codes are chosen column by column, each compensating for the errors of those before it."""

@@ -1,22 +1,17 @@
-"""GPTQ: codes chosen column by column, each column's error carried on to those that follow.
+"""GPTQ's arithmetic: codes are chosen column by column, and later columns compensate for errors.
 
 Frantar et al., arXiv 2210.17323, in the form of Babai's nearest plane (Chen et al., arXiv
 2507.18553), which chooses the same codes without inverting anything. With G = XᵀX over the
-calibration tokens, H = G + λI = L Lᵀ and D = W - Ŵ, the output error is the squared norm of D L,
-whose column k is L_kk D_k + Σ_{i>k} D_i L_ik. Visiting the columns from the last to the first,
-column k is therefore best rounded after adding Σ_{i>k} D_i L_ik / L_kk to it. What that leaves,
-squared and summed, is the loss.
+calibration tokens, the damped hessian H = G + λI = L Lᵀ and D = W - Ŵ, the output error is the
+squared norm of D L, whose column k is L_kk D_k + Σ_{i>k} D_i L_ik. Columns are visited from the
+last to the first. So column k is best rounded after Σ_{i>k} D_i L_ik / L_kk is added to it: that is
+its *target*. The residual of the target times L_kk, squared and summed over all columns, is the
+loss.
 
-Columns are done in blocks: inside a block one at a time, the rest of the matrix once per block
-by a matrix product.
+Columns are visited in blocks: within a block one at a time, and once per block the rest of the
+matrix is updated by a matrix product.
 
-Activation order is *static*: columns are visited by falling diagonal of G, but the groups and
-their scales are those of the stored order, so that engines see no permutation (``desc_act:
-false``, g_idx = k // group_size). Scales are chosen before any column is visited. With three bits
-or fewer it is better to choose a group's scale when the group is reached, for the weights that
-will really be rounded; then whole groups are visited by falling energy, and the columns in them.
-
-Where the inputs have drifted, each column's target is moved too (``methods.drift``).
+Where inputs have drifted, the targets are moved as well (``methods.drift``).
 """
 
 from __future__ import annotations
@@ -32,22 +27,22 @@ from torch import Tensor
 from quantkit.calibration.statistics import Moment
 from quantkit.methods.cholesky import cholesky_
 from quantkit.methods.drift import correction
-from quantkit.methods.grids import Grid, QuantizedTensor, fit, grouped, search_range, total
+from quantkit.methods.grids import Grid, QuantizedTensor, fit_range, grouped, search_range, sum_of
 
-_RETRIES = 4  # dampings tried, each ten times the one before
+_ATTEMPTS = 4  # dampings tried, each ten times the one before
 _CLIP_STEPS = 20
 _SMALLEST_CLIP = 0.6  # share of a group's range
-_INNER = 8  # columns between two products inside a block
+_INNER = 8  # columns between two products within a block
 _HEAVY_TAIL = 0.6  # median energy over mean, below which scales aren't chosen late
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How GPTQ is to work.
+class GptqSettings:
+    """How GPTQ works.
 
-    damping: share of the Hessian's mean diagonal that is added to the diagonal; activation_order:
-    whether columns are visited by falling energy; clip_search: whether ranges may shrink;
-    block_size: columns between two updates of the rest of the matrix.
+    damping: λ as a share of the mean diagonal of G; activation_order: whether columns are visited
+    by falling energy, which is the diagonal of G; clip_search: whether the ranges of groups may
+    shrink; block_size: columns between two updates of the rest of the matrix.
     """
 
     damping: float = 0.01
@@ -58,13 +53,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Factor:
-    """L with H = L Lᵀ in ``order``, whose last column is visited first.
+    """The damped hessian H = L Lᵀ of one input, for all linears that read it.
 
-    unit: L with each column divided by its diagonal element, so that the diagonal is 1; pivots:
-    that diagonal; importance: the weight of a column's error in the choice of scales; group:
-    columns of a group, where groups are visited one after the other and a scale is chosen when its
-    group is reached, else None; damping: share of the mean diagonal; ridge: λ; drift: (X - Y)ᵀ Y,
-    None where inputs haven't drifted. All linears that read an input share its factor.
+    order: the columns of the weight in the order of L, (in,) int64, of which the last is visited
+    first; unit: L with each column divided by its diagonal element, (in, in); pivots: that diagonal
+    (in,); importance: by what a column's error is multiplied in the choice of scales, (in,), in the
+    same order; group: columns of a group, where groups are visited one after the other and a scale
+    is chosen when its group is reached, else None; damping: λ as a share of the mean diagonal of G;
+    ridge: λ; drift: (X - Y)ᵀ Y (in, in), None where the input hasn't drifted.
     """
 
     unit: Tensor
@@ -78,12 +74,12 @@ class Factor:
 
 
 @dataclass(frozen=True)
-class Rounded:
+class RoundedRows:
     """Quantized rows of a weight.
 
-    losses: Gram loss of each row, (out,), where inputs have drifted of the corrected weights and
-    with the damping counted; damping: the share that was needed to factorize the Hessian, None
-    where that was impossible and the codes are the nearest.
+    losses: squared output error of each row, (out,); of the corrected weight and with λ counted,
+    where inputs have drifted; damping: that of the factor, None where the hessian has no factor and
+    the codes are the nearest.
     """
 
     tensor: QuantizedTensor
@@ -92,44 +88,48 @@ class Rounded:
 
     @property
     def loss(self) -> float:
-        return total(self.losses)
+        """The squared output error of all rows."""
+        return sum_of(self.losses)
 
 
 def factorize(
     moment: Moment,
-    settings: Settings,
+    settings: GptqSettings,
     group: int | None = None,
     drift: Tensor | None = None,
     threads: int = 1,
 ) -> Factor | None:
-    """Factorize a Gram matrix (in, in); None when no damping makes it positive definite.
+    """Factorize the damped hessian; None where no damping makes it positive definite.
 
-    group: columns of the linears' groups, where choosing their scales late may be better;
-    drift: (X - Y)ᵀ Y (in, in), where the moment is of Y, which the quantized model reads, and X is
-    what the unquantized one reads.
+    moment: of the input; group: columns of a group, where scales may be chosen late; drift:
+    (X - Y)ᵀ Y (in, in), where the moment is that of Y, which the quantized model reads in place of
+    X.
     """
     diagonal = moment.diagonal()
     mean = diagonal.mean().clamp(min=torch.finfo(diagonal.dtype).tiny)
+    # Where few columns, anywhere in the matrix, have most of the energy, visiting them first
+    # matters more than choosing scales late.
     if group and settings.activation_order and bool(diagonal.median() < _HEAVY_TAIL * mean):
-        # A few columns all over the matrix have most of the energy: that they come first
-        # matters more than late scales.
         group = None
+    # The order is *static*: it decides when a column is visited, never where it is stored. Groups
+    # are those of the stored columns, so that engines need no permutation (``desc_act: false``).
     if not settings.activation_order:
         order = torch.arange(len(diagonal) - 1, -1, -1, device=diagonal.device)
     elif group:
         order = _by_groups(diagonal, group)
     else:
         order = torch.argsort(diagonal, stable=True)
-    for attempt in range(_RETRIES):
+    for attempt in range(_ATTEMPTS):
         hessian = moment.matrix(order)
         damping = settings.damping * 10**attempt
         hessian.diagonal().add_(damping * mean)
         if cholesky_(hessian, threads):
             pivots = hessian.diagonal().clone()
             ridge = float(damping * mean)
-            # The pivot is the part of a column's error that later columns can't make up for.
-            # Weighted by it, scales fit the calibration tokens more closely: with four bits and
-            # more, so closely that held-out text suffers.
+            # The pivot is the share of a column's error that later columns can't compensate for.
+            # Scales weighted by it fit the calibration tokens more closely than scales weighted by
+            # the energy: with four bits and more so closely that other text suffers
+            # (docs/quality.md, "Affine grids").
             importance = pivots if group else diagonal[order].sqrt()
             unit = hessian.div_(pivots)
             return Factor(
@@ -146,26 +146,26 @@ def factorize(
 
 
 def _by_groups(energy: Tensor, group: int) -> Tensor:
-    """Groups by rising energy, and columns within them."""
+    """The columns, (in,), with groups by rising energy, and by rising energy within each group."""
     columns = torch.arange(len(energy), device=energy.device).view(-1, group)
     columns = columns.gather(1, torch.argsort(energy[columns], stable=True))
     return columns[torch.argsort(energy[columns].sum(1), stable=True)].flatten()
 
 
-def _moved(weight: Tensor, factor: Factor, drift: Tensor) -> Tensor:
-    """How far each column's target is moved, in the order of the factor, (in, out)."""
-    wanted = correction(weight, drift, factor.order).t()
-    moved = torch.linalg.solve_triangular(factor.unit, wanted, upper=False, unitriangular=True)
-    return moved.div_(factor.pivots.square()[:, None])
+def _target_shifts(weight: Tensor, factor: Factor, drift: Tensor) -> Tensor:
+    """What drift adds to each column's target, (in, out), in the order of the factor."""
+    product = correction(weight, drift, factor.order).t()
+    shifts = torch.linalg.solve_triangular(factor.unit, product, upper=False, unitriangular=True)
+    return shifts.div_(factor.pivots.square()[:, None])
 
 
-def _fit(
-    weight: Tensor, grid: Grid, importance: Tensor, settings: Settings
+def _choose_ranges(
+    weight: Tensor, grid: Grid, importance: Tensor, settings: GptqSettings
 ) -> tuple[Tensor, Tensor]:
-    """Scales and zeros (out, groups) of ``weight`` (out, in)."""
+    """Scales and zero points (out, groups) for ``weight`` (out, in) float32."""
     groups = grouped(weight, grid)
     if not settings.clip_search:
-        return fit(groups.amin(2), groups.amax(2), grid)
+        return fit_range(groups.amin(2), groups.amax(2), grid)
     importance = importance.view(groups.shape[1:])
     return search_range(
         weight,
@@ -176,32 +176,34 @@ def _fit(
     )
 
 
-def feedback(weight: Tensor, factor: Factor, grid: Grid, settings: Settings) -> Rounded:
-    """Quantize ``weight`` (out, in; any float dtype)."""
+def quantize_rows(
+    weight: Tensor, factor: Factor, grid: Grid, settings: GptqSettings
+) -> RoundedRows:
+    """Quantize ``weight`` (out, in), rows of any float dtype that read the factor's input."""
     order, unit = factor.order, factor.unit
-    # Transposed, so that a column is contiguous: (in, out), rows in visiting order.
+    # Transposed to (in, out), so that a column is contiguous, in the order of the factor.
     original = weight.float().index_select(1, order).t().contiguous()
-    # The values to round: the originals plus the errors of the columns visited so far.
+    # The targets: they change with the error of every column that is visited.
     work = original.clone()
     if factor.drift is not None:
-        work += _moved(weight, factor, factor.drift)
+        work += _target_shifts(weight, factor, factor.drift)
     group_of = (order // grid.columns(weight.shape[1])).tolist()
     if factor.group is None:
         block = settings.block_size
         importance = torch.empty_like(factor.importance)
         importance[order] = factor.importance
-        ranges = _Ranges.of(grid, *_fit(weight.float(), grid, importance, settings))
+        ranges = _Ranges.of(grid, *_choose_ranges(weight.float(), grid, importance, settings))
     else:
         block = factor.group
         empty = work.new_empty(len(weight), len(order) // block)
-        ranges = _Ranges.of(grid, empty, empty.clone())
+        ranges = _Ranges.of(grid, empty, empty.clone())  # filled group by group
     codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
     loss, distance = torch.zeros(2, work.shape[1], device=work.device)
     for end in range(len(order), 0, -block):
         start = max(0, end - block)
         if factor.group is not None:
             targets, importance = work[start:end].t().contiguous(), factor.importance[start:end]
-            ranges.put(group_of[start], *_fit(targets, grid, importance, settings))
+            ranges.put(group_of[start], *_choose_ranges(targets, grid, importance, settings))
         errors = torch.empty_like(work[start:end])
         steps = torch.empty_like(errors)
         for high in range(end, start, -_INNER):
@@ -227,14 +229,17 @@ def feedback(weight: Tensor, factor: Factor, grid: Grid, settings: Settings) -> 
     scales, zeros = ranges.scales.t().contiguous(), ranges.zeros.t().to(torch.uint8).contiguous()
     tensor = QuantizedTensor(grid, stored.t().contiguous(), scales, zeros)
     if factor.drift is None:
-        # The squares above are D (G + λI) Dᵀ; the Gram loss is D G Dᵀ.
+        # The squares above are D (G + λI) Dᵀ; the output error is D G Dᵀ.
         loss.sub_(distance, alpha=factor.ridge).clamp_(min=0)
-    return Rounded(tensor, loss, factor.damping)
+    return RoundedRows(tensor, loss, factor.damping)
 
 
 @dataclass(frozen=True)
 class _Ranges:
-    """Scales, zero points, and the lowest and highest codes minus the zero point; (groups, out)."""
+    """Scales, zero points, and the lowest and highest codes minus the zero point.
+
+    All are (groups, out) float32, so that those of one group are contiguous.
+    """
 
     grid: Grid
     scales: Tensor
@@ -244,12 +249,12 @@ class _Ranges:
 
     @classmethod
     def of(cls, grid: Grid, scale: Tensor, zero: Tensor) -> _Ranges:
-        """From scales and zeros (out, groups)."""
+        """From scales and zero points (out, groups)."""
         zeros = zero.t().contiguous()
         return cls(grid, scale.t().contiguous(), zeros, -zeros, grid.levels - zeros)
 
     def put(self, group: int, scale: Tensor, zero: Tensor) -> None:
-        """Set one group's, (out, 1)."""
+        """Set those of one group, (out, 1)."""
         zeros = zero[:, 0]
         self.scales[group], self.zeros[group] = scale[:, 0], zeros
         self.lowest[group], self.highest[group] = -zeros, self.grid.levels - zeros
@@ -266,12 +271,13 @@ def _visit(
 ) -> None:
     """Choose the codes of a few columns, from the last to the first.
 
-    All are (columns, out) but ``unit``, (columns, columns). On return ``work`` holds the residual
-    of each target, ``errors`` the originals minus their rounded values, ``steps`` the codes minus
-    the zero points.
+    work: the targets; original: the weight; unit: L's part for these columns, (columns, columns);
+    groups: the group of each column. The others are (columns, out). On return ``work`` holds the
+    residual of each target, ``errors`` the weight minus its rounded values, and ``steps`` the codes
+    minus the zero points.
     """
-    # These vectors are so short that the cost of a call decides, which numpy's functions have
-    # little of. On other devices than a CPU torch's functions of the same names are used.
+    # The vectors are so short that the overhead of each call decides, which is much smaller in
+    # numpy than in torch. torch has functions of the same names for other devices.
     xp: Any = torch
     rint: Any = torch.round
     arrays: list[Any] = [work, original, unit, ranges.scales, ranges.lowest, ranges.highest]

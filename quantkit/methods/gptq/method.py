@@ -1,7 +1,7 @@
-"""GPTQ as a recipe names it, on integer grids.
+"""GPTQ on integer grids: its settings in a recipe, and the linears of a block as pieces of work.
 
-``feedback`` quantizes rows of a weight. Here the weights of a block are cut into pieces of rows, so
-that threads have work and memory stays bounded, and the quantized pieces are joined again.
+``feedback`` quantizes rows of a weight. Here the weights of a block are cut into pieces of rows for
+several threads, and the quantized pieces are joined again.
 """
 
 from __future__ import annotations
@@ -20,19 +20,29 @@ from quantkit.base.parallel import Shared, parallel_map
 from quantkit.calibration.needs import Needs, Propagate
 from quantkit.calibration.statistics import Moment
 from quantkit.methods import rtn
-from quantkit.methods.gptq.feedback import Factor, Rounded, Settings, factorize, feedback
+from quantkit.methods.gptq.feedback import (
+    Factor,
+    GptqSettings,
+    RoundedRows,
+    factorize,
+    quantize_rows,
+)
 from quantkit.methods.grids import Grid, QuantizedTensor, as_grid, gram_loss
 from quantkit.methods.linears import BlockResult, Linears, QuantizedLinear, output_energy
 from quantkit.methods.method import AffineMethod
 
-_LATE_BITS = 3  # up to so many a group's scale is chosen when the group is reached
-_SLAB = 2048  # at most so many rows are visited together; the same for any number of threads
+# With so many bits or fewer, a group's scale is better chosen when the group is reached
+# (docs/quality.md, "Affine grids").
+_LATE_BITS = 3
+# The most rows of a piece. Pieces are the same for any number of threads: the products of other
+# heights may be rounded otherwise.
+_SLAB = 2048
 
 DampPercent = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Gptq(AffineMethod):
-    """GPTQ, arXiv 2210.17323."""
+    """GPTQ, arXiv 2210.17323, on an affine integer grid."""
 
     tag = "gptq"
     calibration = "required"
@@ -59,7 +69,7 @@ class Gptq(AffineMethod):
             )
             for group in groups
         ]
-        settings = Settings(
+        settings = GptqSettings(
             damping=self.damp_percent,
             activation_order=self.activation_order,
             clip_search=self.clip_search,
@@ -79,17 +89,17 @@ class Gptq(AffineMethod):
 
 
 def names_a_mix(section: Mapping[str, Any]) -> bool:
-    """Whether a recipe wants GPTQ on the grids of llama.cpp's types, which need no bits."""
+    """Whether a recipe's section means GPTQ on the grids of llama.cpp's types, by a mix."""
     return section.get("format") == "gguf" and ("mix" in section or "bits" not in section)
 
 
 @dataclass(frozen=True)
 class Readers:
-    """The linears that read one input, which share the factor of its Hessian.
+    """The linears that read one input, which share the factor of its hessian.
 
-    moment: of the input; weights: (out, in) of any float dtype, with their grids; drift:
-    (X - Y)ᵀ Y (in, in), where the moment is of Y, which the quantized model reads, and X is what
-    the unquantized one reads. Losses are then those of the corrected weights, and count λ too.
+    moment: of the input; weights, grids: of the linears, (out, in) of any float dtype; drift:
+    (X - Y)ᵀ Y (in, in), where the moment is that of Y, which the quantized model reads in place of
+    X, else None.
     """
 
     moment: Moment
@@ -99,7 +109,11 @@ class Readers:
 
     @property
     def late_group(self) -> int | None:
-        """Columns of a group, where all linears have the same and few bits."""
+        """Columns of a group, where scales are better chosen late; else None.
+
+        That needs few bits, and groups of one size for all linears, since they share the order in
+        which columns are visited.
+        """
         width = self.weights[0].shape[1]
         groups = {grid.columns(width) for grid in self.grids}
         few = all(grid.bits <= _LATE_BITS for grid in self.grids)
@@ -108,28 +122,35 @@ class Readers:
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """Rows of weights on one grid, whose columns are visited together: views of the weights."""
+    """Rows, taken from some weights on one grid, that are quantized together; all are views."""
 
     parts: Sequence[Tensor]
     grid: Grid
     factor: Shared[Factor | None]
 
     def effort(self) -> int:
+        """How long the piece takes, compared with others."""
         columns = self.parts[0].shape[1]
-        # Visiting a column has a cost of its own, about that of a thousand more weights.
+        # Visiting a column has a cost of its own, about that of a thousand more weights in it.
         return sum(map(len, self.parts)) * columns * (columns + 1000)
 
 
-def quantize_readers(inputs: Sequence[Readers], settings: Settings) -> list[list[Rounded]]:
-    """Quantize the readers of several inputs; results in the order of inputs and weights."""
+def quantize_readers(inputs: Sequence[Readers], settings: GptqSettings) -> list[list[RoundedRows]]:
+    """Quantize the linears that read some inputs.
+
+    The results are in the order of ``inputs`` and of their weights. Where drift is corrected,
+    losses are those of the corrected weights, and count λ too.
+    """
     threads = torch.get_num_threads()
     factors = [
         Shared(partial(factorize, r.moment, settings, r.late_group, r.drift, threads))
         for r in inputs
     ]
     cut = [_cut(readers, factor) for readers, factor in zip(inputs, factors, strict=True)]
-    # The widest input takes longest to factorize, on one thread: pieces of the others fill the
-    # rest meanwhile.
+    # Factors and pieces are one list of work, so that no thread waits: the widest input takes
+    # longest to factorize, so it is begun first, and meanwhile other threads quantize the pieces of
+    # the narrow inputs. The largest pieces of an input come first, so that the last ones to end are
+    # small.
     widest = sorted(range(len(inputs)), key=lambda place: -inputs[place].weights[0].shape[1])
     pieces = [
         piece
@@ -137,21 +158,21 @@ def quantize_readers(inputs: Sequence[Readers], settings: Settings) -> list[list
         for piece in sorted(cut[place], key=_Piece.effort, reverse=True)
     ]
     work: list[Callable[[], Any]] = [factors[place] for place in widest]
-    work += [partial(_quantize, piece, settings) for piece in pieces]
+    work += [partial(_quantize_piece, piece, settings) for piece in pieces]
     results = parallel_map(lambda job: job(), work, inputs[0].weights[0].device)[len(inputs) :]
-    done = dict(zip(pieces, results, strict=True))
+    by_piece = dict(zip(pieces, results, strict=True))
     return [
         _nearest(readers)
         if parts[0].factor() is None
-        else _join(readers, iter([done[part] for part in parts]))
+        else _join(readers, iter([by_piece[part] for part in parts]))
         for readers, parts in zip(inputs, cut, strict=True)
     ]
 
 
 def _by_grid(readers: Readers) -> list[tuple[Grid, list[int]]]:
-    """Each grid with the places of its weights."""
+    """Each grid, with the indices of the weights that are on it."""
     return [
-        (grid, [place for place, other in enumerate(readers.grids) if other == grid])
+        (grid, [index for index, other in enumerate(readers.grids) if other == grid])
         for grid in dict.fromkeys(readers.grids)
     ]
 
@@ -159,8 +180,8 @@ def _by_grid(readers: Readers) -> list[tuple[Grid, list[int]]]:
 def _cut(readers: Readers, factor: Shared[Factor | None]) -> list[_Piece]:
     return [
         _Piece(parts, grid, factor)
-        for grid, places in _by_grid(readers)
-        for parts in _slabs([readers.weights[place] for place in places], _slab(readers))
+        for grid, indices in _by_grid(readers)
+        for parts in _slabs([readers.weights[index] for index in indices], _slab_rows(readers))
     ]
 
 
@@ -180,17 +201,17 @@ def _slabs(weights: Sequence[Tensor], size: int) -> Iterator[list[Tensor]]:
         yield parts
 
 
-def _slab(readers: Readers) -> int:
-    """Rows whose columns are visited together: few enough to keep a few copies of them small."""
+def _slab_rows(readers: Readers) -> int:
+    """Rows of a piece: fewer of wide weights, since several float32 copies are in memory."""
     return min(_SLAB, max(_SLAB // 4, _SLAB**2 // 2 // readers.weights[0].shape[1]))
 
 
-def _join(readers: Readers, pieces: Iterator[Rounded]) -> list[Rounded]:
-    """Put the rows of every weight together again."""
-    joined: dict[int, Rounded] = {}
-    for grid, places in _by_grid(readers):
-        heights = [len(readers.weights[place]) for place in places]
-        parts = list(itertools.islice(pieces, -(-sum(heights) // _slab(readers))))
+def _join(readers: Readers, pieces: Iterator[RoundedRows]) -> list[RoundedRows]:
+    """The weights of ``readers`` from their pieces, in the order in which they were cut."""
+    joined: dict[int, RoundedRows] = {}
+    for grid, indices in _by_grid(readers):
+        heights = [len(readers.weights[index]) for index in indices]
+        parts = list(itertools.islice(pieces, -(-sum(heights) // _slab_rows(readers))))
         tensors = [part.tensor for part in parts]
         columns = (
             [tensor.codes for tensor in tensors],
@@ -199,25 +220,26 @@ def _join(readers: Readers, pieces: Iterator[Rounded]) -> list[Rounded]:
             [part.losses for part in parts],
         )
         divided = [torch.cat(column).split(heights) for column in columns]
-        for place, codes, scales, zeros, losses in zip(places, *divided, strict=True):
+        for index, codes, scales, zeros, losses in zip(indices, *divided, strict=True):
             tensor = QuantizedTensor(grid, codes, scales, zeros)
-            joined[place] = Rounded(tensor, losses, parts[0].damping)
-    return [joined[place] for place in range(len(readers.weights))]
+            joined[index] = RoundedRows(tensor, losses, parts[0].damping)
+    return [joined[index] for index in range(len(readers.weights))]
 
 
-def _nearest(readers: Readers) -> list[Rounded]:
+def _nearest(readers: Readers) -> list[RoundedRows]:
+    """The nearest codes, for an input whose hessian has no factor."""
     gram = readers.moment.matrix()
     nearest = []
     for weight, grid in zip(readers.weights, readers.grids, strict=True):
         tensor = rtn.quantize(weight, grid)
         losses = gram_loss(tensor.dequantize() - weight.float(), gram)
-        nearest.append(Rounded(tensor, losses, None))
+        nearest.append(RoundedRows(tensor, losses, None))
     return nearest
 
 
-def _quantize(piece: _Piece, settings: Settings) -> Rounded | None:
-    """None where the Hessian has no factor."""
+def _quantize_piece(piece: _Piece, settings: GptqSettings) -> RoundedRows | None:
+    """Quantize the rows of a piece; None where the hessian has no factor."""
     factor = piece.factor()
     if factor is None:
         return None
-    return feedback(torch.cat(list(piece.parts)), factor, piece.grid, settings)
+    return quantize_rows(torch.cat(list(piece.parts)), factor, piece.grid, settings)
