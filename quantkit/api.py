@@ -24,14 +24,14 @@ from quantkit.results.cost import Load
 if TYPE_CHECKING:
     from quantkit.artifact.findings import Facts, Verification
     from quantkit.plan.base import Plan
-    from quantkit.recipes.recipe import Loaded
+    from quantkit.recipes.recipe import LoadedRecipe
     from quantkit.recipes.suite import LoadedSuite
     from quantkit.results.comparison import Comparison, Variant
     from quantkit.results.manifest import MergedManifest, QuantizedManifest
     from quantkit.results.sweep import Sweep
 
 AnyPath: TypeAlias = str | Path
-AnyRecipe: TypeAlias = "str | Path | Loaded"
+AnyRecipe: TypeAlias = "str | Path | LoadedRecipe"
 AnySuite: TypeAlias = "str | Path | LoadedSuite"
 AnyAdapter: TypeAlias = str | Path | tuple[str | Path, float]  # with its weight, 1.0 if none
 Artifacts: TypeAlias = str | Path | Sequence[str | Path]
@@ -39,7 +39,7 @@ Artifacts: TypeAlias = str | Path | Sequence[str | Path]
 DEFAULT_LOAD = Load()
 
 
-def load_recipe(recipe: AnyPath, settings: Sequence[str] = ()) -> Loaded:
+def load_recipe(recipe: AnyPath, settings: Sequence[str] = ()) -> LoadedRecipe:
     """Load a recipe, a YAML file or a shipped name, and validate every key.
 
     ``settings`` are changes such as "quantize.bits=8": a dotted key and a YAML value. They make a
@@ -379,7 +379,7 @@ def verify(
     return verify(Path(artifact), source, engine, progress or Silent())
 
 
-def _recipe(recipe: AnyRecipe) -> Loaded:
+def _recipe(recipe: AnyRecipe) -> LoadedRecipe:
     return load_recipe(recipe) if isinstance(recipe, str | Path) else recipe
 
 

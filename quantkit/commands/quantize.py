@@ -38,7 +38,7 @@ from quantkit.plan.base import Plan
 from quantkit.plan.gguf import GgufFilePlan
 from quantkit.plan.linears import LinearPlan
 from quantkit.plan.recipe import plan_recipe
-from quantkit.recipes.recipe import Loaded
+from quantkit.recipes.recipe import LoadedRecipe
 from quantkit.results.manifest import MANIFEST, LayerReport, QuantizedManifest
 
 _CHECKED_TOKENS = 64
@@ -52,7 +52,7 @@ class Job:
     model: as the user named it; name: its last part, without path and revision.
     """
 
-    loaded: Loaded
+    loaded: LoadedRecipe
     model: str
     name: str
     checkpoint: Checkpoint
@@ -68,7 +68,7 @@ class Job:
 
 
 def prepare(
-    loaded: Loaded, model: str, adapters: Sequence[Weighted] = (), *, strict: bool = False
+    loaded: LoadedRecipe, model: str, adapters: Sequence[Weighted] = (), *, strict: bool = False
 ) -> Job:
     """Open the checkpoint, plan every tensor, and refuse what can't be done. Writes nothing.
 
@@ -122,7 +122,12 @@ def _check_target(target: str, plan: Plan) -> None:
 
 
 def _adapted(
-    base: Checkpoint, adapters: Sequence[Weighted], model: str, loaded: Loaded, *, strict: bool
+    base: Checkpoint,
+    adapters: Sequence[Weighted],
+    model: str,
+    loaded: LoadedRecipe,
+    *,
+    strict: bool,
 ) -> AdaptedCheckpoint:
     """The checkpoint with adapters folded in. Raises InputError where it must be merged first."""
     checkpoint = adapt(base, adapters, model, strict=strict)

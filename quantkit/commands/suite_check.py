@@ -13,7 +13,7 @@ from quantkit.judging.cases import load_cases
 from quantkit.judging.gates import check_slices
 from quantkit.judging.harness import Harness
 from quantkit.judging.overlap import case_documents, find_overlaps, overlap_list
-from quantkit.recipes.recipe import Loaded
+from quantkit.recipes.recipe import LoadedRecipe
 from quantkit.recipes.suite import LoadedSuite
 
 
@@ -28,7 +28,9 @@ class SuiteReport:
         return {"problems": list(self.problems), "notes": list(self.notes)}
 
 
-def check_suite(loaded: LoadedSuite, recipes: Sequence[Loaded], *, allow_code: bool) -> SuiteReport:
+def check_suite(
+    loaded: LoadedSuite, recipes: Sequence[LoadedRecipe], *, allow_code: bool
+) -> SuiteReport:
     """Read all files that a suite names, and look for the recipes' calibration text in them.
 
     allow_code: import Python that the suite brings. What this machine can't check, such as a data
@@ -93,7 +95,7 @@ def _harness(loaded: LoadedSuite, allow_code: bool) -> Part:
     return f"harness: {', '.join(tasks.names)}", []
 
 
-def _overlap(loaded: Loaded, texts: Sequence[Document]) -> str:
+def _overlap(loaded: LoadedRecipe, texts: Sequence[Document]) -> str:
     name, dataset = loaded.recipe.name, loaded.calibration_dataset()
     if dataset is None:
         return f"{name}: has no calibration text"

@@ -12,13 +12,13 @@ from quantkit.commands.eval import JudgingOptions
 from quantkit.commands.quantize import made_already, prepare, quantize
 from quantkit.judging.variants import describe_artifact
 from quantkit.lora.open import Weighted, open_checkpoint
-from quantkit.recipes.recipe import Loaded
+from quantkit.recipes.recipe import LoadedRecipe
 from quantkit.recipes.suite import LoadedSuite
 from quantkit.results.sweep import Sweep
 
 
 def sweep(
-    recipes: Sequence[Loaded],
+    recipes: Sequence[LoadedRecipe],
     model: str,
     out: Path,
     *,

@@ -81,7 +81,7 @@ class Recipe(Versioned):
         return self
 
 
-class Loaded(BaseModel):
+class LoadedRecipe(BaseModel):
     """A recipe and the file it came from; paths in the recipe are relative to that file."""
 
     recipe: Recipe
@@ -94,7 +94,7 @@ class Loaded(BaseModel):
         return resolve_dataset(calibration.dataset, self.path.parent)
 
 
-def load_recipe(name_or_path: str, settings: list[str] | None = None) -> Loaded:
+def load_recipe(name_or_path: str, settings: list[str] | None = None) -> LoadedRecipe:
     """Load a shipped recipe by name or any recipe by path.
 
     ``settings`` are ``key=value`` overrides with dotted keys and YAML values; they make a derived
@@ -107,7 +107,7 @@ def load_recipe(name_or_path: str, settings: list[str] | None = None) -> Loaded:
         apply_setting(data, setting)
     if settings and isinstance(data.get("name"), str):
         data["name"] += "+set"
-    return Loaded(recipe=validate(Recipe, data, path, METHODS), path=path)
+    return LoadedRecipe(recipe=validate(Recipe, data, path, METHODS), path=path)
 
 
 def recipe_from(content: dict[str, Any], where: Path) -> Recipe:
@@ -115,6 +115,6 @@ def recipe_from(content: dict[str, Any], where: Path) -> Recipe:
     return validate(Recipe, content, where, METHODS)
 
 
-def shipped_recipes() -> list[Loaded]:
+def shipped_recipes() -> list[LoadedRecipe]:
     """All shipped recipes, by name."""
     return [load_recipe(str(path)) for path in sorted(resources.recipes().glob("*.yaml"))]
