@@ -29,7 +29,7 @@ from quantkit.checkpoint.written import Written
 from quantkit.formats.gguf import grids
 from quantkit.formats.gguf.file import GgufTensorPlan
 from quantkit.formats.gguf.writer import write_blocks, write_file
-from quantkit.methods.ggml import types as ggml
+from quantkit.methods.ggml.encoder import quantize_by_ggml
 from quantkit.methods.ggml.method import MixMethod
 from quantkit.methods.grids import QuantizedTensor
 from quantkit.methods.linears import BlockResult, QuantizedLinear
@@ -154,7 +154,7 @@ class _Grids(_Parts):
         for name, changed in result.changed.items():
             tensor = self.tensor(layer, name)
             stored = tensor.transform.apply(changed.cpu())
-            value = ggml.quantize(stored, tensor.type, threads=1)
+            value = quantize_by_ggml(stored, tensor.type, threads=1)
             yield tensor.name, QuantizedLinear(value, _report(tensor, 0.0, "weights"))
 
 
@@ -247,7 +247,7 @@ class _Mix(_Parts):
             if matrix.name in quantized:
                 value = quantized[matrix.name].tensor
             else:
-                value = ggml.quantize(matrix.whole(), matrix.type, importance)
+                value = quantize_by_ggml(matrix.whole(), matrix.type, importance)
             put(block, f"{consumer}.weight", matrix.plan.transform.undo(value.dequantize()))
 
 

@@ -17,7 +17,7 @@ from quantkit.calibration.statistics import InputStatistics
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.written import Written
 from quantkit.formats.gguf.file import GgufTensorPlan
-from quantkit.methods.ggml import types as ggml
+from quantkit.methods.ggml.encoder import quantize_by_ggml
 from quantkit.methods.ggml.types import GgmlTensor, row_bytes
 from quantkit.model.stream import Stream
 from quantkit.plan.gguf import GgufFilePlan
@@ -91,7 +91,7 @@ def embedding_rows(
     def quantized(start: int, stop: int) -> Tensor:
         if written is None:
             rows = tensor.rows(run.checkpoint, start, stop)
-            return ggml.quantize(rows, tensor.type).dequantize()
+            return quantize_by_ggml(rows, tensor.type).dequantize()
         with path.open("rb") as file:
             file.seek(written.start + start * size)
             data = bytearray(file.read((stop - start) * size))

@@ -29,7 +29,8 @@ from quantkit.formats.gguf.mixes import ModelTraits, find_mix
 from quantkit.formats.gguf.tensor_types import Choice, TypeOverride, choose_types
 from quantkit.formats.gguf.tokenizer import tokenizer_metadata
 from quantkit.formats.gguf.transforms import Keep, Transform
-from quantkit.methods.ggml.types import load_gguf, row_bytes
+from quantkit.methods.ggml.library import load_gguf
+from quantkit.methods.ggml.types import row_bytes
 
 # Buffers that old checkpoints carry. llama.cpp computes them.
 _UNUSED_SUFFIXES = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")

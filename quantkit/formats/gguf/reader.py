@@ -19,7 +19,8 @@ from quantkit.base.errors import InputError
 from quantkit.formats.gguf.architectures.architecture import EMBEDDING, Dimensions
 from quantkit.formats.gguf.architectures.table import find_architecture
 from quantkit.formats.gguf.header import Header, read_header, unreadable
-from quantkit.methods.ggml.types import GgmlTensor, load_gguf
+from quantkit.methods.ggml.library import load_gguf
+from quantkit.methods.ggml.types import GgmlTensor
 
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 # Computed from the config, so that no checkpoint has them.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.base.errors import MachineError, not_installed
-from quantkit.methods.ggml.types import load_gguf, load_library
+from quantkit.methods.ggml.library import load_gguf, load_library
 
 _SYMBOLS = (
     *("llama_model_default_params", "llama_model_load_from_file", "llama_model_free"),

@@ -33,7 +33,9 @@ from quantkit.checkpoint.weights import TensorSource
 from quantkit.checkpoint.written import Written
 from quantkit.formats.gguf.architectures.architecture import Metadata
 from quantkit.formats.gguf.file import GgufPlan, GgufTensorPlan, plan_file
-from quantkit.methods.ggml.types import Encoder, GgmlTensor, load_gguf, row_bytes, rows_at_once
+from quantkit.methods.ggml.encoder import Encoder, rows_at_once
+from quantkit.methods.ggml.library import load_gguf
+from quantkit.methods.ggml.types import GgmlTensor, row_bytes
 from quantkit.methods.linears import QuantizedLinear
 from quantkit.results.manifest import LayerReport
 

@@ -1,1 +1,1 @@
-"""ggml's block types: the library's own choice of codes, and ours with error feedback."""
+"""ggml's types: ggml's own choice of codes, and ours with error feedback."""

@@ -1,4 +1,4 @@
-"""llama.cpp's mixes as a recipe names them: each gives every tensor of a GGUF file its type."""
+"""Methods by llama.cpp's mixes, each of which gives every tensor of a GGUF file its type."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TypeOverride(Strict):
 class Matrix(Protocol):
     """A matrix of the GGUF file to be written.
 
-    name: in the file; key: in the checkpoint; type: ggml's; shape: (out, in).
+    name: its name in the file; key: its name in the checkpoint; type: ggml's; shape: (out, in).
     """
 
     @property
@@ -51,15 +51,16 @@ class Matrix(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Some of its rows before quantizing, in the order of the file."""
+        """Rows ``start`` to ``stop`` before they are quantized, in the order of the file."""
         ...
 
 
 class MixMethod(Method):
     """A method that gives every tensor the type that one of llama.cpp's mixes has for it.
 
-    What ``quantize`` and ``quantize_output`` don't return, ggml quantizes by itself when the file
-    is written, with importance weights where calibration rows were measured.
+    measures_output: whether ``quantize_output`` quantizes the output matrix, so that what it reads
+    must be measured. ggml quantizes all that ``quantize`` and ``quantize_output`` don't return,
+    when the file is written, with importance weights where the recipe calibrates.
     """
 
     mix: Mix
@@ -72,7 +73,6 @@ class MixMethod(Method):
         default=None, description="llama.cpp's name, where none can be shown to be the right one"
     )
 
-    # Whether the output matrix is quantized by ``quantize_output``, for what it reads.
     measures_output: ClassVar[bool] = False
 
     @abstractmethod
@@ -81,21 +81,24 @@ class MixMethod(Method):
     def quantize(
         self, inputs: Sequence[InputStatistics], matrices: Mapping[str, Matrix]
     ) -> dict[str, QuantizedLinear]:
-        """Quantize what reads ``inputs``; the result is by name in the file.
+        """Quantize matrices that read ``inputs``; the result is by their names in the file.
 
-        matrices: of one block, by the name of the linear.
+        matrices: those of one block, by the names of its linears.
         """
         return {}
 
     def quantize_output(
         self, inputs: InputStatistics, matrix: Matrix, *, tied: bool
     ) -> dict[str, QuantizedLinear]:
-        """Quantize the matrix that makes the logits; ``tied``: it is the embedding too."""
+        """Quantize the matrix that makes the logits; the result is by its name in the file.
+
+        tied: whether it is the embedding too.
+        """
         return {}
 
 
 class Ggml(MixMethod):
-    """llama.cpp's types; with calibration, its importance weights too."""
+    """ggml's own rounding to its types, with importance weights where the recipe calibrates."""
 
     tag = "ggml"
     calibration = "optional"

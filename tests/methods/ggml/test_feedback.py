@@ -1,4 +1,4 @@
-"""Error feedback on ggml's grids: exact packing, the Gram loss, the same bytes, refusals."""
+"""Error feedback on ggml's grids: a loss far below ggml's own, exact packing, the same bytes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,17 @@ from quantkit.base.errors import InputError
 from quantkit.base.progress import Silent
 from quantkit.commands.quantize import prepare
 from quantkit.commands.quantize import quantize as make
-from quantkit.methods.ggml import types as ggml
+from quantkit.methods.ggml import feedback
 from quantkit.methods.ggml.blocks import LAYOUTS, Blocks
-from quantkit.methods.ggml.feedback import TYPES, Factor, factorize, quantize
-from quantkit.methods.ggml.scales import Rounding, Scales
+from quantkit.methods.ggml.encoder import quantize_by_ggml
+from quantkit.methods.ggml.feedback import (
+    FEEDBACK_TYPES,
+    Factorization,
+    factorize_orders,
+    quantize_with_feedback,
+)
+from quantkit.methods.ggml.scales import CodeRounding, Scales
+from quantkit.methods.ggml.types import GgmlTensor, available, row_bytes
 from quantkit.methods.grids import gram_loss
 from quantkit.recipes.recipe import load_recipe
 from tests.helpers.gguf_tiny import TEXT, checkpoint
@@ -24,12 +31,12 @@ from tests.helpers.moments import Known
 
 pytest.importorskip("gguf")
 native = pytest.mark.skipif(
-    "Q4_K" not in ggml.available(), reason="llama.cpp's library (xllamacpp) is not installed"
+    "Q4_K" not in available(), reason="llama.cpp's library (xllamacpp) is not installed"
 )
 
 
 def gram_of(columns: int, *, heavy: bool = False) -> Tensor:
-    """Correlated inputs of uneven energy; ``heavy``: a few of them carry most of it."""
+    """XᵀX of correlated inputs of uneven energy; ``heavy``: a few of them have most of it."""
     generator = torch.Generator().manual_seed(columns)
     mixing = torch.randn(columns, columns, generator=generator) / columns**0.5
     mixing += torch.eye(columns)
@@ -44,13 +51,13 @@ def weight_of(rows: int, columns: int) -> Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(1)) * 0.03
 
 
-def factor_of(gram: Tensor) -> Factor:
-    factor = factorize(Known(gram))
+def factor_of(gram: Tensor) -> Factorization:
+    factor = factorize_orders(Known(gram))
     assert factor is not None
     return factor
 
 
-def loss(weight: Tensor, quantized: ggml.GgmlTensor, gram: Tensor) -> float:
+def loss(weight: Tensor, quantized: GgmlTensor, gram: Tensor) -> float:
     return float(gram_loss(quantized.dequantize() - weight, gram).double().sum())
 
 
@@ -64,8 +71,8 @@ def halves(*shape: int) -> Tensor:
     return (torch.randn(shape, generator=generator) / 100).half().float()
 
 
-@pytest.mark.parametrize("type", TYPES)
-def test_blocks_mean_what_ggufs_decoders_say(type: str) -> None:
+@pytest.mark.parametrize("type", FEEDBACK_TYPES)
+def test_decoders_read_the_packed_blocks_exactly(type: str) -> None:
     layout, rows, columns = LAYOUTS[type], 9, 768
     blocks, groups = columns // layout.columns, columns // layout.group
     codes = integers((0, 15) if layout.table else layout.codes, rows, columns)
@@ -81,33 +88,33 @@ def test_blocks_mean_what_ggufs_decoders_say(type: str) -> None:
     expected = per_column(d, scales) * q
     if layout.has_min:
         expected -= per_column(dmin, mins)
-    assert packed.blocks.shape == (rows, ggml.row_bytes(type, columns))
+    assert packed.blocks.shape == (rows, row_bytes(type, columns))
     assert torch.equal(packed.dequantize(), expected)
 
 
 @native
 @pytest.mark.parametrize("heavy", [False, True])
-@pytest.mark.parametrize("type", TYPES)
-def test_loss_is_reported_and_far_below_ggmls_own(type: str, heavy: bool) -> None:
+@pytest.mark.parametrize("type", FEEDBACK_TYPES)
+def test_the_reported_loss_is_exact_and_far_below_ggmls_own(type: str, heavy: bool) -> None:
     weight, gram = weight_of(80, 512), gram_of(512, heavy=heavy)
     factor = factor_of(gram)
     assert (factor.free is not None) is heavy
-    outcome = quantize(weight, factor, type)
+    rounded = quantize_with_feedback(weight, factor, type)
     assert torch.equal(
-        quantize(weight.bfloat16(), factor, type).tensor.blocks,
-        quantize(weight.bfloat16().float(), factor, type).tensor.blocks,
+        quantize_with_feedback(weight.bfloat16(), factor, type).tensor.blocks,
+        quantize_with_feedback(weight.bfloat16().float(), factor, type).tensor.blocks,
     )
-    assert outcome.tensor.type == type and outcome.tensor.shape == weight.shape
-    assert outcome.loss == pytest.approx(loss(weight, outcome.tensor, gram), rel=1e-3)
-    own = ggml.quantize(weight, type, gram.diagonal())
-    assert outcome.loss < 0.6 * loss(weight, own, gram)
+    assert rounded.tensor.type == type and rounded.tensor.shape == weight.shape
+    assert rounded.loss == pytest.approx(loss(weight, rounded.tensor, gram), rel=1e-3)
+    own = quantize_by_ggml(weight, type, gram.diagonal())
+    assert rounded.loss < 0.6 * loss(weight, own, gram)
 
 
-@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("type", FEEDBACK_TYPES)
 def test_uncorrelated_inputs_leave_nothing_to_feed_back(type: str) -> None:
-    """Then a code is the nearest to its weight, whatever the order of visits."""
+    """Then each code is the nearest to its weight, whatever the order of visits."""
     weight = weight_of(16, 256)
-    result = quantize(weight, factor_of(torch.eye(256)), type).tensor.dequantize()
+    result = quantize_with_feedback(weight, factor_of(torch.eye(256)), type).tensor.dequantize()
     steps = {"Q2_K": 3, "Q3_K": 7, "Q8_0": 254}.get(type, 15)
     spread = (weight.amax(1) - weight.amin(1)).max()
     assert (result - weight).abs().max() < spread / steps
@@ -116,50 +123,50 @@ def test_uncorrelated_inputs_leave_nothing_to_feed_back(type: str) -> None:
 @pytest.mark.parametrize("type", ["Q3_K", "Q4_K", "IQ4_NL"])
 @pytest.mark.parametrize("reach", [16, 512])
 def test_feedback_needs_the_correlations(type: str, reach: int) -> None:
-    """Of neighbours in a group (16 columns), and of columns far apart (512)."""
+    """Of neighbors in a group (16 columns), and of columns far apart (512)."""
     generator = torch.Generator().manual_seed(4)
     common = torch.randn(1024, 512 // reach, generator=generator).repeat_interleave(reach, 1)
     x = torch.randn(1024, 512, generator=generator) + 2 * common
     weight, gram = weight_of(64, 512), x.t() @ x
     blind = factor_of(torch.diag(gram.diagonal()))
-    without = loss(weight, quantize(weight, blind, type).tensor, gram)
-    assert quantize(weight, factor_of(gram), type).loss < 0.5 * without
+    without = loss(weight, quantize_with_feedback(weight, blind, type).tensor, gram)
+    assert quantize_with_feedback(weight, factor_of(gram), type).loss < 0.5 * without
 
 
 @pytest.mark.parametrize("heavy", [False, True])
 @pytest.mark.parametrize("exact", [False, True])
-def test_what_drifted_inputs_lose_is_made_up_for(heavy: bool, exact: bool) -> None:
-    """With bits enough, what is rounded are weights half of the way to the best ones."""
+def test_half_of_the_drift_is_corrected(heavy: bool, exact: bool) -> None:
+    """With eight bits, the result is close to the weights half of the way to the best ones."""
     weight, gram = weight_of(32, 256), gram_of(256, heavy=heavy)
     mixing = torch.randn(256, 256, generator=torch.Generator().manual_seed(3)) / 256
-    apart = 4 * mixing @ gram  # inputs were X, and are Y: X = Y + a mixture
-    factor = factorize(Known(gram), drift=apart if exact else apart.bfloat16())
+    drift = 4 * mixing @ gram  # of X = Y plus a mixture of Y
+    factor = factorize_orders(Known(gram), drift=drift if exact else drift.bfloat16())
     assert factor is not None and (factor.free is not None) is heavy
-    outcome = quantize(weight, factor, "Q8_0")
+    rounded = quantize_with_feedback(weight, factor, "Q8_0")
     hessian = gram.double()
     hessian.diagonal().add_(0.01 * hessian.diagonal().mean())
-    best = torch.linalg.solve(hessian, weight.double() @ apart.double(), left=False)
-    change = outcome.tensor.dequantize().double() - weight
+    best = torch.linalg.solve(hessian, weight.double() @ drift.double(), left=False)
+    change = rounded.tensor.dequantize().double() - weight
     assert (change - best / 2).norm() < 0.25 * best.norm() / 2
-    assert outcome.loss == pytest.approx(
-        loss((weight + best / 2).float(), outcome.tensor, hessian.float()),
+    assert rounded.loss == pytest.approx(
+        loss((weight + best / 2).float(), rounded.tensor, hessian.float()),
         rel=0.02 if exact else 0.2,
     )
 
 
 def test_the_second_round_follows_the_recurrence() -> None:
-    """Its scales are the stored ones, so its codes can be derived again, column by column."""
+    """Its scales are the stored ones, so that its codes can be derived again, column by column."""
     weight, gram = weight_of(24, 256), gram_of(256, heavy=True)
     factor = factor_of(gram)
     assert factor.free is not None
-    tensor = quantize(weight, factor, "Q4_0").tensor
+    tensor = quantize_with_feedback(weight, factor, "Q4_0").tensor
     scales = (
         tensor.blocks.view(24, 8, 18)[..., :2].contiguous().view(torch.float16).double()[..., 0]
     )
     order = factor.free.columns
     assert torch.equal(order, gram.diagonal().argsort(descending=True, stable=True))
-    turned = order.flip(0)
-    damped = gram.double()[turned][:, turned]
+    reverse = order.flip(0)
+    damped = gram.double()[reverse][:, reverse]
     damped += 0.01 * gram.diagonal().double().mean() * torch.eye(256)
     v = torch.linalg.cholesky(damped).flip(0, 1)
     assert torch.allclose(v @ v.t(), damped.flip(0, 1))
@@ -174,9 +181,9 @@ def test_the_second_round_follows_the_recurrence() -> None:
 
 
 @pytest.mark.parametrize("type", ["Q2_K", "Q3_K", "Q4_1", "Q6_K", "IQ4_XS"])
-def test_fitting_scales_again_never_costs(type: str) -> None:
+def test_fitting_scales_again_never_raises_the_loss(type: str) -> None:
     layout, weight = LAYOUTS[type], weight_of(200, 256)
-    rounding = Rounding(type, weight.device)
+    rounding = CodeRounding(type, weight.device)
     scales, group = Scales(type, weight, rounding), torch.tensor([3])
     upper = torch.linalg.cholesky(gram_of(layout.group)).t()
     targets = weight.t()[3 * layout.group :][: layout.group].clone()
@@ -193,11 +200,14 @@ def test_fitting_scales_again_never_costs(type: str) -> None:
     assert cost().sum() < 0.995 * before.sum()
 
 
-def test_a_second_round_pays_where_few_inputs_carry_most_of_the_energy() -> None:
+def test_a_second_round_lowers_the_loss_where_few_inputs_have_most_of_the_energy() -> None:
     weight, gram = weight_of(64, 512), gram_of(512, heavy=True)
     both = factor_of(gram)
-    one = Factor(both.grouped, None, both.mean, both.damping)
-    assert quantize(weight, both, "Q4_K").loss < quantize(weight, one, "Q4_K").loss
+    one = Factorization(both.grouped, None, both.mean, both.damping)
+    assert (
+        quantize_with_feedback(weight, both, "Q4_K").loss
+        < quantize_with_feedback(weight, one, "Q4_K").loss
+    )
 
 
 @pytest.mark.parametrize("type", ["Q2_K", "Q6_K", "Q4_0", "IQ4_XS"])
@@ -208,7 +218,7 @@ def test_threads_do_not_change_a_byte(type: str) -> None:
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            results.append(quantize(weight, factor_of(gram), type))
+            results.append(quantize_with_feedback(weight, factor_of(gram), type))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(results[0].tensor.blocks, results[1].tensor.blocks)
@@ -217,25 +227,25 @@ def test_threads_do_not_change_a_byte(type: str) -> None:
 
 def test_rows_do_not_depend_on_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, factor = weight_of(96, 512), factor_of(gram_of(512))
-    whole = quantize(weight, factor, "Q3_K")
-    monkeypatch.setattr("quantkit.methods.ggml.feedback._ROWS", 32)
-    parts = quantize(weight, factor, "Q3_K")
-    # Matrix products of another shape may round another way: a code on the edge may fall over.
+    whole = quantize_with_feedback(weight, factor, "Q3_K")
+    monkeypatch.setattr(feedback, "ROWS_AT_ONCE", 32)
+    parts = quantize_with_feedback(weight, factor, "Q3_K")
+    # Products of other shapes may be rounded otherwise, which moves codes on an edge.
     assert (whole.tensor.blocks != parts.tensor.blocks).float().mean() < 0.01
     assert whole.loss == pytest.approx(parts.loss, rel=0.01)
 
 
-@pytest.mark.parametrize("type", TYPES)
-def test_odd_weights_are_held_as_well_as_their_block_can(type: str) -> None:
+@pytest.mark.parametrize("type", FEEDBACK_TYPES)
+def test_extreme_weights_are_rounded_as_well_as_their_block_can(type: str) -> None:
     weight, gram = weight_of(8, 512), gram_of(512)
     weight[0] = 0
     weight[1, :256] = 0
     weight[2] = weight[2].abs()
     weight[3] = -weight[3].abs()
-    weight[4] *= 1e-9  # below what fp16 scales can say
+    weight[4] *= 1e-9  # below the range of fp16 scales
     weight[5, 300] = 1e7  # above
     weight[6], weight[7] = 0.02, -0.02
-    result = quantize(weight, factor_of(gram), type).tensor.dequantize()
+    result = quantize_with_feedback(weight, factor_of(gram), type).tensor.dequantize()
     assert result.isfinite().all()
     assert not result[0].any()
     for row in (1, 2, 3, 6, 7):
@@ -243,39 +253,39 @@ def test_odd_weights_are_held_as_well_as_their_block_can(type: str) -> None:
         assert gram_loss(difference, gram) < 0.1 * gram_loss(whole, gram)
 
 
-def test_inputs_never_excited_are_harmless() -> None:
+def test_inputs_that_are_always_zero_are_harmless() -> None:
     weight, gram = weight_of(32, 512), gram_of(512)
     gram[100:140] = gram[:, 100:140] = 0
-    outcome = quantize(weight, factor_of(gram), "Q4_K")
-    assert outcome.loss == pytest.approx(loss(weight, outcome.tensor, gram), rel=1e-3)
-    lost = (outcome.tensor.dequantize() - weight)[:, 100:140].square().sum()
-    assert lost < 0.05 * weight[:, 100:140].square().sum()
+    rounded = quantize_with_feedback(weight, factor_of(gram), "Q4_K")
+    assert rounded.loss == pytest.approx(loss(weight, rounded.tensor, gram), rel=1e-3)
+    difference = (rounded.tensor.dequantize() - weight)[:, 100:140].square().sum()
+    assert difference < 0.05 * weight[:, 100:140].square().sum()
 
 
-def test_damping_is_raised_until_it_factorizes_and_not_for_ever() -> None:
+def test_damping_grows_until_the_hessian_has_a_factor_or_ends() -> None:
     gram = gram_of(512)
     indefinite = gram - 1.1 * torch.linalg.eigvalsh(gram)[0] * torch.eye(512)
     indefinite -= 0.05 * gram.diagonal().mean() * torch.eye(512)
     assert factor_of(gram).damping == 0.01
     assert factor_of(indefinite).damping > 0.01
     for hopeless in (-gram, torch.zeros(512, 512), torch.full((512, 512), torch.nan)):
-        assert factorize(Known(hopeless)) is None
+        assert factorize_orders(Known(hopeless)) is None
 
 
-def test_refusals() -> None:
+def test_what_can_not_be_quantized_is_refused() -> None:
     weight, factor = weight_of(8, 320), factor_of(gram_of(320))
-    with pytest.raises(InputError, match="gets no error feedback") as caught:
-        quantize(weight, factor, "IQ3_S")
+    with pytest.raises(InputError, match="IQ3_S can't be quantized with error feedback") as caught:
+        quantize_with_feedback(weight, factor, "IQ3_S")
     assert caught.value.fix is not None and "Q4_K" in caught.value.fix
     with pytest.raises(InputError, match="blocks of 256"):
-        quantize(weight, factor, "Q4_K")
-    with pytest.raises(InputError, match="320 measured inputs"):
-        quantize(weight_of(8, 512), factor, "Q4_0")
+        quantize_with_feedback(weight, factor, "Q4_K")
+    with pytest.raises(InputError, match="the 320 measured input features"):
+        quantize_with_feedback(weight_of(8, 512), factor, "Q4_0")
     with pytest.raises(InputError, match="Gram matrix"):
-        factorize(Known(torch.eye(48)))
+        factorize_orders(Known(torch.eye(48)))
     weight[3, 7] = float("nan")
-    with pytest.raises(InputError, match="NaN or infinite"):
-        quantize(weight, factor, "Q4_0")
+    with pytest.raises(InputError, match="NaN or infinity"):
+        quantize_with_feedback(weight, factor, "Q4_0")
 
 
 def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from quantkit.base.errors import InputError
 from quantkit.formats.gguf.rope import Rope, read_rope, rope_metadata, rope_tensors
 from quantkit.formats.gguf.transforms import Keep, Transform
-from quantkit.methods.ggml.types import load_gguf
+from quantkit.methods.ggml.library import load_gguf
 
 Metadata = dict[str, Any]  # str, bool, int (u32), float (f32) or a list of one of these
 Config = Mapping[str, Any]
