@@ -115,7 +115,9 @@ def test_nan_is_refused_by_name(model: Path, tmp_path: Path) -> None:
     save_file(tensors, directory / "model.safetensors")
     source = Checkpoint(directory)
     for mix in ("q4_k_m", "q8_0", "bf16"):
-        with pytest.raises(InputError, match=r"layers\.1\.mlp\.up_proj\.weight: the weight holds NaN"):
+        with pytest.raises(
+            InputError, match=r"layers\.1\.mlp\.up_proj\.weight: the weight holds NaN"
+        ):
             write_file(tmp_path / "out.gguf", plan_file(source, mix), source)
 
 
