@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from quantkit.base.errors import InputError
 from quantkit.base.resources import demo_adapter, demo_model
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 # Weights in safetensors and the files beside them; pickles are never fetched.
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
@@ -65,7 +67,34 @@ def _directory(model: str, expected: str) -> Path:
 
 
 def model_name(model: str) -> str:
-    """The name of a model: the last part of its path or id, without a revision."""
+    """The name of a model: the last part of its path or id, without a revision.
+
+    For a snapshot in the Hub's cache it is the name of the model, not that of the commit.
+    """
     if model != "demo" and Path(model).is_dir():
-        return Path(model).resolve().name
-    return model.rsplit("/", 1)[-1].partition("@")[0]
+        return folder_name(Path(model).resolve())
+    if _COMMIT.fullmatch(Path(model).name):
+        return folder_name(Path(model))
+    return model.rstrip("/").rsplit("/", 1)[-1].partition("@")[0]
+
+
+def folder_name(path: Path) -> str:
+    """The name of a directory or file: the last part of its path.
+
+    The Hub's cache keeps models as ``models--OWNER--NAME/snapshots/COMMIT``; the name of such a
+    directory is NAME.
+    """
+    path = path.resolve() if path.name in ("", "..") else path.absolute()
+    snapshot = hub_snapshot(path)
+    return path.name if snapshot is None else snapshot.partition("@")[0].rpartition("/")[2]
+
+
+def hub_snapshot(path: Path) -> str | None:
+    """``OWNER/NAME@COMMIT`` for the directory of a snapshot, as in the Hub's cache; else None.
+
+    COMMIT is its first eight digits.
+    """
+    model = path.parent.parent.name.removeprefix("models--")
+    if not _COMMIT.fullmatch(path.name) or path.parent.name != "snapshots" or not model:
+        return None
+    return f"{model.replace('--', '/')}@{path.name[:8]}"

@@ -13,6 +13,7 @@ from quantkit.base.progress import Progress
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.engines.choose import LLAMACPP, TRANSFORMERS, engine_for
 from quantkit.engines.probe import Probe, run_probe
+from quantkit.judging.naming import named_artifacts
 from quantkit.judging.variants import describe_costs
 from quantkit.model.device import resolve_device
 from quantkit.results.comparison import Variant
@@ -50,7 +51,8 @@ def measure_costs(
         raise InputError(
             "needs at least 1 prompt token, 2 new tokens and 1 repeat", subject="bench"
         )
-    jobs = [(path.name, *engine_for(path)) for path in artifacts]
+    named = named_artifacts(artifacts, baseline)
+    jobs = [(name, *engine_for(path)) for name, path in named.items()]
     with tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
         first: list[tuple[str, str, Path]] = []
         with_gguf = baseline is not None and any(engine == LLAMACPP for _, engine, _ in jobs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -84,7 +85,27 @@ def evaluate(
         else variant
         for variant in comparison.variants
     )
-    return replace(comparison, variants=variants)
+    return replace(comparison, variants=_with_patches_of_own_names(variants))
+
+
+def _with_patches_of_own_names(variants: Sequence[Variant]) -> tuple[Variant, ...]:
+    """The variants, where fixed recipes of one name that differ get the suffixes -2, -3 and so on.
+
+    Each is written to a file of its name, and artifacts of one recipe may need different fixes.
+    """
+    known: dict[str, dict[str, Any]] = {}
+    rows = []
+    for variant in variants:
+        patch = variant.localization.patch if variant.localization else None
+        if variant.localization is not None and patch is not None:
+            content, count = patch.recipe, 1
+            while known.setdefault(content["name"], content) != content:
+                count += 1
+                content = {**content, "name": f"{patch.recipe['name']}-{count}"}
+            renamed = replace(variant.localization, patch=replace(patch, recipe=content))
+            variant = replace(variant, localization=renamed)
+        rows.append(variant)
+    return tuple(rows)
 
 
 def write_evaluation(comparison: Comparison, out: Path, progress: Progress) -> None:

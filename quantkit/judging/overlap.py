@@ -7,7 +7,7 @@ contamination (arXiv 2005.14165, appendix C).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,32 +111,32 @@ def calibration_of(artifact: Path) -> Dataset | str | None:
 
 
 def check_overlap(
-    artifacts: Sequence[Path], judged: Sequence[Document], *, allow: bool
+    artifacts: Mapping[str, Path], judged: Sequence[Document], *, allow: bool
 ) -> list[str]:
     """Remarks on artifacts that were, or may have been, calibrated on the suite's text.
 
-    judged: all documents of the suite. Raises InputError for the first artifact whose calibration
-    text overlaps with them, unless ``allow``.
+    artifacts: by their names; judged: all documents of the suite. Raises InputError for the first
+    artifact whose calibration text overlaps with them, unless ``allow``.
     """
     remarks: list[str] = []
     known: dict[str, list[Overlap]] = {}  # by dataset, which many artifacts may share
-    for artifact in artifacts:
+    for name, artifact in artifacts.items():
         dataset = calibration_of(artifact)
         if isinstance(dataset, str):
-            remarks.append(f"{artifact.name} {dataset}: overlap with the suite wasn't checked.")
+            remarks.append(f"{name} {dataset}: overlap with the suite wasn't checked.")
         elif dataset is not None:
             key = str(dataset)
             if key not in known:
                 known[key] = find_overlaps(judged, read_dataset(dataset)[0])
             if overlaps := known[key]:
-                remarks.append(_remark(artifact, overlaps, len(judged), allow))
+                remarks.append(_remark(artifact, name, overlaps, len(judged), allow))
     return remarks
 
 
-def _remark(artifact: Path, overlaps: Sequence[Overlap], total: int, allow: bool) -> str:
+def _remark(artifact: Path, name: str, overlaps: Sequence[Overlap], total: int, allow: bool) -> str:
     what = f"{len(overlaps)} of the suite's {total} texts overlap with its calibration text"
     if allow:
-        return f"{artifact.name}: {what}; its figures may flatter it."
+        return f"{name}: {what}; its figures may flatter it."
     raise InputError(
         f"{what}\n{overlap_list(overlaps)}",
         where=str(artifact),

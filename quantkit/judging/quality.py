@@ -35,6 +35,7 @@ from quantkit.judging.likelihood import (
     final_states,
     held_out_rows,
 )
+from quantkit.judging.naming import named_artifacts
 from quantkit.judging.overlap import case_documents, check_overlap
 from quantkit.judging.regression import answer_cases, judge_answers
 from quantkit.lora.checkpoint import AdaptedCheckpoint
@@ -70,10 +71,11 @@ def judge_quality(
     an artifact that was calibrated on the suite's text without ``allow_overlap``; MachineError
     where the model doesn't fit in memory or a package of the suite's tasks isn't installed.
     """
+    named = named_artifacts(artifacts, baseline)
     return_large_blocks()
     judge = _Judge.prepare(baseline, loaded, device, allow_code=allow_code)
-    remarks = check_overlap(artifacts, judge.texts, allow=allow_overlap)
-    sources = [(path.name, open_artifact(path)) for path in artifacts]
+    remarks = check_overlap(named, judge.texts, allow=allow_overlap)
+    sources = [(name, open_artifact(path)) for name, path in named.items()]
     for _, source in sources:
         judge.check_fits(source)
     reference = judge.run(judge.checkpoint, torch.float32, "baseline", progress)

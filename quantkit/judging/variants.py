@@ -12,6 +12,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.packed import open_artifact
 from quantkit.judging.cases import case_inputs
 from quantkit.judging.gates import apply_gate
+from quantkit.judging.naming import artifact_name, dtype_label, named_artifacts
 from quantkit.methods.registry import with_trait
 from quantkit.recipes.suite import Gate, LoadedSuite
 from quantkit.results.comparison import CaseInput, Comparison, Variant
@@ -22,15 +23,22 @@ from quantkit.results.verdict import Verdict
 
 
 def describe_artifact(
-    path: Path, quality: Quality | None = None, cost: Cost | None = None
+    path: Path,
+    quality: Quality | None = None,
+    cost: Cost | None = None,
+    *,
+    name: str | None = None,
 ) -> Variant:
-    """The row of an artifact, ours or another tool's, or of a plain checkpoint."""
+    """The row of an artifact, ours or another tool's, or of a plain checkpoint.
+
+    name: the row's; the artifact's own if None.
+    """
     manifest = read_manifest(path)
     recipe = manifest.recipe if isinstance(manifest, QuantizedManifest) else None
     source = open_artifact(path)
     disk_bytes = sum(file.stat().st_size for file in source.files)
     return Variant(
-        name=recipe.name if recipe else path.name,
+        name=artifact_name(path) if name is None else name,
         path=str(path),
         recipe=f"{recipe.name} {recipe.version}" if recipe else None,
         method=manifest.method if manifest else None,
@@ -73,7 +81,7 @@ def build_comparison(
     base = describe_artifact(
         baseline.directory, qualities.baseline, None if costs is None else costs.baseline
     )
-    dtype = _dtype_name(baseline)
+    dtype = dtype_label(baseline)
     adapted = qualities.base is not None
     base = replace(base, name=f"{dtype} + adapter" if adapted else dtype)
     floor = replace(base, name=f"{dtype} vs FP32", quality=qualities.noise_floor, cost=None)
@@ -84,11 +92,11 @@ def build_comparison(
     if costs is not None and costs.baseline_gguf is not None:
         references.append(_as_gguf(replace(base, name=dtype), costs.baseline_gguf))
     variants = tuple(
-        apply_gates(describe_artifact(path, quality, cost), gates)
-        for path, quality, cost in zip(artifacts, qualities.artifacts, measured, strict=True)
+        apply_gates(describe_artifact(path, quality, cost, name=name), gates)
+        for (name, path), quality, cost in zip(
+            named_artifacts(artifacts, baseline).items(), qualities.artifacts, measured, strict=True
+        )
     )
-    if len({variant.name for variant in variants}) < len(variants):
-        variants = tuple(replace(v, name=Path(v.path).name) for v in variants)
     verdict = Verdict.over(v.verdict for v in variants if v.verdict) if gates else None
     return Comparison(
         suite=f"{loaded.suite.name} {loaded.suite.version}",
@@ -119,12 +127,13 @@ def describe_costs(
     rows = []
     if baseline is not None:
         base = describe_artifact(baseline.directory, cost=costs.baseline)
-        base = replace(base, name=_dtype_name(baseline))
+        base = replace(base, name=dtype_label(baseline))
         rows.append(base)
         if costs.baseline_gguf is not None:
             rows.append(_as_gguf(base, costs.baseline_gguf))
-    for path, cost in zip(artifacts, costs.artifacts, strict=True):
-        rows.append(describe_artifact(path, cost=cost))
+    named = named_artifacts(artifacts, baseline)
+    for (name, path), cost in zip(named.items(), costs.artifacts, strict=True):
+        rows.append(describe_artifact(path, cost=cost, name=name))
     return tuple(rows)
 
 
@@ -141,12 +150,6 @@ def _as_gguf(base: Variant, cost: Cost) -> Variant:
         disk_bytes=size,
         bits_per_weight=8 * size / weights,
     )
-
-
-def _dtype_name(baseline: Checkpoint) -> str:
-    config = baseline.config
-    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    return {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}.get(dtype, dtype)
 
 
 def differences(

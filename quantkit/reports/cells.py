@@ -252,7 +252,11 @@ def _verdict(model: Variant) -> str | None:
 
 
 def _recipe(model: Variant) -> str | None:
-    return model.recipe.rsplit(" ", 1)[1] if model.recipe else None
+    """The recipe's version, after its name where the row has another one."""
+    if model.recipe is None:
+        return None
+    name, _, version = model.recipe.rpartition(" ")
+    return version if name == model.name else model.recipe
 
 
 _SECTIONS: dict[str, list[tuple[str, str, Cell]]] = {

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
+import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from quantkit.base.progress import Silent
@@ -123,6 +126,29 @@ def test_what_people_see(harmed: Path, broken: Path, suite: Path, tmp_path: Path
     done = run(*arguments, "--no-locate", "--out", tmp_path / "untold")
     assert done.exit_code == 1 and "--locate finds the layers" in done.stderr
     assert not list((tmp_path / "untold").glob("*.yaml"))
+
+
+def test_artifacts_of_one_name_are_told_apart_everywhere(
+    harmed: Path, suite: Path, tmp_path: Path
+) -> None:
+    names = ["g64/out", "g128/out"]
+    for size in (64, 128):
+        setting, out = f"quantize.group_size={size}", tmp_path / f"g{size}" / "out"
+        done = run("quantize", "rtn-w4-g128", "--model", harmed, "--set", setting, "--out", out)
+        assert done.exit_code == 0, done.output
+    artifacts, report = [tmp_path / name for name in names], tmp_path / "report"
+    arguments = ("compare", *artifacts, "--baseline", harmed, "--suite", suite, "--no-bench")
+    done = run(*arguments, "--out", report, "--locate")
+    assert done.exit_code == 1
+    assert [row[1] for row in csv.reader((report / "comparison.csv").open())][-2:] == names
+    suites = ET.parse(report / "junit.xml").getroot().iter("testsuite")
+    assert [element.get("name") for element in suites] == names
+    for text in (done.stdout, done.stderr, *(path.read_text() for path in report.iterdir())):
+        if "quantize:" not in text:  # the fixed recipes
+            assert all(name in text for name in names)
+    for name, size in (("rtn-w4-g128+set-fixed", 64), ("rtn-w4-g128+set-fixed-2", 128)):
+        recipe = yaml.safe_load((report / f"{name}.yaml").read_text())
+        assert (recipe["name"], recipe["quantize"]["group_size"]) == (name, size)
 
 
 def test_a_gguf_is_fixed_by_another_type(harmed: Path, tmp_path: Path) -> None:

@@ -88,27 +88,27 @@ def test_an_artifact_is_not_judged_on_what_it_has_seen(artifact: Path) -> None:
     assert calibration_of(artifact) == artifact.parent / "text.txt"
     judged = documents("another text", "well: " + " ".join(WORDS))
     with pytest.raises(InputError) as caught:
-        check_overlap([artifact], judged, allow=False)
+        check_overlap({"artifact": artifact}, judged, allow=False)
     assert str(caught.value).startswith(f"{artifact}: 1 of the suite's 2 texts overlap")
     assert "text:2 shares a run of words" in str(caught.value)
     assert caught.value.fix is not None and "--allow-overlap" in caught.value.fix
-    (said,) = check_overlap([artifact], judged, allow=True)
+    (said,) = check_overlap({"artifact": artifact}, judged, allow=True)
     assert said == (
         "artifact: 1 of the suite's 2 texts overlap with its calibration text; "
         "its figures may flatter it."
     )
-    assert check_overlap([artifact], judged[:1], allow=False) == []
+    assert check_overlap({"artifact": artifact}, judged[:1], allow=False) == []
 
 
 def test_an_overlap_that_can_not_be_checked_is_a_remark(artifact: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("changed")
-    (said,) = check_overlap([artifact], [], allow=False)
+    (said,) = check_overlap({"artifact": artifact}, [], allow=False)
     assert said == (
         "artifact was calibrated on text.txt, which is missing or has changed since: "
         "overlap with the suite wasn't checked."
     )
     (artifact / "quantkit.json").unlink()
-    (said,) = check_overlap([artifact], [], allow=False)
+    (said,) = check_overlap({"artifact": artifact}, [], allow=False)
     assert "has no manifest" in said
 
 

@@ -134,7 +134,7 @@ def scatter(
         for (a, b), (c, d) in pairwise(corners)
     ]
     spots = [(across(p.x), up(p.y)) for p in points]
-    names = [shortened(point.name, 170) for point in points]
+    names = shortened([point.name for point in points], 170)
     for point, (left, top) in zip(points, spots, strict=True):
         marks.append(line(left, up(point.low), left, up(point.high), f"whisker {point.kind}"))
         class_ = f"dot {point.kind}" + ("" if point in edge else " beaten")
@@ -153,9 +153,10 @@ def strips(title: str, rows: Sequence[Strip], axis: Axis) -> Markup:
     bottom = step * len(rows) + 6
     marks = [line(scale(value), 4, scale(value), bottom, "grid") for value in scale.ticks()]
     marks.append(line(left, bottom, right, bottom, "axis"))
-    for index, row in enumerate(rows):
+    names = shortened([row.name for row in rows], 250)
+    for index, (row, name) in enumerate(zip(rows, names, strict=True)):
         top = index * step
-        marks.append(text(left, top + 14, shortened(row.name, 250), class_="label"))
+        marks.append(text(left, top + 14, name, class_="label"))
         marks.append(text(right, top + 14, row.label, anchor="end", class_="figure"))
         dots = [
             # The golden ratio spreads neighboring dots, and the same rows get the same picture.
@@ -175,12 +176,10 @@ def bars(title: str, rows: Sequence[Bar]) -> Markup:
     step, left, right = 24.0, 132.0, WIDTH - 74
     most = max((row.value or 0.0 for row in rows), default=0.0) or 1.0
     marks = []
-    for index, row in enumerate(rows):
+    names = shortened([row.name for row in rows], left - 6)
+    for index, (row, name) in enumerate(zip(rows, names, strict=True)):
         top = index * step
-        name = element(
-            "text", tip(row.name), shortened(row.name, left - 6), x=0, y=top + 15.5, class_="label"
-        )
-        marks.append(name)
+        marks.append(element("text", tip(row.name), name, x=0, y=top + 15.5, class_="label"))
         width = (row.value or 0.0) / most * (right - left)
         if row.value is not None:
             box = {"x": left, "y": top + 4, "width": max(width, 1.0), "height": step - 9}
@@ -202,8 +201,8 @@ def heat(title: str, cells: Sequence[Cell], domain: tuple[float, float]) -> Mark
     width = min((WIDTH - left - 4) / (last - first + 1), 44.0)
     shade = Scale(*_apart(domain), 0.08, 1.0, log=True)
     marks = [
-        text(left - 8, i * size + 14, shortened(row, left - 8), anchor="end", class_="tick")
-        for i, row in enumerate(rows)
+        text(left - 8, i * size + 14, name, anchor="end", class_="tick")
+        for i, name in enumerate(shortened(rows, left - 8))
     ]
     for cell in cells:
         marks.append(
@@ -233,9 +232,10 @@ def rates(title: str, rows: Sequence[Rate], axis: Axis, lowest: float) -> Markup
     bottom = step * len(rows) + 4
     marks = [line(scale(value), 0, scale(value), bottom, "grid") for value in scale.ticks(4)]
     marks.append(line(left + 8, bottom, right - 8, bottom, "axis"))
-    for index, row in enumerate(rows):
+    names = shortened([row.name for row in rows], left - 6)
+    for index, (row, name) in enumerate(zip(rows, names, strict=True)):
         y = index * step + 13
-        marks.append(text(0, y + 4, shortened(row.name, left - 6), class_="label"))
+        marks.append(text(0, y + 4, name, class_="label"))
         marks.append(line(scale(row.low), y, scale(row.high), y, f"span {row.kind}"))
         marks.append(element("circle", cx=scale(row.baseline), cy=y, r=6.5, class_="ring"))
         marks.append(element("circle", cx=scale(row.value), cy=y, r=4.0, class_=f"dot {row.kind}"))

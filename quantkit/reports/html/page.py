@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from quantkit.checkpoint.source import model_name
 from quantkit.reports import tradeoff
 from quantkit.reports.cells import failures, gate_sentence, missing, table
 from quantkit.reports.changes import Piece, changes
@@ -118,7 +118,7 @@ def comparison_html(comparison: Comparison) -> str:
 def _title(comparison: Comparison) -> str:
     model = comparison.occasion.model if comparison.occasion else comparison.baseline.path
     count = len(comparison.variants)
-    return f"{Path(model).name or model}: {count} artifact{'s' * (count != 1)}"
+    return f"{model_name(model) or model}: {count} artifact{'s' * (count != 1)}"
 
 
 def _summary(comparison: Comparison) -> str:

@@ -6,7 +6,7 @@ Colors, fonts and dark mode are in the style sheet: marks have classes only.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -58,10 +58,17 @@ def tip(content: str) -> Markup:
     return element("title", content)
 
 
-def shortened(content: str, width: float) -> str:
-    """``content`` cut to about ``width`` pixels."""
+def shortened(names: Sequence[str], width: float) -> list[str]:
+    """Names cut to about ``width`` pixels, where possible so that different ones stay different."""
     room = max(int(width / _CHARACTER), 2)
-    return content if len(content) <= room else content[: room - 1] + "…"
+    half = (room - 1) // 2
+    cuts: list[Callable[[str], str]] = [
+        lambda name: name[: room - 1] + "…",
+        lambda name: f"{name[: room - 1 - half]}…{name[len(name) - half :]}",
+        lambda name: "…" + name[len(name) - room + 1 :],
+    ]
+    ways = [[name if len(name) <= room else cut(name) for name in names] for cut in cuts]
+    return max(ways, key=lambda way: len(set(way)))  # the first of equals
 
 
 def number(value: float) -> str:

@@ -20,7 +20,7 @@ from quantkit.reports.html.charts import (
     scatter,
     strips,
 )
-from quantkit.reports.html.svg import Box, Scale, element, label_places, number
+from quantkit.reports.html.svg import Box, Scale, element, label_places, number, shortened
 
 
 def point(x: float, y: float, name: str = "p") -> Point:
@@ -99,3 +99,17 @@ def test_charts_hold_one_point_and_thousands() -> None:
     many = tuple(0.001 * (1 + i % 97) for i in range(5000))
     drawn = strips("t", [Strip("a", many, 0.05, 0.04, 0.06, "0.05", "artifact")], Axis("x", True))
     assert len(list(ET.fromstring(drawn).iter("circle"))) == 301
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a-recipe-of-a-long-name-with-4-bits", "a-recipe-of-a-long-name-with-8-bits"],
+        ["monday/a-directory-of-a-long-name", "tuesday/a-directory-of-a-long-name"],
+        ["experiments-with-a-long-name/seed-1/out", "experiments-with-a-long-name/seed-2/out"],
+    ],
+)
+def test_names_stay_different_when_they_are_cut(names: list[str]) -> None:
+    cut = shortened(names, 126)
+    assert len(set(cut)) == 2 and all(len(name) <= 18 and "…" in name for name in cut)
+    assert shortened(["short", names[0]], 126)[0] == "short"
