@@ -119,6 +119,7 @@ class CachedStatistics:
             data = (self._path / name).read_bytes()
         except OSError:
             data = b""
+        # A damaged matrix would give a plausible artifact that is worse: nothing is used unread.
         if hashlib.sha256(data).hexdigest() != self._digests.get(name):
             shutil.rmtree(self._path, ignore_errors=True)
             raise MachineError(
@@ -167,6 +168,7 @@ class CacheWriter:
         self._wait()
         if error is None and self._open and len(self._digests) == self._layers:
             content = {"about": self._about, "kind": self._kind, "files": self._digests}
+            # The index comes last: an entry without one doesn't count.
             write_json(self._path / _INDEX, content)
             # Another process may have finished the same entry meanwhile.
             if not self._final.exists():
@@ -204,6 +206,7 @@ class CacheWriter:
             for group in inputs
         ]
         text = json.dumps(about).encode()
+        # Safetensors' own metadata isn't returned by ``load``, which reads from bytes.
         tensors["about"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         path = self._path / _file_name(index)
         try:

@@ -147,6 +147,7 @@ class _Probe:
 
         for fold in folds:
             width = self.block.get_parameter(f"{fold.producer}.weight").shape[0]
+            # Random, so that no wrong fold passes by chance, and small, so that nothing overflows.
             powers = torch.randint(-2, 3, (width,), generator=self.generator)
             scale = torch.exp2(powers.float()).to(self.hidden.device)
             expanded = fold.expand(scale)
@@ -169,6 +170,7 @@ def _candidates(probe: _Probe, consumers: tuple[str, ...], kv_heads: int | None)
     """Possible folds; those of the nearest module before the first consumer come first."""
     modules = dict(probe.block.named_modules())
     width = modules[consumers[0]].weight.shape[1]
+    # Only what runs before the first consumer can make its input.
     earlier = []
     for name in probe.order:
         if name in consumers:
@@ -184,6 +186,7 @@ def _candidates(probe: _Probe, consumers: tuple[str, ...], kv_heads: int | None)
             out = weight.shape[0]
             if out == width:
                 candidates.append(Fold(name, "linear", consumers))
+            # Grouped-query attention: o_proj reads each head of v_proj several times.
             elif kv_heads and out < width and width % out == 0 and out % kv_heads == 0:
                 candidates.append(Fold(name, "linear", consumers, width // out, out // kv_heads))
     return candidates

@@ -207,6 +207,7 @@ class Meter:
                 group = self._group_of(tensor)
                 group.consumers.append(name)
                 self._owner[name] = group
+            # The tensor is added once in each forward, by the first linear that reads it.
             if group.consumers[0] == name:
                 rows = tensor.detach().reshape(-1, group.width)
                 group.moment.add(rows)
@@ -224,6 +225,7 @@ class Meter:
 
     def _group_of(self, tensor: Tensor) -> InputStatistics:
         """The statistics of a tensor, new ones where no linear has read it in this forward."""
+        # The same memory seen in the same way: a slice of it is another input.
         for other, group in self._seen:
             if (
                 other.data_ptr() == tensor.data_ptr()

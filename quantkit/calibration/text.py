@@ -56,10 +56,12 @@ def pack(
         random.Random(seed).shuffle(documents)
     separator = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     ids: list[int] = []
+    # Large data sets aren't tokenized further than needed.
     enough = None if rows is None else rows * sequence_length
     for document in documents:
         if enough is not None and len(ids) >= enough:
             break
+        # Chat templates write their own special tokens, and texts are separated below.
         ids += tokenizer.encode(_rendered(document, tokenizer), add_special_tokens=False)
         ids += separator
     count = len(ids) // sequence_length

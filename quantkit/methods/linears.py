@@ -119,7 +119,7 @@ class Linears:
             error = relative_error(value(tensor), weight)
             return QuantizedLinear(tensor, self.report(name, error, "weights"))
 
-        device = next(iter(self.weights.values())).device
+        device = next(iter(self.weights.values())).device  # all are of one block
         return BlockResult(
             dict(zip(self.weights, parallel_map(one, self.weights, device), strict=True))
         )

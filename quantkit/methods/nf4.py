@@ -49,7 +49,7 @@ class Nf4Tensor:
 
     def computed(self) -> Tensor:
         """The weight that bitsandbytes computes with, in the dtype that it had before."""
-        value: Tensor = library().dequantize_4bit(self.packed, self.state)
+        value: Tensor = bitsandbytes_functions().dequantize_4bit(self.packed, self.state)
         return value
 
     def dequantize(self) -> Tensor:
@@ -68,7 +68,7 @@ class Nf4(LinearMethod):
     format: Literal["bitsandbytes"] = "bitsandbytes"
 
     def check_available(self) -> None:
-        library()
+        bitsandbytes_functions()
 
     def needs(self) -> None:
         return None
@@ -88,7 +88,7 @@ def _computed(tensor: Quantized) -> Tensor:
 
 def quantize(weight: Tensor, scheme: Nf4Scheme) -> Nf4Tensor:
     """Quantize ``weight`` (out, in) of dtype float32, float16 or bfloat16."""
-    bnb = library()
+    bnb = bitsandbytes_functions()
     parts = [
         bnb.quantize_4bit(
             part,
@@ -109,8 +109,8 @@ def quantize(weight: Tensor, scheme: Nf4Scheme) -> Nf4Tensor:
     return Nf4Tensor(packed, state, tuple(weight.shape))
 
 
-def library() -> Any:
-    """bitsandbytes' functions. Raises MachineError where it isn't installed."""
+def bitsandbytes_functions() -> Any:
+    """The module of bitsandbytes' functions. Raises MachineError where it isn't installed."""
     try:
         import bitsandbytes.functional as functional
     except ImportError as error:

@@ -74,8 +74,8 @@ def quantize_rescaled(
     rows = {name: torch.ones(len(weight), device=weight.device) for name, weight in values.items()}
     by_consumer = {consumer: fold for fold in linears.folds for consumer in fold.consumers}
     result = BlockResult()
-    # From the last input to the first: a producer's rows are then rescaled before its own input
-    # is searched, so that every linear is quantized as it will be stored.
+    # From the last input to the first: a producer's rows are then rescaled before the scale of its
+    # own input is searched, so that every linear is quantized as it will be stored.
     for group in reversed(linears.inputs):
         names = linears.readers(group)
         if not names:
@@ -93,6 +93,7 @@ def quantize_rescaled(
             linear = method.quantize(name, target, scale)
             report = replace(linear.report, scaled=scale is not None)
             result.linears[name] = replace(linear, report=report)
+    # In the order of execution again, in which linears are reported and written.
     result.linears = dict(reversed(result.linears.items()))
     return result
 
@@ -125,6 +126,7 @@ class _Realizable:
             base = 1.0 if fold.kind == "norm_plus_one" else 0.0
             stored = fold.divide(weight.float(), scale).to(weight.dtype).float()
             scale = (base + weight.float()) / (base + stored)
+            # Weights of zero, and those that became zero, give no scale.
             scale = torch.where(scale.isfinite() & (scale > 0), scale, torch.ones_like(scale))
         return fold.expand(scale)
 
@@ -155,6 +157,7 @@ def _undo_scale(
         changed[f"{fold.producer}.bias"] = (bias.float() / narrow).to(bias.dtype)
     for name in fold.consumers:
         if name not in values:
+            # It may have been divided already, as the producer of a later input.
             weight = changed.get(f"{name}.weight", _parameter(modules[name], "weight"))
             changed[f"{name}.weight"] = (weight.float() * scale).to(weight.dtype)
 

@@ -55,6 +55,7 @@ class InputGram:
     def losses(self, error: Tensor) -> Tensor:
         """Squared output error of each row, (out,), for the error (out, in) of a weight."""
         rough = error.to(self.dtype)
+        # A panel of columns at a time skips the zeros above most of the diagonal.
         losses = torch.zeros(len(error), device=error.device)
         for first in range(0, error.shape[1], _PANEL):
             columns = slice(first, first + _PANEL)
@@ -89,6 +90,8 @@ def search_scale(
     activation = inputs.gram.diagonal().clamp(min=1e-12).sqrt()
     size = torch.cat([_relative_size(t.weight, t.grid) for t in targets]).mean(0)
     size = size.clamp(min=1e-4)
+    # The paper's scales a^r, and scales that also are larger where weights use little of their
+    # group's range: a^r / w^(1 - r).
     ratios = [step / steps for step in range(1, steps + 1)]
 
     def losses(candidates: Sequence[Tensor], clip: bool) -> list[float]:
@@ -111,6 +114,7 @@ def search_scale(
     finalists = [torch.ones_like(activation)]
     for leader in _best_of_each(families, lambda members: losses(members, False)):
         finalists += [leader**power for power in ((1.0, 0.5, 0.25) if clip else (1.0,))]
+    # The first finalist is no scale at all, which wins a tie.
     final = losses(finalists, clip)
     best = final.index(min(final))
     return realize(centered(finalists[best])) if best else None
@@ -151,6 +155,7 @@ def _sample_losses(
     for target in sample:
         count = len(target.weight)
         scale = scales[0]
+        # The sample is repeated for each scale, as more rows of one weight.
         if len(scales) > 1:
             scale = torch.stack(list(scales)).repeat_interleave(count, 0)
             weight = target.weight.repeat(len(scales), 1)
@@ -171,7 +176,7 @@ def _quantize_piece(
     inverse = None
     if scale is not None:
         weight, inverse = weight * scale, 1 / scale
-    counts = target.rows**2
+    counts = target.rows**2  # losses are squared errors
     nearest = rtn.quantize(weight, grid)
     losses = _row_losses(nearest, weight, inputs, inverse)
     if not clip:
@@ -185,6 +190,7 @@ def _quantize_piece(
     by_group = None if inverse is None else grouped(inverse, grid)
 
     def cost(error: Tensor) -> Tensor:
+        # Of the scaled weight: divided by the scale it is that of the weight itself.
         if by_group is not None:
             error.mul_(by_group)
         swapped = error.transpose(0, 1)  # (groups, rows, columns)
@@ -194,6 +200,7 @@ def _quantize_piece(
     ranges = search_range(weight, grid, cost, steps=_CLIP_STEPS, smallest=_SMALLEST_CLIP)
     clipped = _round_to(weight, grid, *ranges)
     clipped_losses = _row_losses(clipped, weight, inputs, inverse)
+    # Groups shrink each by itself, but their errors add up: a row may end worse than before.
     wins = (clipped_losses < losses)[:, None]
     tensor = QuantizedTensor(
         grid,

@@ -97,11 +97,14 @@ def factorize_orders(
     mean = float(energy.mean())
     if not 0 < mean < float("inf"):
         return None
+    # H is divided by the mean diagonal of XᵀX, so that λ is the share itself.
     for attempt in range(_ATTEMPTS):
         share = damping * 10**attempt
         grouped = _factorize(moment, _by_groups(energy), mean, share, threads)
         if grouped is None:
             continue
+        # A second factorization, for the second round: it pays where few inputs have most of the
+        # energy, as before down projections, and loses elsewhere (docs/quality.md).
         heavy = bool(energy.median() < _HEAVY_TAIL * mean)
         free = _factorize(moment, _falling(energy), mean, share, threads) if heavy else None
         return Factorization(grouped, free, mean, share, None if drift is None else _compact(drift))
@@ -191,19 +194,21 @@ def _visit(
     """
     layout, upper = LAYOUTS[scales.type], order.upper
     groups = order.columns // layout.group
+    # While scales are chosen, the columns that are visited together must be of one group.
     width = layout.group if choose else WIDEST_GROUP
     # W in the order of visits, transposed to (in, out), so that a column is contiguous. Each column
     # that was visited is replaced by its column of D.
     work = weight.t()[order.columns].contiguous()
     codes = torch.empty_like(work, dtype=torch.int8)
     loss = torch.zeros_like(work[0])
-    shifts = None
+    # Where inputs have drifted, D is W + C - Ŵ, so that C V is added to D V from the start.
+    drifted = None
     if factors.drift is not None:
-        shifts = _drift_products(weight, order, factors.drift, factors.mean)
+        drifted = _drift_products(weight, order, factors.drift, factors.mean)
     for first in range(0, len(work), _BLOCK):
         last = min(first + _BLOCK, len(work))
         # The sums Σ D_i V_ik over the columns of earlier blocks, by products of one fixed shape.
-        carried = torch.zeros_like(work[first:last]) if shifts is None else shifts[first:last]
+        carried = torch.zeros_like(work[first:last]) if drifted is None else drifted[first:last]
         for start in range(0, first, _BLOCK):
             earlier = slice(start, start + _BLOCK)
             carried.addmm_(upper[earlier, first:last].t(), work[earlier])
@@ -214,9 +219,12 @@ def _visit(
                 sums.addmm_(upper[first:at, here].t(), work[first:at])
             part = upper[here, here]
             inverse = torch.linalg.solve_triangular(part, _eye(part), upper=True)
-            # The targets that make these columns of D V vanish, all at once.
+            # What would make all of these columns of D V vanish, if none had to be rounded.
             targets = torch.addmm(work[here], inverse.t(), sums)
             members = groups[here][:1] if choose else groups[here]
+            # For targets rather than the original weights: that is worth more than any other choice
+            # made here (docs/quality.md). The squared pivot is the share of a column's error that
+            # later columns can't compensate for.
             if choose:
                 scales.choose(members, targets, part.diagonal().square())
             step, minimum = scales.step(members), scales.minimum(members)
@@ -228,9 +236,9 @@ def _visit(
             loss += (part.t() @ targets.sub_(value)).square_().sum(0)
             codes[here] = q
             work[here] -= value
-    # The squares are D H Dᵀ; the loss is D G Dᵀ. With drift they are of the corrected weight, whose
-    # difference isn't known: then λ stays counted.
-    for start in range(0, len(work) if shifts is None else 0, _BLOCK):
+    # The squares are D H Dᵀ; the loss is D G Dᵀ. With drift D isn't known, since C isn't computed:
+    # then λ stays counted.
+    for start in range(0, len(work) if drifted is None else 0, _BLOCK):
         loss -= factors.damping * work[start : start + _BLOCK].square().sum(0)
     stored = torch.empty_like(codes)
     stored[order.columns] = codes
@@ -261,7 +269,9 @@ def _codes(targets: Tensor, step: Tensor, inverse: Tensor, rounding: CodeRoundin
     inverse: of V's part for these columns. Each error is added to the targets after it.
     """
     step = step.expand_as(targets)
+    # A step of zero gives the value zero, whatever the code.
     reciprocal = torch.where(step == 0, 0, 1 / step)
+    # By how much an error of column k moves the targets after it.
     share = inverse / inverse.diagonal()[:, None]
     q = torch.empty_like(targets)
     for k, (target, code) in enumerate(zip(targets, q, strict=True)):

@@ -42,10 +42,10 @@ def quantize_matrices(
     factors = parallel_map(factorize, groups, _CPU)
     return _quantize(
         [
-            (matrices[consumer], factor, float(group.energy[consumer]))
-            for group, factor in zip(groups, factors, strict=True)
+            (matrices[consumer], factorized, float(group.energy[consumer]))
+            for group, factorized in zip(groups, factors, strict=True)
             for consumer in group.consumers
-            if factor is not None and matrices[consumer].type in feedback.FEEDBACK_TYPES
+            if factorized is not None and matrices[consumer].type in feedback.FEEDBACK_TYPES
         ]
     )
 

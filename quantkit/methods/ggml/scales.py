@@ -108,6 +108,7 @@ class Scales:
         per_block = layout.columns // layout.group
         self.d = self._unit(step.abs(), layout.scales, per_block)
         self.dmin = self._unit(-origin, layout.mins, per_block)
+        # For plain types they stay ones: ``d`` and ``dmin`` are chosen instead.
         self.scales, self.mins = torch.ones_like(step), torch.ones_like(step)
         self._shares = torch.tensor(_SHARES, device=weight.device)[:, None, None]
 
@@ -145,6 +146,8 @@ class Scales:
         group: its number, (1,); targets: (columns, out) float32; importance: the weights of the
         columns' squared errors, (columns,).
         """
+        # Several steps around the one that covers the range give codes; each set of codes has its
+        # own best step and minimum, and the best of these that the block can hold wins.
         step, origin = self._range(targets.amax(0), targets.amin(0))
         step = torch.where(step.abs() < _TINY, _TINY, step)
         scaled = targets / step / self._shares  # (shares, columns, out)
@@ -170,6 +173,7 @@ class Scales:
         )
         loss, step, minimum = self._held(group, sums)
         old_step, old_minimum = self.step(group)[0], self.minimum(group)[0]
+        # Rounding to what the block can hold may cost more than the fit gains.
         better = loss < sums.loss(old_step, old_minimum)
         self._set(
             group,
@@ -183,10 +187,11 @@ class Scales:
         return _LeastSquares(qq, tq, q1, t1, n)
 
     def _held(self, group: Tensor, sums: _LeastSquares) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, step and minimum of the best values that the block can hold; all (…, out)."""
+        """Loss, step and minimum of the best fit that the block can hold; all (…, out)."""
         block = self._blocks(group)
         step = sums.best_step(positive=not self._plain)
         step = self._snap(step, self.d[block][0], self._layout.scales)
+        # The minimum is fitted to the step as it is rounded.
         minimum = self._snap(sums.best_minimum(step), self.dmin[block][0], self._layout.mins)
         return sums.loss(step, minimum), step, minimum
 
@@ -195,7 +200,7 @@ class Scales:
         return _half(value) if self._plain else _integers(value, unit, limits).mul_(unit)
 
     def _set(self, group: Tensor, step: Tensor, minimum: Tensor) -> None:
-        if self._plain:
+        if self._plain:  # a block is a group
             self.d[group], self.dmin[group] = step, minimum
             return
         block = self._blocks(group)

@@ -5,11 +5,8 @@ Frantar et al., arXiv 2210.17323, in the form of Babai's nearest plane (Chen et 
 calibration tokens, the damped hessian H = G + λI = L Lᵀ and D = W - Ŵ, the output error is the
 squared norm of D L, whose column k is L_kk D_k + Σ_{i>k} D_i L_ik. Columns are visited from the
 last to the first. So column k is best rounded after Σ_{i>k} D_i L_ik / L_kk is added to it: that is
-its *target*. The residual of the target times L_kk, squared and summed over all columns, is the
-loss.
-
-Columns are visited in blocks: within a block one at a time, and once per block the rest of the
-matrix is updated by a matrix product.
+its *target*. What rounding leaves of the target is its *residual*; times L_kk, squared and summed
+over all columns, it is the loss.
 
 Where inputs have drifted, the targets are moved as well (``methods.drift``).
 """
@@ -32,7 +29,9 @@ from quantkit.methods.grids import Grid, QuantizedTensor, fit_range, grouped, se
 _ATTEMPTS = 4  # dampings tried, each ten times the one before
 _CLIP_STEPS = 20
 _SMALLEST_CLIP = 0.6  # share of a group's range
-_INNER = 8  # columns between two products within a block
+# Columns are visited one at a time, and update others by matrix products as late as possible: the
+# columns of the same block after every eighth, all other columns after every block.
+_INNER = 8
 _HEAVY_TAIL = 0.6  # median energy over mean, below which scales aren't chosen late
 
 
@@ -42,7 +41,7 @@ class GptqSettings:
 
     damping: λ as a share of the mean diagonal of G; activation_order: whether columns are visited
     by falling energy, which is the diagonal of G; clip_search: whether the ranges of groups may
-    shrink; block_size: columns between two updates of the rest of the matrix.
+    shrink; block_size: columns after which all others are updated.
     """
 
     damping: float = 0.01
@@ -106,6 +105,7 @@ def factorize(
     X.
     """
     diagonal = moment.diagonal()
+    # Above zero, so that an input that is always zero is damped as well.
     mean = diagonal.mean().clamp(min=torch.finfo(diagonal.dtype).tiny)
     # Where few columns, anywhere in the matrix, have most of the energy, visiting them first
     # matters more than choosing scales late.
@@ -120,6 +120,7 @@ def factorize(
     else:
         order = torch.argsort(diagonal, stable=True)
     for attempt in range(_ATTEMPTS):
+        # A failed attempt has overwritten the last one.
         hessian = moment.matrix(order)
         damping = settings.damping * 10**attempt
         hessian.diagonal().add_(damping * mean)
@@ -131,6 +132,7 @@ def factorize(
             # the energy: with four bits and more so closely that other text suffers
             # (docs/quality.md, "Affine grids").
             importance = pivots if group else diagonal[order].sqrt()
+            # Divided once, so that no column of any weight has to be divided by its pivot.
             unit = hessian.div_(pivots)
             return Factor(
                 unit=unit,
@@ -187,13 +189,18 @@ def quantize_rows(
     work = original.clone()
     if factor.drift is not None:
         work += _target_shifts(weight, factor, factor.drift)
+    # A list of numbers: to read one from a tensor at each column would wait for the device.
     group_of = (order // grid.columns(weight.shape[1])).tolist()
     if factor.group is None:
         block = settings.block_size
+        # All ranges are chosen before any column is visited, for the original weights in the order
+        # in which they are stored.
         importance = torch.empty_like(factor.importance)
         importance[order] = factor.importance
         ranges = _Ranges.of(grid, *_choose_ranges(weight.float(), grid, importance, settings))
     else:
+        # A block is a group, whose ranges are chosen when it is reached, for its targets: these are
+        # what will really be rounded.
         block = factor.group
         empty = work.new_empty(len(weight), len(order) // block)
         ranges = _Ranges.of(grid, empty, empty.clone())  # filled group by group
@@ -220,6 +227,7 @@ def quantize_rows(
             )
             work[start:low].addmm_(unit[low:high, start:low].t(), errors[part])
         work[:start].addmm_(unit[start:end, :start].t(), errors)
+        # ``_visit`` has left the residuals in the place of the targets.
         residual = work[start:end].mul_(factor.pivots[start:end, None])
         loss += residual.square_().sum(0)
         distance += errors.square_().sum(0)
@@ -285,6 +293,7 @@ def _visit(
     if work.device.type == "cpu":
         xp, rint, arrays = np, np.rint, [array.numpy() for array in arrays]
     targets, originals, factors, scales, lowest, highest, all_errors, all_steps = arrays
+    # The first row holds a column's value until the products below overwrite it.
     change = xp.empty_like(targets)
     for k in range(len(groups) - 1, -1, -1):
         target, error, step, group = targets[k], all_errors[k], all_steps[k], groups[k]

@@ -81,6 +81,7 @@ class Gptq(AffineMethod):
                 report = linears.report(name, rounded.loss / output_energy(group, name), "outputs")
                 report = replace(report, damping=rounded.damping)
                 quantized[name] = QuantizedLinear(rounded.tensor, report)
+        # In the order of the block's linears, in which they are reported and written.
         return BlockResult({name: quantized[name] for name in linears.weights})
 
     @classmethod
@@ -90,6 +91,8 @@ class Gptq(AffineMethod):
 
 def names_a_mix(section: Mapping[str, Any]) -> bool:
     """Whether a recipe's section means GPTQ on the grids of llama.cpp's types, by a mix."""
+    # Integer grids can be written as GGUF too. A section without bits is meant for a mix even where
+    # the mix is missing, so that the error is about that.
     return section.get("format") == "gguf" and ("mix" in section or "bits" not in section)
 
 
@@ -120,7 +123,7 @@ class Readers:
         return groups.pop() if few and len(groups) == 1 and groups != {width} else None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)  # compared by identity: pieces are keys of a dict
 class _Piece:
     """Rows, taken from some weights on one grid, that are quantized together; all are views."""
 
