@@ -96,7 +96,7 @@ CASES = (
 def feed(work: Path) -> Path:
     """The folder with the demo model as every peer's transformers reads it, and rows of tokens."""
     from quantkit.base.resources import demo_model
-    from quantkit.calibration.text import load_tokenizer, pack
+    from quantkit.calibration.text import load_tokenizer, pack_rows
     from quantkit.recipes.suite import load_suite
 
     folder = work / "feed"
@@ -108,7 +108,7 @@ def feed(work: Path) -> Path:
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name before transformers 5
     settings.pop("extra_special_tokens", None)  # was a dictionary then
     (model / "tokenizer_config.json").write_text(json.dumps(settings))
-    rows = pack(
+    rows = pack_rows(
         ROOT / "calibration" / "demo-world-v1.jsonl",
         load_tokenizer(demo_model()),
         sequence_length=SEQUENCE_LENGTH,
@@ -118,7 +118,7 @@ def feed(work: Path) -> Path:
     (folder / "rows.json").write_text(json.dumps(rows.ids.tolist()))
     judged = load_suite("demo")
     likelihood = judged.suite.likelihood
-    heldout = pack(
+    heldout = pack_rows(
         judged.likelihood_dataset(),
         load_tokenizer(demo_model()),
         sequence_length=likelihood.sequence_length,

@@ -285,11 +285,11 @@ def documents() -> list[str]:
 
 def write_rows(folder: Path) -> None:
     """Write the rows that quantkit calibrates on, as token ids and as text."""
-    from quantkit.calibration.text import load_tokenizer, pack
+    from quantkit.calibration.text import load_tokenizer, pack_rows
 
     tokenizer = load_tokenizer(folder / "model")
     length, more = SEQUENCE_LENGTH, SAMPLES + SPARE
-    rows = pack(CALIBRATION, tokenizer, sequence_length=length, rows=more, seed=0).ids.tolist()
+    rows = pack_rows(CALIBRATION, tokenizer, sequence_length=length, rows=more, seed=0).ids.tolist()
     if len(rows) < more:
         raise SystemExit(f"the text of {CALIBRATION} fills only {len(rows)} of {more} rows")
     (folder / "text.txt").write_text(

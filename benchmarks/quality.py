@@ -171,7 +171,7 @@ def main() -> None:
 
 def make_feed(options: argparse.Namespace) -> Path:
     """What the peers' jobs read: the model, and the calibration rows as ids and as text."""
-    from quantkit.calibration.text import load_tokenizer, pack
+    from quantkit.calibration.text import load_tokenizer, pack_rows
     from quantkit.checkpoint.reader import Checkpoint
     from quantkit.formats.gguf.writer import write_bf16
 
@@ -180,7 +180,7 @@ def make_feed(options: argparse.Namespace) -> Path:
     model = feed / "model"
     model.unlink(missing_ok=True)
     model.symlink_to(options.model)
-    rows = pack(
+    rows = pack_rows(
         options.calibration,
         load_tokenizer(options.model),
         sequence_length=options.sequence_length,

@@ -40,7 +40,7 @@ def load_tokenizer(directory: Path) -> Any:
         ) from error
 
 
-def pack(
+def pack_rows(
     dataset: Dataset, tokenizer: Any, *, sequence_length: int, rows: int | None, seed: int | None
 ) -> Rows:
     """Tokenize a data set and cut it into rows of ``sequence_length``.

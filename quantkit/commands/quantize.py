@@ -21,7 +21,7 @@ from quantkit.base.output import check_output
 from quantkit.base.parallel import return_large_blocks
 from quantkit.base.progress import Progress
 from quantkit.base.version import __version__
-from quantkit.calibration.text import Rows, check_length, load_tokenizer, pack
+from quantkit.calibration.text import Rows, check_length, load_tokenizer, pack_rows
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import copy_sidecars
 from quantkit.checkpoint.source import locate_model, model_name
@@ -260,7 +260,7 @@ def _calibration_rows(job: Job, progress: Progress) -> Rows | None:
     settings, dataset = job.loaded.recipe.calibration, job.loaded.calibration_dataset()
     if settings is None or dataset is None:
         return None
-    rows = pack(
+    rows = pack_rows(
         dataset,
         load_tokenizer(tokenizer_directory(job.checkpoint)),
         sequence_length=settings.sequence_length,

@@ -17,7 +17,7 @@ import torch
 from quantkit.base.errors import InputError
 from quantkit.base.output import check_output, new_directory
 from quantkit.base.progress import Progress
-from quantkit.calibration.text import load_tokenizer, pack
+from quantkit.calibration.text import load_tokenizer, pack_rows
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.engines import transformers as hf
 from quantkit.judging.answers import Answer
@@ -160,7 +160,7 @@ def _document(case: Case, answer: Answer) -> dict[str, Any]:
 
 def _row_length(dataset: Path, tokenizer: Any, config: dict[str, Any]) -> int:
     """The longest row length that gives enough rows for an interval, in tokens."""
-    tokens = pack(dataset, tokenizer, sequence_length=1, rows=None, seed=None).count
+    tokens = pack_rows(dataset, tokenizer, sequence_length=1, rows=None, seed=None).count
     limit = config.get("max_position_embeddings") or _LENGTHS[0]
     for length in _LENGTHS:
         if length <= limit and tokens >= _ROWS * length:

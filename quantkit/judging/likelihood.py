@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from quantkit.base.errors import InputError
-from quantkit.calibration.text import check_length, pack
+from quantkit.calibration.text import check_length, pack_rows
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.model.stream import Batch, Stream, slices
 from quantkit.recipes.suite import LoadedSuite
@@ -33,7 +33,7 @@ def held_out_rows(loaded: LoadedSuite, checkpoint: Checkpoint, tokenizer: Any) -
     likelihood = loaded.suite.likelihood
     check_length(likelihood.sequence_length, checkpoint.config, "likelihood")
     dataset = loaded.likelihood_dataset()
-    rows = pack(
+    rows = pack_rows(
         dataset,
         tokenizer,
         sequence_length=likelihood.sequence_length,

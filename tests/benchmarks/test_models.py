@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import models
-from quantkit.calibration.text import load_tokenizer, pack
+from quantkit.calibration.text import load_tokenizer, pack_rows
 from quantkit.checkpoint.reader import Checkpoint
 
 
@@ -29,7 +29,7 @@ def test_checkpoints_are_the_same_every_time(feed: Path, tmp_path: Path) -> None
 
 def test_peers_get_the_rows_that_quantkit_calibrates_on(feed: Path) -> None:
     tokenizer = load_tokenizer(feed / "model")
-    ours = pack(models.CALIBRATION, tokenizer, sequence_length=512, rows=16, seed=0)
+    ours = pack_rows(models.CALIBRATION, tokenizer, sequence_length=512, rows=16, seed=0)
     assert json.loads((feed / "rows.json").read_text()) == ours.ids.tolist()
 
 

@@ -173,14 +173,14 @@ def run(
 
 def questions() -> Job:
     """The job of every engine, but for its path and dtype."""
-    from quantkit.calibration.text import load_tokenizer, pack
+    from quantkit.calibration.text import load_tokenizer, pack_rows
     from quantkit.engines import transformers as hf
     from quantkit.judging.cases import encode_prompt, load_cases
 
     tokenizer = load_tokenizer(demo_model())
     cases = load_cases(suites() / "demo-regression.jsonl")
     text = suites() / "demo-heldout.jsonl"
-    rows = pack(text, tokenizer, sequence_length=ROW_LENGTH, rows=ROWS, seed=None)
+    rows = pack_rows(text, tokenizer, sequence_length=ROW_LENGTH, rows=ROWS, seed=None)
     return Job(
         path="",
         dtype="",

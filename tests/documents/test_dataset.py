@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from quantkit.base.errors import InputError, MachineError
 from quantkit.base.resources import demo_model
-from quantkit.calibration.text import load_tokenizer, pack
+from quantkit.calibration.text import load_tokenizer, pack_rows
 from quantkit.documents.dataset import check_exists, digest_of, read_dataset, resolve_dataset
 from quantkit.documents.hub import HubDataset
 from quantkit.recipes.recipe import load_recipe
@@ -54,7 +54,7 @@ def test_rows_become_documents_and_a_digest(folder: Path) -> None:
 def test_messages_go_through_the_template(folder: Path) -> None:
     chat = HubDataset(hub=str(folder), config="chat", split="test", column="messages")
     tokenizer = load_tokenizer(demo_model())
-    rows = pack(chat, tokenizer, sequence_length=8, rows=None, seed=None)
+    rows = pack_rows(chat, tokenizer, sequence_length=8, rows=None, seed=None)
     assert tokenizer.decode(rows.ids[0]).startswith("<|user|>\nHello 0<|end|>")
     assert rows.digest == read_dataset(chat)[1]
 

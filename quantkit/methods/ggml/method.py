@@ -16,7 +16,7 @@ from quantkit.methods.linears import QuantizedLinear
 from quantkit.methods.method import Method
 
 # fmt: off
-Mix = Literal[
+MixName = Literal[
     "f32", "bf16", "f16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m",
     "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "iq3_m",
     "iq3_s", "iq3_xs", "iq3_xxs", "q2_k", "q2_k_s", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs",
@@ -25,7 +25,7 @@ Mix = Literal[
 # fmt: on
 
 
-class TypeOverride(Strict):
+class MixOverride(Strict):
     """Another ggml type for the tensors whose GGUF name matches a glob; the last match wins."""
 
     match: str
@@ -63,9 +63,9 @@ class MixMethod(Method):
     when the file is written, with importance weights where the recipe calibrates.
     """
 
-    mix: Mix
+    mix: MixName
     format: Literal["gguf"] = "gguf"
-    overrides: list[TypeOverride] = Field(default=[])
+    overrides: list[MixOverride] = Field(default=[])
     no_fallback: bool = Field(
         default=False, description="refuse rows that the mix's type can't hold"
     )

@@ -14,7 +14,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.gguf.file import plan_file
 from quantkit.formats.gguf.mixes import MIXES, ModelTraits
 from quantkit.formats.gguf.tensor_types import choose_types
-from quantkit.methods.ggml.method import Mix
+from quantkit.methods.ggml.method import MixName
 from tests.helpers.gguf_tiny import checkpoint
 
 pytest.importorskip("gguf")
@@ -92,7 +92,7 @@ def test_types_equal_llama_quantize(model: dict[str, Any]) -> None:
 
 
 def test_recipes_may_name_every_mix() -> None:
-    assert get_args(Mix) == tuple(MIXES)
+    assert get_args(MixName) == tuple(MIXES)
 
 
 def test_overrides() -> None:
