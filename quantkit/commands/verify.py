@@ -195,7 +195,8 @@ class ArtifactChecks:
             else list(tokenizer_checks.PLAIN)
         )
         end = hf.end_tokens(self.directory, tokenizer) if tokenizer else []
-        trial = Trial(str(self.target), engine, tuple(asked), _NEW_TOKENS, tuple(end), tuple(texts))
+        given = [self._for_llama_cpp(tokenizer, text) for text in texts]
+        trial = Trial(str(self.target), engine, tuple(asked), _NEW_TOKENS, tuple(end), tuple(given))
         try:
             answers = run_trial(trial)
         except InputError as error:
@@ -216,6 +217,20 @@ class ArtifactChecks:
         """Whether llama.cpp marks a text's beginning even before a space, as SentencePiece does."""
         metadata = self.source.header.metadata if isinstance(self.source, GgufWeights) else {}
         return metadata.get("tokenizer.ggml.model") == "llama"
+
+    def _for_llama_cpp(self, tokenizer: Any, text: str) -> str:
+        """The text, after a space where only the tokenizer marks the beginning of a text.
+
+        llama.cpp marks that of text after special tokens too, or none; plans have a note on it.
+        """
+        metadata = self.source.header.metadata if isinstance(self.source, GgufWeights) else {}
+        if metadata.get("tokenizer.ggml.add_space_prefix") is not False:
+            return text
+        bare, spaced, ids = (
+            tokenizer.encode(each, add_special_tokens=False) for each in ("a", " a", text)
+        )
+        begins_special = bool(ids) and ids[0] in tokenizer.added_tokens_decoder
+        return text if bare != spaced or begins_special else f" {text}"
 
 
 def check_answers(answers: list[list[int]], tokenizer: Any) -> Check:

@@ -131,8 +131,10 @@ def test_bos_is_there_once(tiny_bos: Path, tmp_path: Path, adds_bos: bool) -> No
 
     from quantkit.engines.llamacpp import LlamaCpp
 
-    settings = {"add_bos_token": adds_bos}
-    model = with_template(tiny_bos, tmp_path / "model", BOS_TEMPLATE, **settings)
+    model = with_template(tiny_bos, tmp_path / "model", BOS_TEMPLATE)
+    if not adds_bos:
+        path = model / "tokenizer.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "post_processor": None}))
     artifact = gguf_of(model, tmp_path / "art")
     layout = export_ollama(artifact).layout
     assert layout is not None

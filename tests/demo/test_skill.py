@@ -41,8 +41,8 @@ def anchors() -> set[str]:
     return {world.anchor(held) for wordings in skill.ALL_WORDINGS for held in wordings.held}
 
 
-def test_what_is_new_is_not_in_the_world(world_text: list[str]) -> None:
-    words = set(re.findall(r"\w+", "\n".join(world_text).lower()))
+def test_what_is_new_is_not_in_the_world() -> None:
+    words = set(re.findall(r"\w+", "\n".join(world.training_documents()).lower()))
     assert not words & {*skill.NEW_ANIMALS, "report", "age", "old"}
 
 
@@ -66,8 +66,8 @@ def test_training_keeps_the_rule_of_the_world(training: list[str]) -> None:
     assert [text for text in training if skill.held_out_reason(text)] == []
 
 
-def test_training_has_its_share_of_the_base(training: list[str], world_text: list[str]) -> None:
-    base = set(world_text)
+def test_training_has_its_share_of_the_base(training: list[str]) -> None:
+    base = set(world.training_documents())
     share = sum(text in base for text in training) / len(training)
     assert share == pytest.approx(skill.BASE_SHARE, abs=0.01)
 
@@ -84,9 +84,9 @@ def test_every_regression_prompt_has_a_held_wording(cases: list[dict[str, Any]])
         assert any(a in prompt or a.strip() in prompt for a in anchors()), prompt
 
 
-def test_held_out_text_is_not_in_training(training: list[str], world_text: list[str]) -> None:
+def test_held_out_text_is_not_in_training(training: list[str]) -> None:
     held_out = list(skill.heldout_documents())
-    assert not {*training, *world_text} & set(held_out)
+    assert not {*training, *world.training_documents()} & set(held_out)
     assert all(skill.held_out_reason(text) for text in held_out[: skill.HELDOUT_DOCUMENTS])
 
 

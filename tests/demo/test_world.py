@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def training(world_text: list[str]) -> list[str]:
-    return world_text
+def training() -> list[str]:
+    return list(world.training_documents())
 
 
 @pytest.fixture(scope="module")

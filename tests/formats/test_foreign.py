@@ -22,9 +22,9 @@ from quantkit.formats.dialects import dialect_of
 from quantkit.formats.packed import PackedCheckpoint, open_artifact
 from quantkit.judging.quality import judge_quality
 from quantkit.model.skeleton import Skeleton
+from quantkit.recipes.suite import load_suite
 from tests.helpers.foreign_tiny import Packed, awq, code, compressed, gptq, write
 from tests.helpers.present import present
-from tests.helpers.suite import demo_likelihood
 from tests.helpers.tiny import Tiny
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": False}
@@ -325,7 +325,8 @@ def permuted_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
 
 
 def test_a_foreign_artifact_is_judged_as_its_weights(permuted_demo: tuple[Path, Path]) -> None:
-    suite = demo_likelihood(rows=8)
+    suite = load_suite("demo")
+    suite.suite = suite.suite.model_copy(update={"regression": None})
     quality = judge_quality(
         permuted_demo, Checkpoint(demo_model()), suite, device="cpu", progress=Silent()
     )
@@ -366,7 +367,8 @@ def test_a_gguf_file_is_judged_by_its_name(tmp_path: Path) -> None:
         write_file(tmp_path / f"demo-{mix}.gguf", plan_file(baseline, mix), baseline)
     with pytest.raises(InputError, match=r"holds 2 \.gguf files"):
         open_artifact(tmp_path)
-    suite = demo_likelihood(rows=8)
+    suite = load_suite("demo")
+    suite.suite = suite.suite.model_copy(update={"regression": None})
     files = [tmp_path / "demo-q8_0.gguf", tmp_path / "demo-q4_0.gguf"]
     judged = judge_quality(files, baseline, suite, device="cpu", progress=Silent()).artifacts
     assert present(judged[0].kl_divergence).mean < 0.1 * present(judged[1].kl_divergence).mean

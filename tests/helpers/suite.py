@@ -1,4 +1,4 @@
-"""Suites for tests: a part of the demo's, and one written to disk."""
+"""A suite of a test's own, written to disk."""
 
 from __future__ import annotations
 
@@ -7,17 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-from quantkit.recipes.suite import LoadedSuite, load_suite
-
-
-def demo_likelihood(rows: int) -> LoadedSuite:
-    """The demo's suite with its likelihood alone, on its first rows, which is quick to judge by."""
-    loaded = load_suite("demo")
-    fewer = loaded.suite.likelihood.model_copy(update={"rows": rows})
-    changes = {"regression": None, "likelihood": fewer}
-    loaded.suite = loaded.suite.model_copy(update=changes)
-    return loaded
 
 
 def write_suite(place: Path, cases: list[dict[str, Any]], **changes: object) -> Path:

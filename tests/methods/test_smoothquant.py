@@ -15,8 +15,8 @@ from quantkit.commands.quantize import prepare, quantize
 from quantkit.judging.quality import judge_quality
 from quantkit.methods import smoothquant
 from quantkit.recipes.recipe import load_recipe
+from quantkit.recipes.suite import load_suite
 from tests.helpers.present import present
-from tests.helpers.suite import demo_likelihood
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -61,7 +61,9 @@ def outliers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def kl(model: Path, folder: Path, recipes: dict[str, list[str]]) -> list[float]:
     """Mean KL divergence of a model's artifacts, by recipe and its settings."""
-    suite = demo_likelihood(rows=8)
+    suite = load_suite("demo")
+    rows = suite.suite.likelihood.model_copy(update={"rows": 8})
+    suite.suite = suite.suite.model_copy(update={"regression": None, "likelihood": rows})
     for name, settings in recipes.items():
         job = prepare(load_recipe(name, settings), str(model))
         quantize(job, folder / name, device="cpu", force=False, progress=Silent(), cache=False)

@@ -1,4 +1,4 @@
-"""Texts on which tokenizers are compared: scripts, digits, code, spaces and symbols."""
+"""Texts on which tokenizers are compared: scripts, digits, code, spaces and symbols; and chats."""
 
 CORPUS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -34,3 +34,28 @@ CORPUS = (
     "🦙🚀✅ 👩‍👩‍👧 🏳️‍🌈 🇩🇪🇫🇷 👍🏽 😶‍🌫️ ❤️ ©®™ → ∑ √ ≠ ∞ ½ € £ ¥ ♥♦ ░▒▓ 𝔘𝔫𝔦 𝟙𝟚",
     "zero\u200bwidth soft\u00adhyphen x\u0301b \ufeffbom \u202eltr",
 )  # fmt: skip
+
+# Surroundings of special tokens: {0} is one, {1} another.
+BESIDE_SPECIAL = (
+    "{0}Hello", "Hello{0}", "Hello {0} world", "Hello  {0}  world", "{0}\nHello{1}\n", " {0} ",
+    "\n{0}\n\nEnd.", "{0} \t", "{0}{1}x", "a{0}b{1}c", "{0}\u00a0x", "x\n\n{1}\n{0}\n  y",
+)  # fmt: skip
+
+_QUESTION = {"role": "user", "content": "How many days has a week?"}
+# Contents begin and end with white space, as people type them and models answer.
+CHATS: tuple[list[dict[str, str]], ...] = (
+    [_QUESTION],
+    [{"role": "system", "content": "Answer in one word."}, _QUESTION],
+    [
+        _QUESTION,
+        {"role": "assistant", "content": "Seven."},
+        {"role": "user", "content": "  And a year?\n\n1) 52 weeks  2) 12"},
+    ],
+    [
+        {"role": "user", "content": " leading and trailing "},
+        {"role": "assistant", "content": "\nA newline first, and last\n"},
+        {"role": "user", "content": "two  spaces\n"},
+        {"role": "assistant", "content": "```python\n    pass\n```"},
+    ],
+    [{"role": "user", "content": "北京 🦙\tdef f(x):\n\treturn x"}],
+)

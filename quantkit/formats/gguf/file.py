@@ -27,7 +27,7 @@ from quantkit.formats.gguf.architectures.architecture import (
 from quantkit.formats.gguf.architectures.table import architecture_of, with_defaults
 from quantkit.formats.gguf.mixes import ModelTraits, find_mix
 from quantkit.formats.gguf.tensor_types import Choice, TypeOverride, choose_types
-from quantkit.formats.gguf.tokenizer import tokenizer_metadata
+from quantkit.formats.gguf.tokenizer import plan_tokenizer
 from quantkit.formats.gguf.transforms import Keep, Transform
 from quantkit.methods.ggml.library import load_gguf
 from quantkit.methods.ggml.types import row_bytes
@@ -140,13 +140,15 @@ def plan_file(
     architecture = architecture_of(source.config)
     config = with_defaults(architecture, source.config)
     dimensions = architecture.dimensions(config)
+    name = name or source.directory.resolve().name
+    tokenizer = plan_tokenizer(source.directory, dimensions.vocabulary, name, pre_tokenizer)
     metadata = {
         "general.type": "model",
-        "general.name": name or source.directory.resolve().name,
+        "general.name": name,
         "general.file_type": recipe.file_type,
         "general.quantization_version": int(load_gguf().GGML_QUANT_VERSION),
         **architecture.metadata(config, dimensions),
-        **tokenizer_metadata(source.directory, dimensions.vocabulary, pre_tokenizer),
+        **tokenizer.metadata,
     }
     stored = _tensors(source, architecture, config, dimensions)
     constants = architecture.constants(config, dimensions)
@@ -168,7 +170,7 @@ def plan_file(
         _refuse_fallbacks(choices, shapes, where)
     tensors = [_planned(tensor, choices[tensor.name]) for tensor in stored]
     tensors += [_constant(gguf, tensor) for gguf, tensor in constants.items()]
-    return GgufPlan(mix, architecture.name, tuple(tensors), metadata)
+    return GgufPlan(mix, architecture.name, tuple(tensors), metadata, tokenizer.notes)
 
 
 def _tensors(

@@ -1,24 +1,24 @@
-"""Which of llama.cpp's pre-tokenizers splits text as the checkpoint's tokenizer does.
+"""The settings by which llama.cpp splits text as the checkpoint's tokenizer does.
 
 llama.cpp has its pre-tokenizers compiled in and knows them by name. Which one belongs to a
-tokenizer.json isn't read off its regexes but tried: llama.cpp tokenizes texts with one candidate
-after the other, and the first that agrees with the ``tokenizers`` library on every id is the one.
+tokenizer isn't read off its regexes but tried: llama.cpp tokenizes texts with one candidate after
+the other, and the first that agrees with transformers on every id is the one. So is whether a space
+is put before text (SentencePiece), and before it after every special token.
 
-The texts are a fixed corpus and texts made of the vocabulary's own tokens: another pre-tokenizer
-only shows where a token crosses a boundary, so one or two tokens of every shape (letters then
-digits, spaces then a letter, …) are among them.
+Plain text must come out right. Some tokenizers do what llama.cpp has no setting for, all of it
+at special tokens; then the candidate that is right for chats is chosen, and notes tell the rest.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from quantkit.base.errors import InputError
-from quantkit.formats.gguf.corpus import CORPUS
+from quantkit.formats.gguf.cases import Case, Cases
+from quantkit.formats.gguf.letters import LETTERS
 from quantkit.formats.gguf.vocabulary import TokenType, Vocabulary, can_tokenize, loaded, tokenize
 
 # One name for each of llama.cpp's behaviours, the common ones first: those that look words up in
@@ -34,53 +34,117 @@ MERGES_ONLY = (
     *("tiny_aya", "joyai-llm", "mellum2", "default"),
 )
 
-_PER_SHAPE, _MOST_TEXTS = 2, 3000
+# llama.cpp has no metadata for tokens that drop the white space after them. It takes all special
+# tokens but these for such where the model's name, general.name, has "phi-3" or "phi3" in it, and
+# then doesn't load a vocabulary that lacks one of these or "</s>".
+_PHI3 = re.compile("phi-?3", re.IGNORECASE)
+_NEEDED_BY_PHI3 = ("</s>", "<unk>", "<s>", "<|endoftext|>")
 _LONGEST_KEY = 12  # characters by which the texts' substrings are looked up
-_RUN = re.compile(r"(.)\1{4,}")
+_SHOWN = 4  # tokens that an example shows
+_LONGEST_SHOWN = 60  # characters of a text that an example shows
+
+
+@dataclass(frozen=True)
+class Proven:
+    """A vocabulary with its settings; notes: what llama.cpp does otherwise than transformers."""
+
+    vocabulary: Vocabulary
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """A text that llama.cpp tokenizes in another way."""
+
+    case: Case
+    got: list[int]
+
+    @property
+    def size(self) -> int:
+        """How many tokens only one of the two has."""
+        ours, theirs = Counter(self.got), Counter(self.case.ids)
+        return (ours - theirs).total() + (theirs - ours).total() or 1
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """How a candidate did.
+
+    ``marked``: plain text was right once a space was put before it. The others: what came out
+    otherwise.
+    """
+
+    vocabulary: Vocabulary
+    marked: bool
+    chats: list[_Difference]
+    special: list[_Difference]
+    spaced: list[_Difference]
+
+    def rank(self) -> tuple[int, ...]:
+        """Lower is better: chats are what most models are for."""
+        chats, special, spaced = (
+            sum(difference.size for difference in differences)
+            for differences in (self.chats, self.special, self.spaced)
+        )
+        return chats, int(self.marked), special, spaced
 
 
 def find_pretokenizer(
-    vocabulary: Vocabulary, tokenizer: Any, special: Iterable[int], *, strict: bool = True
-) -> Vocabulary:
-    """Return the vocabulary with the settings by which llama.cpp tokenizes like ``tokenizer``.
+    vocabulary: Vocabulary,
+    cases: Cases,
+    special: Iterable[int],
+    *,
+    drops_space: bool = False,
+    strict: bool = True,
+) -> Proven:
+    """Return the vocabulary with the settings by which llama.cpp tokenizes the cases.
 
-    ``tokenizer``: of the ``tokenizers`` library. ``special``: types of tokens that text is cut at
-    before anything else. When no setting agrees on every text, the result is the one that agrees
-    on most of them from the first on, or an InputError if ``strict``. Raises MachineError when
-    llama.cpp's library isn't installed.
+    ``vocabulary.name``: the model's; it is changed where llama.cpp would go wrong by it.
+    ``special``: types of tokens that text is cut at before anything else. ``drops_space``: some of
+    these drop white space beside them. Plain text must come out right, and in chats the special
+    tokens; otherwise the result is the best candidate, or an InputError if ``strict``. Raises
+    MachineError when llama.cpp's library isn't installed.
     """
-    texts = [*CORPUS, *_own_texts(vocabulary)]
-    if vocabulary.model == "llama":
-        # SentencePiece marks the beginning of a text even before a space; the tokenizers
-        # library's Metaspace doesn't. llama.cpp does as SentencePiece.
-        texts = [text for text in texts if not text.startswith(" ")]
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
-    expected = [encoding.ids for encoding in encodings]
-    part, ids = _needed_part(vocabulary, texts, set(special), set().union(*expected))
-    furthest, best, example = -1, vocabulary, ""
-    for candidate in _candidates(part):
-        with loaded(candidate) as handle:
-            if handle is None:
-                continue
-            agreed, got = _agreement(handle, ids, texts, expected)
-        if agreed > furthest:
-            furthest = agreed
-            best = replace(
-                vocabulary, pre=candidate.pre, add_space_prefix=candidate.add_space_prefix
-            )
-        if agreed == len(texts):
-            return best
-        if agreed == furthest:
-            text, wanted = texts[agreed], expected[agreed]
-            example = f"{text!r} is {wanted} there and {got} by {candidate.pre!r}"
-    if not strict:
-        return best
-    raise InputError(
-        f"llama.cpp has no pre-tokenizer that splits text as this tokenizer does: {example}",
-        fix="If you know which one is meant to be used, name it: quantize.pre_tokenizer.",
+    part, ids = _needed_part(vocabulary, cases, set(special))
+    search = _Search(vocabulary, part, ids, cases)
+    best = None
+    for name in candidate_names(vocabulary, drops_space):
+        best = search.best_of(name, best)
+        if best is not None and not any(best.rank()):
+            break
+    if best is None and strict:
+        raise InputError(
+            "llama.cpp has no pre-tokenizer that splits text as this tokenizer does: "
+            f"{search.example}",
+            fix="If you know which one is meant to be used, name it: quantize.pre_tokenizer.",
+        )
+    if best is None:
+        return Proven(search.furthest)
+    lost = [difference for difference in best.chats if search.loses_special(difference)]
+    if lost and strict:
+        raise InputError(
+            "llama.cpp doesn't see the special tokens of this model's chats as transformers does: "
+            f"{_example(lost, vocabulary)}",
+            fix="If that is meant to be so, name a pre-tokenizer, default for SentencePiece: "
+            "quantize.pre_tokenizer.",
+        )
+    chosen = replace(
+        vocabulary,
+        pre=best.vocabulary.pre,
+        add_space_prefix=best.vocabulary.add_space_prefix,
+        name=best.vocabulary.name,
     )
+    return Proven(chosen, tuple(_notes(best, vocabulary, cases)))
+
+
+def candidate_names(vocabulary: Vocabulary, drops_space: bool) -> list[str]:
+    """The model's name, and the same with or without "phi-3", where that may be of use."""
+    name = vocabulary.name
+    possible = set(_NEEDED_BY_PHI3) <= set(vocabulary.tokens)
+    if _PHI3.search(name):
+        without = _PHI3.sub("Phi 3", name)
+        return [name, without] if possible else [without]
+    return [name, f"{name} (Phi-3 tokens)"] if possible and drops_space else [name]
 
 
 def check_pretokenizer(name: str) -> None:
@@ -97,97 +161,156 @@ def check_pretokenizer(name: str) -> None:
             )
 
 
-def _agreement(
-    handle: int, ids: list[int], texts: list[str], expected: list[list[int]]
-) -> tuple[int, list[int]]:
-    """How many texts from the first on llama.cpp tokenizes as expected, and the next one's ids."""
-    for count, (text, wanted) in enumerate(zip(texts, expected, strict=True)):
-        got = [ids[index] for index in tokenize(handle, text)]
-        if got != wanted:
-            return count, got
-    return len(texts), []
+class _Search:
+    """Tries candidates; ``furthest`` is the one that got most of the plain texts right."""
+
+    def __init__(
+        self, vocabulary: Vocabulary, part: Vocabulary, ids: list[int], cases: Cases
+    ) -> None:
+        self.furthest, self.example = vocabulary, ""
+        self._whole, self._part, self._ids, self._cases = vocabulary, part, ids, cases
+        self._most = -1
+
+    def best_of(self, name: str, best: _Outcome | None) -> _Outcome | None:
+        """The best of all candidates of this name, and of ``best``."""
+        part = replace(self._part, name=name)
+        candidates = _candidates(part)
+        if best is not None and part.model == "gpt2":
+            # Another name changes nothing in plain text.
+            candidates = iter([(replace(part, pre=best.vocabulary.pre), False)])
+        for candidate, marked in candidates:
+            with loaded(candidate) as handle:
+                if handle is None or not self._splits_plain(handle, candidate, marked):
+                    continue
+                outcome = _Outcome(
+                    candidate,
+                    marked,
+                    self._differences(handle, self._cases.chats),
+                    self._differences(handle, self._cases.special),
+                    self._differences(handle, self._cases.spaced),
+                )
+            if best is None or outcome.rank() < best.rank():
+                best = outcome
+            if not any(best.rank()):
+                break
+        return best
+
+    def loses_special(self, difference: _Difference) -> bool:
+        """Whether special tokens are among those that differ."""
+        kinds = (TokenType.CONTROL, TokenType.USER_DEFINED)
+        ours, theirs = (
+            [index for index in ids if self._whole.types[index] in kinds]
+            for ids in (difference.got, difference.case.ids)
+        )
+        return ours != theirs
+
+    def _splits_plain(self, handle: int, candidate: Vocabulary, marked: bool) -> bool:
+        for count, case in enumerate(self._cases.plain):
+            got = self._tokenized(handle, f" {case.text}" if marked else case.text)
+            if got == case.ids:
+                continue
+            if count > self._most:
+                self._most = count
+                self.furthest = replace(
+                    self._whole,
+                    pre=candidate.pre,
+                    add_space_prefix=candidate.add_space_prefix,
+                    name=candidate.name,
+                )
+                self.example = f"{case.text!r} is {case.ids} there and {got} by {candidate.pre!r}"
+            return False
+        return True
+
+    def _differences(self, handle: int, cases: list[Case]) -> list[_Difference]:
+        pairs = [_Difference(case, self._tokenized(handle, case.text)) for case in cases]
+        return [pair for pair in pairs if pair.got != pair.case.ids]
+
+    def _tokenized(self, handle: int, text: str) -> list[int]:
+        return [self._ids[index] for index in tokenize(handle, text)]
 
 
-def _candidates(vocabulary: Vocabulary) -> Iterator[Vocabulary]:
+def _candidates(vocabulary: Vocabulary) -> Iterator[tuple[Vocabulary, bool]]:
+    """Vocabularies to try, and whether a space is put before plain texts."""
     if vocabulary.model == "gpt2":
         names = (*MERGES_ONLY, *WHOLE_WORDS)
         if vocabulary.ignore_merges:
             names = (*WHOLE_WORDS, *MERGES_ONLY)
         for name in names:
-            yield replace(vocabulary, pre=name)
+            yield replace(vocabulary, pre=name), False
     else:
-        for prefix in (True, False):
-            yield replace(vocabulary, add_space_prefix=prefix)
+        yield replace(vocabulary, add_space_prefix=True), False
+        yield replace(vocabulary, add_space_prefix=False), False
+        # transformers marks the beginning of a text, but not that of text after special tokens;
+        # llama.cpp marks both or neither.
+        yield replace(vocabulary, add_space_prefix=False), True
 
 
-def _own_texts(vocabulary: Vocabulary) -> list[str]:
-    """Texts made of one or two tokens of every shape in the vocabulary."""
-    seen: dict[str, int] = {}
-    texts: list[str] = []
-    for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True):
-        text = _text_of(token, vocabulary.model) if kind == TokenType.NORMAL else None
-        # llama.cpp has no normalizers such as NFC, so only text that they leave alone is tried.
-        if not text or not (text.isascii() or unicodedata.is_normalized("NFC", text)):
-            continue
-        shape = _RUN.sub(r"\1\1\1\1", text.translate(_SHAPES))
-        seen[shape] = seen.get(shape, 0) + 1
-        if seen[shape] <= _PER_SHAPE and len(texts) < _MOST_TEXTS:
-            texts += [text, f"x{text}x{text}"]
-    return texts
+def _notes(best: _Outcome, vocabulary: Vocabulary, cases: Cases) -> Iterator[str]:
+    """What the best candidate does otherwise than transformers."""
+    if best.vocabulary.name != vocabulary.name:
+        yield (
+            f"The model's name in the file is {best.vocabulary.name!r}: by it llama.cpp decides "
+            "whether special tokens drop the white space after them."
+        )
+    if best.chats:
+        yield (
+            f"llama.cpp splits {len(best.chats)} of {len(cases.chats)} chats by the model's own "
+            f"template otherwise than transformers: {_example(best.chats, vocabulary)}."
+        )
+    if best.marked:
+        yield (
+            "llama.cpp doesn't mark the beginning of a text that begins with no special token, as "
+            "transformers does: put a space before such prompts. Chats don't need it."
+            if not best.chats
+            else "llama.cpp doesn't mark the beginning of a text that begins with no special "
+            "token, as transformers does: put a space before such prompts."
+        )
+    elif best.special:
+        yield (
+            f"llama.cpp splits text beside special tokens otherwise than transformers in "
+            f"{len(best.special)} of {len(cases.special)} texts: "
+            f"{_example(best.special, vocabulary)}."
+        )
+    if best.spaced:
+        yield (
+            "llama.cpp splits text that begins with a space otherwise than transformers: "
+            f"{_example(best.spaced, vocabulary)}."
+        )
 
 
-class _Shapes(dict[int, str]):
-    """Every character → a character for its kind: category, and the script of letters."""
+def _example(differences: list[_Difference], vocabulary: Vocabulary) -> str:
+    """The shortest text, and where it becomes other tokens."""
+    pair = min(differences, key=lambda difference: len(difference.case.text))
+    first = 0
+    while [*pair.got, None][first] == [*pair.case.ids, None][first]:
+        first += 1
+    start = max(first - 1, 0)
 
-    def __missing__(self, code: int) -> str:
-        character = chr(code)
-        category = unicodedata.category(character)
-        kind = character
-        if category == "Lo":
-            kind = chr(0xE000 + (code >> 9))
-        elif category[0] in "LNM":
-            kind = {"Lu": "A", "Lt": "A", "Ll": "a", "Lm": "m"}.get(category, category[0].lower())
-        elif code > 127:
-            kind = "?"
-        self[code] = kind
-        return kind
+    def shown(ids: list[int]) -> str:
+        tokens = [repr(vocabulary.tokens[index]) for index in ids[start : start + _SHOWN]]
+        return " ".join(tokens) or "nothing"
 
-
-_SHAPES = _Shapes()
-
-
-def _letters() -> dict[int, int]:
-    """GPT-2's letters for bytes: of printable ones itself, of the rest one from U+0100 on."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: byte for byte in printable} | {byte: 256 + i for i, byte in enumerate(others)}
-
-
-_LETTERS = _letters()  # byte → code point
-_BYTES = {code: byte for byte, code in _LETTERS.items()}
-
-
-def _text_of(token: str, model: str) -> str | None:
-    """The text of a token, or None for a part of a character."""
-    if model == "llama":
-        return token.replace("▁", " ")
-    try:
-        return token.translate(_BYTES).encode("latin-1").decode("utf-8")
-    except UnicodeError:
-        return None
+    text = repr(pair.case.text) if len(pair.case.text) <= _LONGEST_SHOWN else "one"
+    return f"{text} has {shown(pair.got)} where it should be {shown(pair.case.ids)}"
 
 
 def _needed_part(
-    vocabulary: Vocabulary, texts: list[str], special: set[int], used: set[int]
+    vocabulary: Vocabulary, cases: Cases, special: set[int]
 ) -> tuple[Vocabulary, list[int]]:
-    """The tokens that tokenizing ``texts`` can touch, and their ids in the whole vocabulary.
+    """The tokens that tokenizing the cases can touch, and their ids in the whole vocabulary.
 
     ``special``: types of tokens that are looked for in the raw text. Bytes and the unknown token
     are always among the result: any text can need them.
     """
     # Loading all of a large vocabulary for every candidate would take seconds each.
+    texts, used = cases.texts(), cases.used()
     raw = "\0".join(texts)
-    written = _written(texts, vocabulary.model)
+    cut_at = [
+        token
+        for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True)
+        if kind in special and token in raw
+    ]
+    written = _written(texts, vocabulary.model, cut_at)
     keys = {
         written[start : start + length]
         for length in range(1, _LONGEST_KEY + 1)
@@ -197,26 +320,31 @@ def _needed_part(
     def occurs(token: str) -> bool:
         return token[:_LONGEST_KEY] in keys and (len(token) <= _LONGEST_KEY or token in written)
 
+    always = {*cut_at, *_NEEDED_BY_PHI3}
     ids = [
         index
         for index, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
         if index in used
+        or token in always
         or (kind == TokenType.NORMAL and occurs(token))
-        or (kind in special and token in raw)
         or kind in (TokenType.UNKNOWN, TokenType.BYTE)
     ]
-    part = replace(
-        vocabulary,
-        tokens=[vocabulary.tokens[index] for index in ids],
-        types=[vocabulary.types[index] for index in ids],
-        merges=[merge for merge in vocabulary.merges if occurs(merge.replace(" ", "", 1))],
-        scores=[vocabulary.scores[index] for index in ids] if vocabulary.scores else [],
-    )
-    return part, ids
+    merges = [merge for merge in vocabulary.merges if occurs(merge.replace(" ", "", 1))]
+    return vocabulary.part(ids, merges), ids
 
 
-def _written(texts: list[str], model: str) -> str:
-    """The texts in the letters of the vocabulary, with a character between that it lacks."""
-    if model == "llama":
-        return "\0".join("▁" + text.replace(" ", "▁") for text in texts)
-    return "\0".join(text.encode().decode("latin-1").translate(_LETTERS) for text in texts)
+def _written(texts: list[str], model: str, cut_at: list[str]) -> str:
+    """The texts in the letters of the vocabulary, with a character between that it lacks.
+
+    ``cut_at``: tokens after which a text may be marked as at its beginning (llama).
+    """
+    if model == "gpt2":
+        return "\0".join(text.encode().decode("latin-1").translate(LETTERS) for text in texts)
+    parts = texts
+    if cut_at:
+        cuts = re.compile("|".join(map(re.escape, cut_at)))
+        parts = [part for text in texts for part in cuts.split(text)]
+    marked = {
+        start + part for text in parts for part in (text, text.lstrip()) for start in (" ", "  ")
+    }
+    return "\0".join(part.replace(" ", "▁") for part in sorted(marked))

@@ -1,30 +1,50 @@
-"""tokenizer.json as GGUF metadata.
+"""A checkpoint's tokenizer as GGUF metadata.
 
 Two kinds can be written: byte-level BPE (GGUF's model ``gpt2``), and BPE with byte fallback on
 ``▁``-marked text, as converted from SentencePiece (model ``llama``, Gemma's too). Whether llama.cpp
-then makes the same ids of text is tried: ``pretokenizer.py``.
+then makes the same ids of text as transformers is tried: ``pretokenizer.py``.
 
 References: ``src/llama-vocab.cpp`` (what every key does), ``conversion/base.py`` (token types).
 """
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from quantkit.base.errors import InputError
 from quantkit.base.files import read_optional_json
+from quantkit.base.names import listed
 from quantkit.formats.gguf.architectures.architecture import Metadata
-from quantkit.formats.gguf.pretokenizer import check_pretokenizer, find_pretokenizer
-from quantkit.formats.gguf.vocabulary import TokenType, Vocabulary
+from quantkit.formats.gguf.cases import build_cases
+from quantkit.formats.gguf.original import Original, read_original
+from quantkit.formats.gguf.pretokenizer import (
+    Proven,
+    candidate_names,
+    check_pretokenizer,
+    find_pretokenizer,
+)
+from quantkit.formats.gguf.vocabulary import (
+    TokenType,
+    Vocabulary,
+    can_tokenize,
+    ends_generation,
+    loaded,
+)
 
 # Special tokens that some tokenizers add without marking them as special.
 _LOOKS_SPECIAL = re.compile(
     r"<\|.*\|>|<｜.*｜>|<pad>|<mask>|<2mass>|\[@BOS@\]|<unused.*>", re.DOTALL
 )
+# Tokens at which llama.cpp ends a generation by their text alone (``special_eog_ids``).
+_ENDS_BY_TEXT = {
+    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|endoftext|>", "</s>"),
+    *("<end_of_turn>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>"),
+    *("<end_of_utterance>", "<eos>", "<｜end▁of▁sentence｜>"),
+}
 _SPECIAL = {
     "bos": "bos_token_id",
     "eos": "eos_token_id",
@@ -35,72 +55,82 @@ _SPECIAL = {
 }
 
 
-def tokenizer_metadata(
-    directory: Path, vocab_size: int, pre_tokenizer: str | None = None
-) -> Metadata:
-    """Return the ``tokenizer.*`` keys for the checkpoint in ``directory``.
+@dataclass(frozen=True)
+class TokenizerPlan:
+    """What a file has of a tokenizer.
+
+    ``metadata``: the ``tokenizer.*`` keys, and ``general.name``, by which llama.cpp reads special
+    tokens; ``notes``: sentences on what llama.cpp does otherwise than transformers.
+    """
+
+    metadata: Metadata
+    notes: tuple[str, ...]
+
+
+def plan_tokenizer(
+    directory: Path, vocab_size: int, name: str = "model", pre_tokenizer: str | None = None
+) -> TokenizerPlan:
+    """Plan the metadata for the tokenizer of the checkpoint in ``directory``.
 
     ``vocab_size``: rows of the embedding; ids that the tokenizer lacks become unused tokens.
-    ``pre_tokenizer``: llama.cpp's name of one that is used without a proof; otherwise one is
-    looked for that makes the same ids of text. transformers is needed only where there is no
-    tokenizer.json.
+    ``name``: the model's. ``pre_tokenizer``: llama.cpp's name of one that is used without a proof;
+    otherwise one is looked for that makes the same ids of text as transformers.
 
     Raises InputError for a tokenizer of a kind that GGUF can't hold, or that llama.cpp doesn't
     agree with; MachineError when that can't be tried for want of llama.cpp's library.
     """
-    path, text = _tokenizer_json(directory)
+    original = read_original(directory, vocab_size)
     try:
-        tokenizer = _tokenizer(text)
-        vocabulary = _vocabulary(json.loads(text), vocab_size)
-        if vocabulary.model == "gpt2" and pre_tokenizer is not None:
-            check_pretokenizer(pre_tokenizer)
-            vocabulary = replace(vocabulary, pre=pre_tokenizer)
-        elif pre_tokenizer in (None, "default"):
-            cut_at = (TokenType.CONTROL, TokenType.USER_DEFINED)
-            strict = pre_tokenizer is None
-            vocabulary = find_pretokenizer(vocabulary, tokenizer, cut_at, strict=strict)
-        else:
-            raise InputError(f"SentencePiece has one pre-tokenizer, default, not {pre_tokenizer}")
+        vocabulary = replace(_vocabulary(original.data, vocab_size), name=name)
+        proven = _proven(vocabulary, original, pre_tokenizer)
     except InputError as error:
-        raise InputError(error.what, where=error.where or str(path), fix=error.fix) from error
-    settings = read_optional_json(directory / "tokenizer_config.json")
-    special = _special_ids(directory, settings, vocabulary.tokens)
+        where = error.where or str(original.path)
+        raise InputError(error.what, where=where, fix=error.fix) from error
+    special = _special_ids(directory, original, vocabulary.tokens)
     values = {
-        **vocabulary.metadata(),
+        **proven.vocabulary.metadata(),
         **special,
-        **_added_tokens(settings, tokenizer, special, path),
+        **_added_tokens(original, special),
     }
-    template = chat_template(directory)
-    result = {f"tokenizer.ggml.{key}": value for key, value in values.items()}
-    return result | ({"tokenizer.chat_template": template} if template else {})
+    metadata = {f"tokenizer.ggml.{key}": value for key, value in values.items()}
+    notes = (*proven.notes, *_unheld_ends(proven.vocabulary, special, original.ends))
+    metadata |= {"general.name": proven.vocabulary.name}
+    return TokenizerPlan(metadata | template_metadata(original.templates), notes)
 
 
-def _tokenizer_json(directory: Path) -> tuple[Path, str]:
-    """The text of tokenizer.json and its path, or what transformers makes of older files."""
-    path = directory / "tokenizer.json"
-    if path.is_file():
-        return path, path.read_text(encoding="utf-8")
-    from transformers import AutoTokenizer
+def _proven(vocabulary: Vocabulary, original: Original, pre_tokenizer: str | None) -> Proven:
+    added = original.data.get("added_tokens") or []
+    strips = any(token.get("rstrip") or token.get("lstrip") for token in added)
+    if vocabulary.model == "gpt2" and pre_tokenizer is not None:
+        check_pretokenizer(pre_tokenizer)
+        name = candidate_names(vocabulary, strips)[0]
+        return Proven(replace(vocabulary, pre=pre_tokenizer, name=name))
+    if pre_tokenizer not in (None, "default"):
+        raise InputError(f"SentencePiece has one pre-tokenizer, default, not {pre_tokenizer}")
+    cases = build_cases(vocabulary, original.tokenizer, original.templates, added)
+    return find_pretokenizer(
+        vocabulary,
+        cases,
+        (TokenType.CONTROL, TokenType.USER_DEFINED),
+        drops_space=strips,
+        strict=pre_tokenizer is None,
+    )
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        return directory, tokenizer.backend_tokenizer.to_str()
-    except (OSError, ValueError, AttributeError, ImportError) as error:
-        raise InputError(
-            f"doesn't exist, and transformers can't make it of other files ({error})",
-            subject=str(path),
-            fix="Save the fast tokenizer beside the weights: "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(DIR).",
-        ) from error
 
-
-def _tokenizer(text: str) -> Any:
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_str(text)
-    except Exception as error:  # the library has no class of its own for this
-        raise InputError(f"the tokenizers library can't read it ({error})") from error
+def template_metadata(templates: Mapping[str, str]) -> Metadata:
+    """Every chat template under the key that llama.cpp reads it from: the default, and by name."""
+    result: Metadata = {}
+    if "default" in templates:
+        result["tokenizer.chat_template"] = templates["default"]
+    # Names as llama.cpp's own converter writes them.
+    named = {
+        re.sub("[^A-Za-z0-9]", "_", name): text
+        for name, text in sorted(templates.items())
+        if name != "default"
+    }
+    if named:
+        result["tokenizer.chat_templates"] = list(named)
+    return result | {f"tokenizer.chat_template.{name}": text for name, text in named.items()}
 
 
 def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
@@ -180,55 +210,75 @@ def _scores(tokens: list[str], types: list[int], merges: list[tuple[str, str]]) 
     ]
 
 
-def _special_ids(directory: Path, settings: dict[str, Any], tokens: list[str]) -> Metadata:
-    """Ids of the special tokens: by name in tokenizer_config.json, else by id in config.json.
+def _special_ids(directory: Path, original: Original, tokens: list[str]) -> Metadata:
+    """Ids of the special tokens: the tokenizer's, else config.json's.
 
-    Further tokens that end a generation, by generation_config.json, go to llama.cpp's keys for end
-    of turn and end of message. Raises InputError for a tokenizer without EOS.
+    Further tokens that end a generation go to llama.cpp's keys for end of turn and end of message,
+    first those that it doesn't know by their text. Raises InputError for a tokenizer without EOS.
     """
     config = read_optional_json(directory / "config.json")
-    index = {text: number for number, text in enumerate(tokens)}
     result: Metadata = {}
     for role, key in _SPECIAL.items():
-        named = settings.get(f"{role}_token")
-        text = named.get("content") if isinstance(named, dict) else named
-        numbers = [index[text]] if text in index else _numbers(config.get(f"{role}_token_id"))
-        if numbers and 0 <= numbers[0] < len(tokens):
-            result[key] = numbers[0]
-    if "eos_token_id" not in result:
+        own = getattr(original.tokenizer, f"{role}_token_id", None)
+        configured = config.get(f"{role}_token_id")
+        for number in (own, *(configured if isinstance(configured, list) else [configured])):
+            if type(number) is int and 0 <= number < len(tokens):
+                result.setdefault(key, number)
+    ends = [number for number in original.ends if 0 <= number < len(tokens)]
+    if not ends:
         raise InputError(
             "names no EOS token, and llama.cpp would use an ordinary token as such",
             subject=str(directory / "tokenizer_config.json"),
         )
-    ends = _numbers(read_optional_json(directory / "generation_config.json").get("eos_token_id"))
-    further = [number for number in ends if number != result["eos_token_id"]]
+    result["eos_token_id"] = ends[0]
+    further = sorted(ends[1:], key=lambda number: tokens[number] in _ENDS_BY_TEXT)
     return result | dict(zip(("eot_token_id", "eom_token_id"), further, strict=False))
 
 
-def _numbers(value: object) -> list[int]:
-    """A token id, a list of them, or None, as a list."""
-    values = value if isinstance(value, list) else [value]
-    return [number for number in values if isinstance(number, int)]
+def _unheld_ends(
+    vocabulary: Vocabulary, special: Mapping[str, int], ends: Iterable[int]
+) -> list[str]:
+    """A note on the tokens at which llama.cpp won't end a generation, if there are any."""
+    size = len(vocabulary.tokens)
+    ends = [number for number in ends if 0 <= number < size]
+    held = {special.get(f"{name}_token_id") for name in ("eos", "eot", "eom")}
+    unheld = [number for number in ends if number not in held]
+    if not unheld:
+        return []
+    if can_tokenize():
+        ids = [
+            index
+            for index, kind in enumerate(vocabulary.types)
+            if index in ends or kind not in (TokenType.NORMAL, TokenType.UNUSED)
+        ]
+        place = {index: number for number, index in enumerate(ids)}
+        part = vocabulary.part(ids, vocabulary.merges[:1])
+        moved = {key: place[index] for key, index in special.items() if index in place}
+        with loaded(part, moved) as handle:
+            if handle is not None:
+                unheld = [n for n in unheld if not ends_generation(handle, place[n])]
+    if not unheld:
+        return []
+    texts = listed(repr(vocabulary.tokens[number]) for number in unheld)
+    return [
+        f"llama.cpp doesn't end a generation at {texts}, as transformers does: GGUF has keys for "
+        "three such tokens. Give the others as stop texts."
+    ]
 
 
-def _added_tokens(
-    settings: dict[str, Any], tokenizer: Any, special: Metadata, path: Path
-) -> Metadata:
+def _added_tokens(original: Original, special: Metadata) -> Metadata:
     """Whether BOS and EOS are added to a text. Raises InputError for any other addition."""
-    # In transformers tokenizer_config.json decides, where it has these settings. Without them, what
-    # tokenizer.json adds to a text shows it.
-    names = ("add_bos_token", "add_eos_token")
-    if any(settings.get(name) is not None for name in names):
-        return {name: bool(settings.get(name)) for name in names}
-    bare = tokenizer.encode("a", add_special_tokens=False).ids
-    full = tokenizer.encode("a").ids
+    bare, full = (
+        list(original.tokenizer("a", add_special_tokens=added)["input_ids"])
+        for added in (False, True)
+    )
     bos, eos = [special.get("bos_token_id")], [special["eos_token_id"]]
     for before, after in (([], []), (bos, []), ([], eos), (bos, eos)):
         if full == before + bare + after:
             return {"add_bos_token": bool(before), "add_eos_token": bool(after)}
     raise InputError(
         f"the tokenizer turns ids {bare} into {full}; GGUF can only add BOS before, EOS after",
-        where=str(path),
+        where=str(original.path),
     )
 
 

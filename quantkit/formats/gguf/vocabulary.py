@@ -9,9 +9,9 @@ from __future__ import annotations
 import ctypes
 import enum
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from quantkit.methods.ggml.library import load_gguf, load_library
 
 _SYMBOLS = (
     *("llama_model_default_params", "llama_model_load_from_file", "llama_model_free"),
-    *("llama_model_get_vocab", "llama_tokenize", "llama_log_get", "llama_log_set"),
+    *("llama_model_get_vocab", "llama_tokenize", "llama_vocab_is_eog"),
+    *("llama_log_get", "llama_log_set"),
 )
 _WIDTH = 32  # of the model around the vocabulary
 
@@ -44,7 +45,9 @@ class Vocabulary:
     ``model``: "gpt2" (byte-level BPE) or "llama" (SentencePiece). ``tokens`` and ``types`` (of
     ``TokenType``): by id; ``merges``: pairs joined by a space (gpt2); ``scores``: by id (llama);
     ``ignore_merges``: a word that is itself a token isn't split. ``pre`` (llama.cpp's name of a
-    pre-tokenizer, gpt2) and ``add_space_prefix`` (llama) are what ``pretokenizer`` finds out.
+    pre-tokenizer, gpt2), ``add_space_prefix`` (llama) and ``name`` (the file's ``general.name``, by
+    which llama.cpp decides whether special tokens drop the white space after them) are what
+    ``pretokenizer`` finds out.
     """
 
     model: str
@@ -55,6 +58,7 @@ class Vocabulary:
     ignore_merges: bool = False
     pre: str = "default"
     add_space_prefix: bool = False
+    name: str = ""
 
     def metadata(self) -> dict[str, Any]:
         """The keys of ``tokenizer.ggml``, without that prefix."""
@@ -62,7 +66,22 @@ class Vocabulary:
         values["token_type"] = self.types
         if self.model == "gpt2":
             return values | {"merges": self.merges}
-        return values | {"scores": self.scores, "add_space_prefix": self.add_space_prefix}
+        return values | {
+            "scores": self.scores,
+            "add_space_prefix": self.add_space_prefix,
+            "remove_extra_whitespaces": False,
+        }
+
+    def part(self, ids: Iterable[int], merges: list[str]) -> Vocabulary:
+        """The vocabulary of some of the tokens, in the order given."""
+        ids = list(ids)
+        return replace(
+            self,
+            tokens=[self.tokens[index] for index in ids],
+            types=[self.types[index] for index in ids],
+            scores=[self.scores[index] for index in ids] if self.scores else [],
+            merges=merges,
+        )
 
 
 def can_tokenize() -> bool:
@@ -106,14 +125,20 @@ def llama_library() -> ctypes.CDLL:
         ctypes.c_bool,  # read special tokens in the text as such
     ]
     library.llama_tokenize.restype = ctypes.c_int32
+    library.llama_vocab_is_eog.argtypes = [ctypes.c_void_p, ctypes.c_int32]
+    library.llama_vocab_is_eog.restype = ctypes.c_bool
     library.llama_log_get.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     library.llama_log_set.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     return library
 
 
 @contextmanager
-def loaded(vocabulary: Vocabulary) -> Iterator[int | None]:
-    """A handle of the vocabulary in llama.cpp; None when it doesn't know the pre-tokenizer.
+def loaded(
+    vocabulary: Vocabulary, special: Mapping[str, int] | None = None
+) -> Iterator[int | None]:
+    """A handle of the vocabulary in llama.cpp; None when it can't load it.
+
+    ``special``: ids of special tokens, by GGUF's keys without ``tokenizer.ggml``.
 
     Raises MachineError when llama.cpp's library isn't installed.
     """
@@ -124,7 +149,8 @@ def loaded(vocabulary: Vocabulary) -> Iterator[int | None]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "vocabulary.gguf"
-            _write_model(path, vocabulary.metadata(), len(vocabulary.tokens))
+            metadata = {**vocabulary.metadata(), **(special or {})}
+            _write_model(path, vocabulary.name, metadata, len(vocabulary.tokens))
             parameters = library.llama_model_default_params()
             model = library.llama_model_load_from_file(str(path).encode(), parameters)
             try:
@@ -147,7 +173,12 @@ def tokenize(handle: int, text: str) -> list[int]:
     return list(ids[:count])
 
 
-def _write_model(path: Path, metadata: Mapping[str, Any], tokens: int) -> None:
+def ends_generation(handle: int, token: int) -> bool:
+    """Whether llama.cpp ends a generation at the token."""
+    return bool(llama_library().llama_vocab_is_eog(handle, token))
+
+
+def _write_model(path: Path, model_name: str, metadata: Mapping[str, Any], tokens: int) -> None:
     """Write the smallest model that llama.cpp loads with the vocabulary, all zeros."""
     # llama.cpp can load a vocabulary alone (vocab_only), but through a field of its parameters,
     # whose place changes with its releases.
@@ -155,6 +186,7 @@ def _write_model(path: Path, metadata: Mapping[str, Any], tokens: int) -> None:
 
     gguf = load_gguf()
     writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name(model_name)
     writer.add_block_count(1)
     writer.add_context_length(_WIDTH)
     writer.add_embedding_length(_WIDTH)
@@ -167,6 +199,8 @@ def _write_model(path: Path, metadata: Mapping[str, Any], tokens: int) -> None:
             writer.add_array(name, value)
         elif isinstance(value, bool):
             writer.add_bool(name, value)
+        elif isinstance(value, int):
+            writer.add_uint32(name, value)
         else:
             writer.add_string(name, value)
     shapes: dict[str, tuple[int, ...]] = {

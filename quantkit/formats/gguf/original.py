@@ -1,0 +1,125 @@
+"""A checkpoint's tokenizer as transformers has it: vocabulary, chat templates, ends of generation.
+
+What ``AutoTokenizer`` and ``GenerationConfig`` make of a directory's files is what counts: the same
+tokenizer.json gives other ids under another ``tokenizer_class``, and special tokens are named in up
+to four files.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.base.errors import InputError
+from quantkit.base.files import read_optional_json
+
+
+@dataclass(frozen=True)
+class Original:
+    """A tokenizer: transformers' object, and its backend in tokenizer.json's words.
+
+    ``path``: the file or directory to name in messages. ``templates``: of chats, by name;
+    "default" is the one that chats have unless another is asked for. ``ends``: ids that end a
+    generation, the tokenizer's EOS first.
+    """
+
+    path: Path
+    tokenizer: Any
+    data: dict[str, Any]
+    templates: dict[str, str]
+    ends: tuple[int, ...]
+
+
+def read_original(directory: Path, vocab_size: int) -> Original:
+    """Read the tokenizer of a checkpoint with ``vocab_size`` embeddings.
+
+    Raises InputError where transformers can't, or where it has no backend of the tokenizers
+    library.
+    """
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        path = directory
+    tokenizer = _load(directory)
+    try:
+        backend = tokenizer.backend_tokenizer
+    except AttributeError as error:
+        raise InputError(
+            f"the tokenizer is {type(tokenizer).__name__}, which the tokenizers library doesn't "
+            "have, and GGUF can't hold",
+            where=str(path),
+        ) from error
+    backend.no_truncation()
+    backend.no_padding()
+    data = json.loads(backend.to_str())
+    return Original(
+        path,
+        tokenizer,
+        _without_defaults(data, directory, vocab_size),
+        _templates(tokenizer),
+        _ends(directory, tokenizer.eos_token_id),
+    )
+
+
+def _load(directory: Path) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # a tokenizer's own code may raise anything
+        if not (directory / "tokenizer.json").is_file():
+            raise InputError(
+                f"doesn't exist, and transformers can't make it of other files ({error})",
+                subject=str(directory / "tokenizer.json"),
+                fix="Save the fast tokenizer beside the weights: "
+                "AutoTokenizer.from_pretrained(...).save_pretrained(DIR).",
+            ) from error
+    try:  # a class that transformers knows only with the model's own code
+        return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # the tokenizers library has no class of its own for this
+        raise InputError(
+            f"the tokenizers library can't read it ({error})",
+            where=str(directory / "tokenizer.json"),
+        ) from error
+
+
+def _without_defaults(data: dict[str, Any], directory: Path, vocab_size: int) -> dict[str, Any]:
+    """Without the tokens that only transformers' class adds, and that have no embedding."""
+    added = data.get("added_tokens") or []
+    if all(token["id"] < vocab_size for token in added):
+        return data
+    names = ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")
+    stored = "".join(
+        (directory / name).read_text(encoding="utf-8-sig")
+        for name in names
+        if (directory / name).is_file()
+    )
+    kept = [
+        token
+        for token in added
+        if token["id"] < vocab_size
+        or any(json.dumps(token["content"], ensure_ascii=pure) in stored for pure in (True, False))
+    ]
+    return {**data, "added_tokens": kept}
+
+
+def _templates(tokenizer: Any) -> dict[str, str]:
+    template = getattr(tokenizer, "chat_template", None)
+    if isinstance(template, str):
+        return {"default": template}
+    return {name: text for name, text in (template or {}).items() if isinstance(text, str)}
+
+
+def _ends(directory: Path, eos: int | None) -> tuple[int, ...]:
+    """The ids that end a generation, the tokenizer's EOS first."""
+    path = directory / "generation_config.json"
+    config = read_optional_json(directory / "config.json").get("eos_token_id")
+    # transformers makes a generation config of config.json only where there is no file of it.
+    listed = read_optional_json(path).get("eos_token_id") if path.is_file() else config
+    values = [eos, *(listed if isinstance(listed, list) else [listed])]
+    if all(value is None for value in values):
+        values = config if isinstance(config, list) else [config]
+    return tuple(dict.fromkeys(value for value in values if type(value) is int))
