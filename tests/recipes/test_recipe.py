@@ -86,7 +86,7 @@ def test_a_dataset_given_with_set_is_relative_to_the_working_directory(
             "quantize.method must be one of rtn, gptq, awq, smoothquant, fp8, nf4, ggml",
         ),
         ("qantize=1", "qantize: unknown key; did you mean quantize"),
-        ("quantize.group_size=4", "group_size 4 is not -1"),
+        ("quantize.group_size=4", "group_size 4 must be -1"),
         ("quantize.overrides=[{match: x, bit: 8}]", "overrides.0.bit: unknown key; did you mean b"),
         ("calibration.sampels=3", "calibration.sampels: unknown key; did you mean samples"),
         ("calibration=null", "method awq needs a calibration section"),
