@@ -1,1 +1,1 @@
-"""Calibration: text into rows of tokens, rows into statistics, and what may be rescaled."""
+"""Calibration: text becomes rows of tokens, and rows become statistics of what linears read."""

@@ -111,6 +111,7 @@ class _Probe:
     # the output equal bit for bit, and anything else changes it.
 
     def __init__(self, block: nn.Module, call: Call, hidden: Tensor) -> None:
+        # In float32, so that norms which multiply by 1 + w stay far within the tolerance.
         self.block = copy.deepcopy(block).float()
         self.call = Call(_to_float(call.args), _to_float(call.kwargs))
         self.hidden = hidden.float()
@@ -160,6 +161,7 @@ class _Probe:
         finally:
             for name, tensor in originals.items():
                 self.block.get_parameter(name).data = tensor
+        # One such norm among the folds rounds the whole output.
         if any(fold.kind == "norm_plus_one" for fold in folds):
             limit = _TOLERANCE * self.reference.abs().max()
             return bool((output - self.reference).abs().max() <= limit)
@@ -193,6 +195,7 @@ def _candidates(probe: _Probe, consumers: tuple[str, ...], kv_heads: int | None)
 
 
 def _to_float(value: Any) -> Any:
+    """A layer's arguments with their floats in float32: masks, rotary embeddings, not positions."""
     if isinstance(value, Tensor):
         return value.float() if value.is_floating_point() else value
     if isinstance(value, dict):

@@ -97,6 +97,7 @@ class CalibrationPass:
             parts.append((rows.ids[:1, :_PROBE_TOKENS], 1))
         for ids, size in parts:
             for batch in self.stream.begin_each(ids, size):
+                # The hidden states wait elsewhere; the batch keeps the arguments of its layers.
                 hidden, batch.hidden = batch.hidden, batch.hidden.new_empty(0)
                 self._batches.append(batch)
                 yield hidden
@@ -117,6 +118,7 @@ class CalibrationPass:
                 self._writer.save(index, inputs)
         if self.needs.folds:
             self._folds = self._find_folds(index, block, inputs)
+        # Otherwise the rows wait for the quantized weights, with which ``carry`` passes them on.
         if self.needs.independent:
             self._snapshot = self._hidden.commit()
         # Another method may need what the output embedding reads, so the cache has that as well.
@@ -152,6 +154,7 @@ class CalibrationPass:
 
     def restore(self, state: CalibrationState) -> bool:
         """Continue after the block of ``state``; False where its files are missing or damaged."""
+        # With cached statistics and without folds there are no rows, and so no hidden states.
         if self._batches and (state.hidden is None or not self._hidden.restore(state.hidden)):
             return False
         self._folds = list(state.folds)

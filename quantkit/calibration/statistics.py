@@ -96,7 +96,7 @@ class Gram(Diagonal):
         width = self._panels[0].shape[1]
         result = self._sums.new_empty(width, width)
         order = torch.arange(width, device=result.device) if order is None else order
-        places = torch.argsort(order)
+        places = torch.argsort(order)  # where each feature goes in the result
         for first, panel in zip(range(0, width, _PANEL), self._panels, strict=True):
             last = first + len(panel)
             rows = self._sums.new_empty(len(panel), width)

@@ -1,1 +1,1 @@
-"""How codes are chosen: one method a file. Tensors in, tensors out; nothing here touches files."""
+"""Methods: how codes are chosen. Tensors in, tensors out; nothing here touches files."""

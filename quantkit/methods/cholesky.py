@@ -20,6 +20,7 @@ def cholesky_(matrix: Tensor, threads: int = 1) -> bool:
     ``threads``. Returns False, with the matrix destroyed, where it isn't positive definite or holds
     NaN or infinity.
     """
+    # A GPU has no threads that could change the bytes.
     if matrix.device.type != "cpu":
         lower, failed = torch.linalg.cholesky_ex(matrix)
         matrix.copy_(lower)

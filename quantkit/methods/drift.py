@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-# Of C that is corrected. All of it is a little better on a model calibrated on text like its own,
-# and worse elsewhere; half of it is better than none on both (docs/quality.md, "Drifted inputs").
+# The share of C that is corrected. All of C is a little better on one model, and worse than half of
+# it on another; half of it is better than none on both (docs/quality.md, "Drifted inputs").
 _SHARE = 0.5
 
 

@@ -132,6 +132,7 @@ class QuantizedTensor:
         if self.groups is not None:
             zeros, scales = self.zeros.float()[:, self.groups], self.scales[:, self.groups]
             return (self.codes.float() - zeros) * scales
+        # In place, since the float32 copy of a weight is the largest thing in memory here.
         value = self.codes.view(rows, self.scales.shape[1], -1).float()
         value.sub_(self.zeros[..., None]).mul_(self.scales[..., None])
         return value.view(rows, columns)

@@ -77,11 +77,13 @@ class Nf4(LinearMethod):
         return Nf4Scheme(self.block_size, self.double_quant)
 
     def quantize(self, linears: Linears) -> BlockResult:
+        # The format has one scheme for all linears.
         scheme = self.default_scheme()
         return linears.each(lambda weight, _: quantize(weight, scheme), _computed)
 
 
 def _computed(tensor: Quantized) -> Tensor:
+    # In its own dtype: the report's float32 copies are of some rows at a time.
     assert isinstance(tensor, Nf4Tensor)
     return tensor.computed()
 

@@ -83,6 +83,7 @@ def quantize_rescaled(
         targets = [
             Target(values[name], as_grid(linears.schemes[name]), rows[name]) for name in names
         ]
+        # Consumers of a fold all read one input, so any of them finds it.
         method, fold = rescaler(group), by_consumer.get(names[0])
         scale = None
         if fold is not None:

@@ -82,6 +82,8 @@ class _Smoother:
             sum_of((errors * counts).sum(1)) / max(sum_of((squares * counts).sum(1)), 1e-30)
             for counts in (torch.ones_like(self._importance), self._importance)
         )
+        # The error is the weights' alone: what rounding the inputs costs depends on the largest
+        # feature of each token, which the statistics don't tell.
         report = self._linears.report(name, plain, "weights")
         return QuantizedLinear(tensor, replace(report, weighted_error=weighted))
 
@@ -97,4 +99,5 @@ def smoothing_scale(activation: Tensor, weights: Sequence[Tensor], alpha: float)
 
 
 def _positive(values: Tensor) -> Tensor:
+    """``values`` (n,), at least 0, with a floor above zero."""
     return values.clamp(min=_SMALLEST * float(values.max().clamp(min=_SMALLEST)))

@@ -80,6 +80,7 @@ _HALVES = BitField("codes", 0, 4, 16)  # of 32 codes: the first 16 in the low ni
 _FIFTH = BitField("codes", 4, 1, 1)  # the fifth bits of 32 codes, in order
 _ALONE = (1, 1)
 
+# Q4_1 and Q5_1 add their minimum where the formula subtracts it, so they store "-dmin".
 LAYOUTS = {
     "Q4_0": BlockLayout(32, 32, (-8, 7), ("d", _HALVES), code_bias=8),
     "Q4_1": BlockLayout(32, 32, (0, 15), ("d", "-dmin", _HALVES), mins=_ALONE),

@@ -31,6 +31,7 @@ def quantize_by_ggml(
     columns = weight.shape[-1]
     encode = Encoder(type, columns, importance)
     rows = weight.reshape(-1, columns)
+    # A call through ctypes releases Python's lock, so that threads quantize side by side.
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         parts = list(pool.map(encode, rows.split(rows_at_once(columns))))
     return GgmlTensor(type, torch.cat(parts), tuple(weight.shape))
@@ -93,6 +94,7 @@ class Encoder:
             gguf = library.load_gguf()
             return torch.from_numpy(gguf.quants.quantize(values.numpy(), self._kind))
         blocks = torch.empty((len(values), self.row_bytes), dtype=torch.uint8)
+        # The pointers are to tensors that live until the call returns.
         written = self._ggml.ggml_quantize_chunk(
             int(self._kind),
             values.data_ptr(),
