@@ -25,6 +25,7 @@ from quantkit.results.quality import Quality
 from tests.helpers.present import present
 
 DEMO = [("demo", 1.0)]
+FEW = ["calibration.samples=8"]
 
 
 @pytest.fixture(scope="module")
@@ -35,18 +36,27 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def make(recipe: str, out: Path, model: str, adapters: list[tuple[str, float]]) -> Path:
-    job = prepare(load_recipe(recipe), model, adapters)
+def make(
+    recipe: str,
+    out: Path,
+    model: str,
+    adapters: list[tuple[str, float]],
+    settings: list[str] | None = None,
+) -> Path:
+    job = prepare(load_recipe(recipe, settings), model, adapters)
     quantize(job, out, device="cpu", force=False, progress=Silent())
     return out
 
 
-@pytest.mark.parametrize("recipe", ["awq-w4-g128", "gptq-w4-g128", "nf4", "gguf-q4-k-m"])
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [("awq-w4-g128", FEW), ("gptq-w4-g128", FEW), ("nf4", []), ("gguf-q4-k-m", FEW)],
+)
 def test_folding_in_gives_the_weights_of_merge_then_quantize(
-    merged: Path, tmp_path: Path, recipe: str
+    merged: Path, tmp_path: Path, recipe: str, settings: list[str]
 ) -> None:
-    folded = make(recipe, tmp_path / "folded", "demo", DEMO)
-    after = make(recipe, tmp_path / "after", str(merged), [])
+    folded = make(recipe, tmp_path / "folded", "demo", DEMO, settings)
+    after = make(recipe, tmp_path / "after", str(merged), [], settings)
     (mine,) = [*folded.glob("*.safetensors"), *folded.glob("*.gguf")]
     (theirs,) = [*after.glob("*.safetensors"), *after.glob("*.gguf")]
     assert mine.read_bytes() == theirs.read_bytes()
