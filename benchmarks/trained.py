@@ -27,7 +27,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-# The demo's scripts are no package and import one another as neighbours.
+# The demo's scripts are no package and import one another as neighbors.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "demo"))
 
 from train import train

@@ -1,4 +1,4 @@
 """The peers' side of ``benchmarks.foreign``: scripts that their own interpreters run by path.
 
-They import one another as neighbours, and nothing of quantkit, which a peer's environment lacks.
+They import one another as neighbors, and nothing of quantkit, which a peer's environment lacks.
 """

@@ -1,4 +1,4 @@
-"""Scripts that other interpreters run import nothing of this checkout but their neighbours."""
+"""Scripts that other interpreters run import nothing of this checkout but their neighbors."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_permuted_groups_are_read_and_run(source: Path, tmp_path: Path) -> None:
 
 
 def test_a_borrow_between_zero_points_is_undone(source: Path, tmp_path: Path) -> None:
-    """GPTQModel takes 1 off whole words; a zero point of 0 then borrows from its neighbour."""
+    """GPTQModel takes 1 off whole words; a zero point of 0 then borrows from its neighbor."""
 
     def pack(name: str, weight: torch.Tensor) -> Packed | None:
         coded = code(weight.abs(), 4, 32)  # all zero points are 0

@@ -67,7 +67,7 @@ def test_transforms_are_undone(transform: Transform, shape: tuple[int, ...]) -> 
 
 def test_what_transforms_do() -> None:
     rows = torch.arange(16.0)
-    # Two heads of eight: halves (0..3, 4..7) become neighbouring pairs.
+    # Two heads of eight: halves (0..3, 4..7) become neighboring pairs.
     first = [0, 4, 1, 5, 2, 6, 3, 7]
     assert InterleaveHalves(8).apply(rows).tolist() == first + [8 + row for row in first]
     # Two heads of two: (q, k, v) of each become all q, all k, all v.
