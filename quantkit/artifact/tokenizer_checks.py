@@ -123,4 +123,4 @@ def _difference(original: str | None, own: str | None) -> str:
         return "is missing"
     if original is None:
         return "is one that the baseline doesn't have"
-    return f"differs: {len(own)} characters, the baseline's has {len(original)}"
+    return f"differs: {len(str(own))} characters, the baseline's has {len(str(original))}"

@@ -127,7 +127,8 @@ def _output(artifact: Path, out: Path | None, *, force: bool) -> Path:
 def _layout(chat: ChatMetadata, gguf: Path) -> tuple[ChatLayout | None, tuple[str, ...]]:
     """The chat template's layout, without the BOS token that Ollama adds itself, and notes."""
     if chat.template is None:
-        return None, ("The model has no chat template: Ollama passes prompts on unchanged.",)
+        but = f" but {', '.join(chat.others)}" if chat.others else ""
+        return None, (f"The model has no chat template{but}: Ollama passes prompts on unchanged.",)
     template = JinjaTemplate(chat.template, chat.tokens)
     try:
         observed = observe(template, adds_bos=chat.adds_bos)

@@ -23,6 +23,7 @@ from quantkit.engines import transformers as hf
 from quantkit.engines.choose import LLAMACPP, check_engine, engine_for
 from quantkit.engines.trial import Trial, run_trial
 from quantkit.formats.gguf.reader import GgufWeights, gguf_files
+from quantkit.formats.gguf.tokenizer import template_key, templates_of
 from quantkit.formats.packed import PackedCheckpoint, open_artifact
 from quantkit.lora.open import tokenizer_directory
 from quantkit.model.skeleton import Skeleton
@@ -162,9 +163,12 @@ class ArtifactChecks:
         original = load_tokenizer(tokenizer_directory(self.baseline))
         if isinstance(self.source, GgufWeights):
             metadata = self.source.header.metadata
-            yield from tokenizer_checks.compare_template(
-                original, original, metadata.get("tokenizer.chat_template")
-            )
+            written = templates_of(metadata)
+            template: Any = written.get("default")
+            if isinstance(original.chat_template, dict):
+                names = original.chat_template
+                template = {name: written.get(template_key(name)) for name in names}
+            yield from tokenizer_checks.compare_template(original, original, template)
             yield tokenizer_checks.compare_special_ids(original, metadata)
             return
         try:

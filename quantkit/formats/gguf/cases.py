@@ -71,14 +71,18 @@ def build_cases(
         ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return [Case(text, list(row)) for text, row in zip(texts, ids, strict=True)]
 
+    words = [token["content"] for token in added if token["content"].replace("▁", " ").strip()]
     texts = [*CORPUS, *_own_texts(vocabulary)]
+    # Added tokens may be ordinary words.
+    around = [text for text in texts if any(word in text for word in words)]
+    texts = [text for text in texts if text not in set(around)] if around else texts
     # SentencePiece itself marks the beginning of a text even before a space, as llama.cpp does, but
     # not all of transformers' conversions: these texts don't decide whether a vocabulary is right.
     apart = vocabulary.model == "llama"
     return Cases(
         plain=tokenized([text for text in texts if not (apart and text.startswith(" "))]),
         spaced=tokenized([text for text in texts if apart and text.startswith(" ")]),
-        special=tokenized(list(dict.fromkeys(_beside_special(added)))),
+        special=tokenized(list(dict.fromkeys([*around, *_beside_special(words, added)]))),
         chats=tokenized(list(dict.fromkeys(_rendered(tokenizer, templates)))),
     )
 
@@ -98,12 +102,12 @@ def _rendered(tokenizer: Any, templates: Mapping[str, str]) -> Iterator[str]:
                 continue
 
 
-def _beside_special(added: list[dict[str, Any]]) -> Iterator[str]:
-    """Texts around the first special tokens of every kind."""
+def _beside_special(words: list[str], added: list[dict[str, Any]]) -> Iterator[str]:
+    """Texts around the first added tokens of every kind, of those in ``words``."""
     kinds: dict[tuple[Any, ...], list[str]] = {}
     for token in added:
-        if not token["content"].replace("▁", " ").strip():
-            continue  # runs of white space are in the corpus
+        if token["content"] not in words:
+            continue
         flags = ("special", "normalized", "single_word", "lstrip", "rstrip")
         kinds.setdefault(tuple(token.get(flag) for flag in flags), []).append(token["content"])
     for texts in kinds.values():

@@ -77,12 +77,25 @@ def _load(directory: Path) -> Any:
                 fix="Save the fast tokenizer beside the weights: "
                 "AutoTokenizer.from_pretrained(...).save_pretrained(DIR).",
             ) from error
+    _check_tokenizer_json(directory / "tokenizer.json")
     try:  # a class that transformers knows only with the model's own code
         return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # the tokenizers library has no class of its own for this
+    except Exception as error:  # what is wrong in the files beside tokenizer.json shows in any way
         raise InputError(
-            f"the tokenizers library can't read it ({error})",
-            where=str(directory / "tokenizer.json"),
+            f"transformers can't load the tokenizer ({type(error).__name__}: {error})",
+            where=str(directory),
+            fix="Check tokenizer_config.json, special_tokens_map.json and the chat templates.",
+        ) from error
+
+
+def _check_tokenizer_json(path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_file(str(path))
+    except Exception as error:  # the library has no class of its own for this
+        raise InputError(
+            f"the tokenizers library can't read it ({error})", where=str(path)
         ) from error
 
 

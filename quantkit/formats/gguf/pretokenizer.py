@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from quantkit.base.errors import InputError
@@ -40,6 +40,7 @@ MERGES_ONLY = (
 _PHI3 = re.compile("phi-?3", re.IGNORECASE)
 _NEEDED_BY_PHI3 = ("</s>", "<unk>", "<s>", "<|endoftext|>")
 _LONGEST_KEY = 12  # characters by which the texts' substrings are looked up
+_CUT_AT = (TokenType.CONTROL, TokenType.USER_DEFINED)  # before anything else is done to a text
 _SHOWN = 4  # tokens that an example shows
 _LONGEST_SHOWN = 60  # characters of a text that an example shows
 
@@ -92,7 +93,6 @@ class _Outcome:
 def find_pretokenizer(
     vocabulary: Vocabulary,
     cases: Cases,
-    special: Iterable[int],
     *,
     drops_space: bool = False,
     strict: bool = True,
@@ -100,12 +100,11 @@ def find_pretokenizer(
     """Return the vocabulary with the settings by which llama.cpp tokenizes the cases.
 
     ``vocabulary.name``: the model's; it is changed where llama.cpp would go wrong by it.
-    ``special``: types of tokens that text is cut at before anything else. ``drops_space``: some of
-    these drop white space beside them. Plain text must come out right, and in chats the special
-    tokens; otherwise the result is the best candidate, or an InputError if ``strict``. Raises
-    MachineError when llama.cpp's library isn't installed.
+    ``drops_space``: some special tokens drop white space beside them. Plain text must come out
+    right, and in chats the special tokens; otherwise the result is the best candidate, or an
+    InputError if ``strict``. Raises MachineError when llama.cpp's library isn't installed.
     """
-    part, ids = _needed_part(vocabulary, cases, set(special))
+    part, ids = _needed_part(vocabulary, cases)
     search = _Search(vocabulary, part, ids, cases)
     best = None
     for name in candidate_names(vocabulary, drops_space):
@@ -197,16 +196,16 @@ class _Search:
 
     def loses_special(self, difference: _Difference) -> bool:
         """Whether special tokens are among those that differ."""
-        kinds = (TokenType.CONTROL, TokenType.USER_DEFINED)
         ours, theirs = (
-            [index for index in ids if self._whole.types[index] in kinds]
+            [index for index in ids if self._whole.types[index] in _CUT_AT]
             for ids in (difference.got, difference.case.ids)
         )
         return ours != theirs
 
     def _splits_plain(self, handle: int, candidate: Vocabulary, marked: bool) -> bool:
         for count, case in enumerate(self._cases.plain):
-            got = self._tokenized(handle, f" {case.text}" if marked else case.text)
+            marks = marked and not (case.ids and self._whole.types[case.ids[0]] in _CUT_AT)
+            got = self._tokenized(handle, f" {case.text}" if marks else case.text)
             if got == case.ids:
                 continue
             if count > self._most:
@@ -294,13 +293,10 @@ def _example(differences: list[_Difference], vocabulary: Vocabulary) -> str:
     return f"{text} has {shown(pair.got)} where it should be {shown(pair.case.ids)}"
 
 
-def _needed_part(
-    vocabulary: Vocabulary, cases: Cases, special: set[int]
-) -> tuple[Vocabulary, list[int]]:
+def _needed_part(vocabulary: Vocabulary, cases: Cases) -> tuple[Vocabulary, list[int]]:
     """The tokens that tokenizing the cases can touch, and their ids in the whole vocabulary.
 
-    ``special``: types of tokens that are looked for in the raw text. Bytes and the unknown token
-    are always among the result: any text can need them.
+    Bytes and the unknown token are always among the result: any text can need them.
     """
     # Loading all of a large vocabulary for every candidate would take seconds each.
     texts, used = cases.texts(), cases.used()
@@ -308,7 +304,7 @@ def _needed_part(
     cut_at = [
         token
         for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True)
-        if kind in special and token in raw
+        if kind in _CUT_AT and token in raw
     ]
     written = _written(texts, vocabulary.model, cut_at)
     keys = {

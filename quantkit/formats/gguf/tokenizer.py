@@ -45,6 +45,9 @@ _ENDS_BY_TEXT = {
     *("<end_of_turn>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>"),
     *("<end_of_utterance>", "<eos>", "<｜end▁of▁sentence｜>"),
 }
+_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
+# All ids that end a generation, where they are more than llama.cpp has keys for. It ignores this.
+END_IDS = "quantkit.end_token_ids"
 _SPECIAL = {
     "bos": "bos_token_id",
     "eos": "eos_token_id",
@@ -95,6 +98,8 @@ def plan_tokenizer(
     metadata = {f"tokenizer.ggml.{key}": value for key, value in values.items()}
     notes = (*proven.notes, *_unheld_ends(proven.vocabulary, special, original.ends))
     metadata |= {"general.name": proven.vocabulary.name}
+    if len(original.ends) > len(_ENDS):
+        metadata[END_IDS] = [n for n in original.ends if 0 <= n < len(vocabulary.tokens)]
     return TokenizerPlan(metadata | template_metadata(original.templates), notes)
 
 
@@ -111,7 +116,6 @@ def _proven(vocabulary: Vocabulary, original: Original, pre_tokenizer: str | Non
     return find_pretokenizer(
         vocabulary,
         cases,
-        (TokenType.CONTROL, TokenType.USER_DEFINED),
         drops_space=strips,
         strict=pre_tokenizer is None,
     )
@@ -122,15 +126,25 @@ def template_metadata(templates: Mapping[str, str]) -> Metadata:
     result: Metadata = {}
     if "default" in templates:
         result["tokenizer.chat_template"] = templates["default"]
-    # Names as llama.cpp's own converter writes them.
     named = {
-        re.sub("[^A-Za-z0-9]", "_", name): text
-        for name, text in sorted(templates.items())
-        if name != "default"
+        template_key(name): text for name, text in sorted(templates.items()) if name != "default"
     }
     if named:
         result["tokenizer.chat_templates"] = list(named)
     return result | {f"tokenizer.chat_template.{name}": text for name, text in named.items()}
+
+
+def templates_of(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The chat templates in a file's metadata, by name; "default" is the one without a name."""
+    keys = {"default": "tokenizer.chat_template"}
+    prefix = "tokenizer.chat_template."
+    keys |= {key.removeprefix(prefix): key for key in metadata if key.startswith(prefix)}
+    return {name: metadata[key] for name, key in keys.items() if isinstance(metadata.get(key), str)}
+
+
+def template_key(name: str) -> str:
+    """The name of a chat template in a file, as llama.cpp's own converter writes it."""
+    return re.sub("[^A-Za-z0-9]", "_", name)
 
 
 def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
@@ -232,7 +246,7 @@ def _special_ids(directory: Path, original: Original, tokens: list[str]) -> Meta
         )
     result["eos_token_id"] = ends[0]
     further = sorted(ends[1:], key=lambda number: tokens[number] in _ENDS_BY_TEXT)
-    return result | dict(zip(("eot_token_id", "eom_token_id"), further, strict=False))
+    return result | dict(zip(_ENDS[1:], further, strict=False))
 
 
 def _unheld_ends(
@@ -241,7 +255,7 @@ def _unheld_ends(
     """A note on the tokens at which llama.cpp won't end a generation, if there are any."""
     size = len(vocabulary.tokens)
     ends = [number for number in ends if 0 <= number < size]
-    held = {special.get(f"{name}_token_id") for name in ("eos", "eot", "eom")}
+    held = {special.get(name) for name in _ENDS}
     unheld = [number for number in ends if number not in held]
     if not unheld:
         return []
@@ -262,7 +276,8 @@ def _unheld_ends(
     texts = listed(repr(vocabulary.tokens[number]) for number in unheld)
     return [
         f"llama.cpp doesn't end a generation at {texts}, as transformers does: GGUF has keys for "
-        "three such tokens. Give the others as stop texts."
+        "three such tokens. `quantkit export` gives the others to Ollama as stop texts; do so in "
+        "other programs."
     ]
 
 

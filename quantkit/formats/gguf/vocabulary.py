@@ -165,7 +165,8 @@ def loaded(
 def tokenize(handle: int, text: str) -> list[int]:
     """The ids of a text, with special tokens in it and without BOS and EOS."""
     data = text.encode()
-    room = len(data) + 2
+    # A byte gives at most itself and the mark of a beginning, after a special token of one byte.
+    room = 2 * len(data) + 2
     ids = (ctypes.c_int32 * room)()
     count = llama_library().llama_tokenize(handle, data, len(data), ids, room, False, True)
     if count < 0:

@@ -8,9 +8,13 @@ from typing import Any
 
 import pytest
 
+import quantkit
 from quantkit.base.errors import InputError
+from quantkit.chat.gguf import read_chat
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.commands.export import export_ollama
 from quantkit.formats.gguf.file import GgufPlan, plan_file
+from quantkit.formats.gguf.header import read_header
 from quantkit.formats.gguf.writer import write_file
 from tests.helpers.gguf_tiny import LLAMA3, QWEN2, VOCABULARY
 from tests.helpers.gguf_tokens import CHATML, INST, PHI3, ZEPHYR, added, with_tokens
@@ -136,6 +140,25 @@ def test_a_name_with_phi_3_that_llama_cpp_would_not_load(tmp_path: Path, name: s
     assert differing(directory, path, rendered(directory)) == []
 
 
+def test_added_tokens_may_be_ordinary_words(tmp_path: Path) -> None:
+    lines = [added("\n\n", special=False), added("\n", special=False)]
+    words = [added("hello", special=False), added("naïve", special=False, normalized=True)]
+    cases: list[tuple[list[dict[str, Any]], dict[str, Any]]] = [
+        (lines, NO_CLASS),
+        (words, LLAMA2),
+        (words[:1], NO_CLASS),
+        ([*lines, *words], LLAMA2),
+    ]
+    for count, (tokens, settings) in enumerate(cases):
+        directory = tmp_path / str(count)
+        directory.mkdir()
+        with_tokens(directory, tokens=tokens, settings=settings)
+        plan, path = written(directory)
+        assert plan.metadata["tokenizer.ggml.add_space_prefix"] is (count < 3)
+        special = ["</s>x = 1", "</s>hello"] if count == 3 else ["x = 1", "Does it mind?"]
+        assert differing(directory, path, special) == []
+
+
 def test_what_llama_cpp_cannot_do_is_noted_with_an_example(tmp_path: Path) -> None:
     cases: dict[str, dict[str, Any]] = {
         "lstrip": {"tokens": [added("<|im_start|>", lstrip=True), added("<|im_end|>")]},
@@ -184,6 +207,34 @@ def test_every_chat_template_is_written(tmp_path: Path) -> None:
             for name, template in zip(names, templates, strict=True):
                 if name != "default":
                     assert vocabulary.template(name) == template["template"]
+
+
+def test_verify_and_export_know_named_templates(tmp_path: Path) -> None:
+    templates = [{"name": "tool-use", "template": CHATML}, {"name": "rag", "template": INST}]
+    for count, default in enumerate(([], [{"name": "default", "template": CHATML}])):
+        directory = tmp_path / str(count)
+        directory.mkdir()
+        with_tokens(directory, tokens=ENDS_TURNS, split=QWEN2, template=[*templates, *default])
+        artifact = tmp_path / f"artifact-{count}"
+        quantkit.quantize("gguf-q8-0", model=directory, out=artifact)
+        assert quantkit.verify(artifact, baseline=directory).passed
+        notes = export_ollama(artifact, out=tmp_path / f"ollama-{count}").notes
+        expected = "The model has no chat template but rag, tool_use"
+        assert any(note.startswith(expected) for note in notes) is (not default)
+
+
+def test_a_modelfile_stops_at_every_end(tmp_path: Path) -> None:
+    directory = tmp_path / "model"
+    directory.mkdir()
+    with_tokens(directory, split=QWEN2, eos_token_id=[1, 300, 301, 302, 303])
+    (directory / "generation_config.json").unlink(missing_ok=True)
+    artifact = tmp_path / "artifact"
+    quantkit.quantize("gguf-q8-0", model=directory, out=artifact)
+    [gguf] = artifact.glob("*.gguf")
+    tokens = read_header(gguf).metadata["tokenizer.ggml.tokens"]
+    text = export_ollama(artifact, out=tmp_path / "ollama").path.read_text()
+    assert text.count("PARAMETER stop") >= 5 and tokens[300] in text and tokens[303] in text
+    assert read_chat(gguf).ends == tuple(tokens[n] for n in (1, 300, 301, 302, 303))
 
 
 def test_chat_templates_in_files_of_their_own(tmp_path: Path) -> None:
