@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.formats.gguf.header import read_header
+from quantkit.formats.gguf.rope import LONG
 from quantkit.formats.gguf.tokenizer import END_IDS, templates_of
 
 _NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
@@ -19,7 +20,8 @@ class ChatMetadata:
     template: Jinja source, None for a model that has none; others: names of further templates;
     tokens: the special ones, by the names that templates use; ends: texts of the tokens that end an
     answer; adds_bos: whether the engine puts BOS before a prompt by itself; context: tokens that
-    the model was trained on.
+    the model was trained on; short_context: tokens up to which a model with longrope uses the short
+    factors, which llama.cpp decides by its context.
     """
 
     template: str | None
@@ -28,11 +30,15 @@ class ChatMetadata:
     ends: tuple[str, ...]
     adds_bos: bool
     context: int | None
+    short_context: int | None
 
 
 def read_chat(path: Path) -> ChatMetadata:
     """Read a file's chat metadata. Raises InputError for a file that isn't GGUF."""
-    values = read_header(path).metadata
+    header = read_header(path)
+    values = header.metadata
+    architecture = values.get("general.architecture")
+    has_longrope = any(tensor.name == LONG for tensor in header.tensors)
     vocabulary = values.get("tokenizer.ggml.tokens", [])
 
     def text(number: int | None) -> str | None:
@@ -52,5 +58,8 @@ def read_chat(path: Path) -> ChatMetadata:
         tokens={name: text for name, text in named.items() if text is not None},
         ends=tuple(dict.fromkeys(end for end in ends if end is not None)),
         adds_bos=bool(adds_bos),
-        context=values.get(f"{values.get('general.architecture')}.context_length"),
+        context=values.get(f"{architecture}.context_length"),
+        short_context=values.get(f"{architecture}.rope.scaling.original_context_length")
+        if has_longrope
+        else None,
     )

@@ -158,7 +158,8 @@ def _parameters(
             where=f"--parameter num_ctx={context}",
         )
     if chat.context is not None and context is None:
-        defaults.append(("num_ctx", min(chat.context, _LARGEST_CONTEXT)))
+        usual = min(chat.context, chat.short_context or chat.context)
+        defaults.append(("num_ctx", min(usual, _LARGEST_CONTEXT)))
     return defaults + [pair for pair in chosen if pair not in defaults]
 
 

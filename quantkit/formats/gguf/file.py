@@ -26,6 +26,7 @@ from quantkit.formats.gguf.architectures.architecture import (
 )
 from quantkit.formats.gguf.architectures.table import architecture_of, with_defaults
 from quantkit.formats.gguf.mixes import ModelTraits, find_mix
+from quantkit.formats.gguf.rope import read_rope, rope_notes
 from quantkit.formats.gguf.tensor_types import Choice, TypeOverride, choose_types
 from quantkit.formats.gguf.tokenizer import plan_tokenizer
 from quantkit.formats.gguf.transforms import Keep, Transform
@@ -170,7 +171,8 @@ def plan_file(
         _refuse_fallbacks(choices, shapes, where)
     tensors = [_planned(tensor, choices[tensor.name]) for tensor in stored]
     tensors += [_constant(gguf, tensor) for gguf, tensor in constants.items()]
-    return GgufPlan(mix, architecture.name, tuple(tensors), metadata, tokenizer.notes)
+    notes = (*tokenizer.notes, *rope_notes(read_rope(config)))
+    return GgufPlan(mix, architecture.name, tuple(tensors), metadata, notes)
 
 
 def _tensors(

@@ -56,9 +56,18 @@ def read_rope(config: Mapping[str, Any]) -> Rope:
     local = dict(rope.get("sliding_attention") or {})
     settings = dict(rope.get("full_attention") or rope)
     kind = str(settings.get("rope_type") or settings.get("type") or "default")
-    for key in ("original_max_position_embeddings", "max_position_embeddings"):
-        if config.get(key) is not None:
-            settings.setdefault(key, config[key])
+    # Phi-3's first names for it.
+    if kind == "su" or (kind == "yarn" and config.get("model_type") == "phi3"):
+        kind = "longrope"
+    largest = config.get("max_position_embeddings")
+    # In transformers the one at top level wins, and the model's own size is the last resort.
+    original = _first(config, settings, "original_max_position_embeddings") or largest
+    for key, value in (
+        ("max_position_embeddings", largest),
+        ("original_max_position_embeddings", original),
+    ):
+        if value is not None:
+            settings[key] = value
     if local.get("rope_type", "default") != "default":
         raise InputError(
             f"rope type {local['rope_type']} in sliding layers can't be written as GGUF",
@@ -68,7 +77,7 @@ def read_rope(config: Mapping[str, Any]) -> Rope:
     partial = _first(settings, config, "partial_rotary_factor", "rotary_pct")
     local_theta = _first(local, config, "rope_theta" if local else "rope_local_base_freq")
     return Rope(
-        kind="longrope" if kind == "su" else kind,  # Phi-3's first name for it
+        kind=kind,
         theta=float(theta or _DEFAULT_THETA),
         partial=1.0 if partial is None else float(partial),
         local_theta=None if local_theta is None else float(local_theta),
@@ -94,6 +103,20 @@ def rope_metadata(rope: Rope) -> dict[str, Any]:
             "rope.scaling.attn_factor": _longrope_attention(rope, original),
         }
     raise InputError(f"rope type {rope.kind!r} can't be written as GGUF", where="config.json")
+
+
+def rope_notes(rope: Rope) -> tuple[str, ...]:
+    """What llama.cpp computes otherwise than transformers."""
+    if rope.kind != "longrope":
+        return ()
+    original = int(rope.number("original_max_position_embeddings"))
+    if rope.number("max_position_embeddings") <= original:
+        return ()
+    return (
+        f"longrope: once its context is over {original} tokens, llama.cpp takes the long factors "
+        f"for every text, transformers only for texts over {original} tokens. Open the file with a "
+        f"context of at most {original} (-c {original}) unless longer texts are needed.",
+    )
 
 
 def rope_tensors(rope: Rope, width: int) -> dict[str, Tensor]:
@@ -142,7 +165,9 @@ def _longrope_attention(rope: Rope, original: float) -> float:
     """The scale of the rotated q and k: LongRoPE, arXiv 2402.13753, as transformers has it."""
     if rope.settings.get("attention_factor") is not None:
         return rope.number("attention_factor")
-    factor = rope.number("max_position_embeddings") / original
+    # A factor of its own counts, as in transformers.
+    factor = rope.settings.get("factor")
+    factor = rope.number("max_position_embeddings") / original if factor is None else float(factor)
     return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
 
 

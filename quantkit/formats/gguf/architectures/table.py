@@ -162,6 +162,7 @@ ARCHITECTURES = (
             linear("mlp.gate_up_proj", "two inner", "hidden"),
             linear("mlp.down_proj", "hidden", "inner"),
         ),
+        defaults={"original_max_position_embeddings": 4096},
         copied={"rope.scaling.original_context_length": "original_max_position_embeddings"},
         fixed=_SILU,
         ropes=("default", "longrope"),
