@@ -6,6 +6,7 @@ import errno
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -37,9 +38,14 @@ def read_optional_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 def json_text(value: object) -> str:
     """Readable JSON, the same text for the same value."""
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    # UTF-8 has no form for half a character, as in names that aren't UTF-8; JSON's escapes have.
+    return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def write_json(path: Path, value: object) -> None:

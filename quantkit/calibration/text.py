@@ -12,6 +12,8 @@ from torch import Tensor
 
 from quantkit.base.errors import InputError
 from quantkit.documents.dataset import Dataset, Document, read_dataset
+from quantkit.documents.text import check_text
+from quantkit.model.limits import Limits
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,13 @@ def load_tokenizer(directory: Path) -> Any:
 
 
 def pack_rows(
-    dataset: Dataset, tokenizer: Any, *, sequence_length: int, rows: int | None, seed: int | None
+    dataset: Dataset,
+    tokenizer: Any,
+    *,
+    sequence_length: int,
+    rows: int | None,
+    seed: int | None,
+    limits: Limits | None = None,
 ) -> Rows:
     """Tokenize a data set and cut it into rows of ``sequence_length``.
 
@@ -49,7 +57,10 @@ def pack_rows(
     token and cut; tokens after the last whole row are dropped. ``rows`` is the largest number of
     rows returned (None: all); the text may hold fewer. The result depends on these arguments alone.
 
-    Raises InputError for a data set that can't be read, and for text too short for one row.
+    limits: of the model, whose embedding must have every token.
+
+    Raises InputError for a data set that can't be read, for text too short for one row, and for a
+    token that the model lacks.
     """
     documents, digest = read_dataset(dataset)
     if seed is not None:
@@ -62,8 +73,11 @@ def pack_rows(
         if enough is not None and len(ids) >= enough:
             break
         # Chat templates write their own special tokens, and texts are separated below.
-        ids += tokenizer.encode(_rendered(document, tokenizer), add_special_tokens=False)
-        ids += separator
+        tokens = tokenizer.encode(_rendered(document, tokenizer), add_special_tokens=False)
+        tokens += separator
+        if limits is not None:
+            limits.check_ids(tokens, tokenizer, document.where)
+        ids += tokens
     count = len(ids) // sequence_length
     if rows is not None:
         count = min(count, rows)
@@ -75,17 +89,6 @@ def pack_rows(
         )
     table = torch.tensor(ids[: count * sequence_length]).view(count, sequence_length)
     return Rows(table, digest)
-
-
-def check_length(length: int, config: dict[str, Any], section: str) -> None:
-    """Raise InputError for rows of more tokens than the model's config allows positions."""
-    limit = config.get("max_position_embeddings")
-    if isinstance(limit, int) and length > limit:
-        raise InputError(
-            f"sequence_length {length} exceeds the model's {limit} positions",
-            where=section,
-            fix=f"Set {section}.sequence_length to at most {limit}.",
-        )
 
 
 def _rendered(document: Document, tokenizer: Any) -> str:
@@ -108,7 +111,6 @@ def render_chat(
     Raises InputError where the model has no template, or one that can't render the messages or
     leaves the tools out.
     """
-    from jinja2.exceptions import TemplateError
 
     def render(tools: list[dict[str, Any]] | None) -> str:
         text: str = tokenizer.apply_chat_template(
@@ -120,10 +122,11 @@ def render_chat(
         text = render(tools)
         # A template that doesn't know tools drops them without an error.
         ignored = bool(tools) and render(None) == text
-    except (ValueError, TemplateError, KeyError, TypeError) as error:
+    except Exception as error:  # a template is code, and may raise anything
         raise InputError(
             f"the model's chat template can't render the messages ({error})", where=where
         ) from error
     if ignored:
         raise InputError("the model's chat template leaves the tools out", where=where)
+    check_text(text, where)
     return text

@@ -37,9 +37,12 @@ def bench_command(
 ) -> None:
     """Measure memory, latency and throughput, each artifact in a fresh process."""
     from quantkit.cli.console import Console
+    from quantkit.reports.cells import missing
     from quantkit.reports.terminal import models_table
 
     console = Console(as_json=as_json)
     load = quantkit.Load(prompt_tokens, new_tokens, repeats, threads, device)
     rows = quantkit.bench(artifacts, baseline=baseline, load=load, out=out, progress=console)
     console.show([row.to_json() for row in rows], models_table(rows, "Cost"))
+    for text in missing(rows):
+        console.note(f"Missing: {text}")

@@ -21,7 +21,7 @@ from quantkit.base.output import check_output
 from quantkit.base.parallel import return_large_blocks
 from quantkit.base.progress import Progress
 from quantkit.base.version import __version__
-from quantkit.calibration.text import Rows, check_length, load_tokenizer, pack_rows
+from quantkit.calibration.text import Rows, load_tokenizer, pack_rows
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import copy_sidecars
 from quantkit.checkpoint.source import locate_model, model_name
@@ -32,6 +32,7 @@ from quantkit.formats.packed import open_artifact
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.lora.open import Weighted, adapt, tokenizer_directory
 from quantkit.model.device import resolve_device
+from quantkit.model.limits import Limits, check_length
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream, slices
 from quantkit.plan.base import Plan
@@ -59,6 +60,14 @@ class Job:
     plan: Plan
 
     @property
+    def limits(self) -> Limits:
+        """What the model can read."""
+        linears = self.plan.linears if isinstance(self.plan, GgufFilePlan) else self.plan
+        if isinstance(linears, LinearPlan):
+            return Limits.of(linears.skeleton, self.checkpoint)
+        return Limits.of(Skeleton(self.checkpoint), self.checkpoint)
+
+    @property
     def demands(self) -> int:
         """Rank in a sweep: the Gram matrix goes first, since it gives all other statistics too."""
         if self.loaded.recipe.calibration is None:
@@ -84,16 +93,17 @@ def prepare(
         )
     if adapters:
         checkpoint = _adapted(checkpoint, adapters, model, loaded, strict=strict)
-    if settings := loaded.recipe.calibration:
-        check_length(settings.sequence_length, checkpoint.config, "calibration")
     dataset = loaded.calibration_dataset()
     if dataset is not None:
         check_exists(dataset)
     name = model_name(model)
     plan = plan_recipe(loaded.recipe, checkpoint, name)
+    job = Job(loaded, model, name, checkpoint, plan)
+    if settings := loaded.recipe.calibration:
+        check_length(settings.sequence_length, job.limits, "calibration")
     if loaded.recipe.target is not None:
         _check_target(loaded.recipe.target, plan)
-    return Job(loaded, model, name, checkpoint, plan)
+    return job
 
 
 def _check_target(target: str, plan: Plan) -> None:
@@ -266,6 +276,7 @@ def _calibration_rows(job: Job, progress: Progress) -> Rows | None:
         sequence_length=settings.sequence_length,
         rows=settings.samples,
         seed=settings.seed,
+        limits=job.limits,
     )
     if rows.count < settings.samples:
         name = dataset.name if isinstance(dataset, Path) else str(dataset)
@@ -278,7 +289,9 @@ def _calibration_rows(job: Job, progress: Progress) -> Rows | None:
 def _check_runs(skeleton: Skeleton, run: Run, recipe: str) -> None:
     """One streamed forward on what was written must give finite logits."""
     stream = Stream(skeleton, open_artifact(run.directory), torch.device("cpu"))
-    ids = torch.arange(_CHECKED_TOKENS)[None] % stream.vocabulary
+    limits = Limits.of(skeleton, run.checkpoint)
+    length = min(_CHECKED_TOKENS, limits.positions or _CHECKED_TOKENS)
+    ids = torch.arange(length)[None] % limits.vocabulary
     if run.rows is not None:
         ids = run.rows.ids[:1, :_CHECKED_TOKENS]
     batches = stream.begin(ids, 1)

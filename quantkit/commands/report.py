@@ -20,4 +20,4 @@ def report(comparison: Path, out: Path, *, force: bool) -> None:
     if out.exists() and not force:
         raise InputError("exists already", subject=str(out), fix="--force replaces it.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    out.write_text(text, encoding="utf-8", errors="replace")

@@ -21,10 +21,11 @@ from quantkit.calibration.text import load_tokenizer, pack_rows
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.engines import transformers as hf
 from quantkit.judging.answers import Answer
-from quantkit.judging.cases import Case, load_cases
+from quantkit.judging.cases import Case, check_prompts, load_cases
 from quantkit.judging.regression import answer_cases
 from quantkit.lora.open import tokenizer_directory
 from quantkit.model.device import resolve_device
+from quantkit.model.limits import Limits
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
 from quantkit.recipes.suite import load_suite
@@ -84,7 +85,10 @@ def init_suite(
     chat = getattr(tokenizer, "chat_template", None) is not None
     asked = _read_prompts(prompts, max_new_tokens, chat)
     hf.check_memory(baseline.parameters(), torch.float32, "recording answers")
-    stream = Stream(Skeleton(baseline, torch.float32), baseline, resolve_device(device))
+    skeleton = Skeleton(baseline, torch.float32)
+    limits = Limits.of(skeleton, baseline)
+    check_prompts(asked, tokenizer, limits)
+    stream = Stream(skeleton, baseline, resolve_device(device))
     end = hf.end_tokens(baseline.directory, tokenizer)
     with (
         progress.task("record the baseline's answers", len(asked)) as task,
@@ -105,7 +109,7 @@ def init_suite(
             _write_lines(directory / TEXT, documents)
         else:
             shutil.copyfile(text, directory / dataset)
-        length = _row_length(directory / dataset, tokenizer, baseline.config)
+        length = _row_length(directory / dataset, tokenizer, limits)
         content = _SUITE.format(name=_suite_name(name or out), dataset=dataset, length=length)
         (directory / SUITE).write_text(content, encoding="utf-8")
         # A suite that couldn't be loaded again must not appear.
@@ -158,10 +162,12 @@ def _document(case: Case, answer: Answer) -> dict[str, Any]:
     return {"messages": [*case.messages, {"role": "assistant", "content": answer.text}]}
 
 
-def _row_length(dataset: Path, tokenizer: Any, config: dict[str, Any]) -> int:
+def _row_length(dataset: Path, tokenizer: Any, limits: Limits) -> int:
     """The longest row length that gives enough rows for an interval, in tokens."""
-    tokens = pack_rows(dataset, tokenizer, sequence_length=1, rows=None, seed=None).count
-    limit = config.get("max_position_embeddings") or _LENGTHS[0]
+    tokens = pack_rows(
+        dataset, tokenizer, sequence_length=1, rows=None, seed=None, limits=limits
+    ).count
+    limit = limits.positions or _LENGTHS[0]
     for length in _LENGTHS:
         if length <= limit and tokens >= _ROWS * length:
             return length

@@ -13,6 +13,7 @@ from pydantic import Discriminator, Tag
 from quantkit.base.errors import InputError
 from quantkit.base.files import sha256
 from quantkit.documents.hub import HubDataset, library, read_column
+from quantkit.documents.text import check_text
 
 Dataset = Path | HubDataset
 # The type of a document's key ``dataset``. Tags in <> are no keys: errors leave them out.
@@ -35,6 +36,18 @@ class Document:
 
     where: str
     content: str | list[dict[str, Any]]
+
+    def __post_init__(self) -> None:
+        """Raises InputError for messages that aren't objects, and for halves of characters."""
+        if isinstance(self.content, list):
+            odd = [value for value in self.content if not isinstance(value, dict)]
+            if odd:
+                raise InputError(
+                    f"messages holds {json.dumps(odd[0])}, which is no object",
+                    where=self.where,
+                    fix='Write each message as {"role": "user", "content": "…"}.',
+                )
+        check_text(self.content, self.where)
 
     @property
     def words(self) -> str:

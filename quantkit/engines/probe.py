@@ -135,6 +135,14 @@ def _measure_torch(probe: Probe) -> Cost:
             probe.path, dtype="auto", device_map=None if probe.device == "cpu" else probe.device
         )
         model.eval()
+    from quantkit.model.limits import fixed_positions
+
+    positions, tokens = fixed_positions(model), probe.prompt_tokens + probe.new_tokens - 1
+    if positions is not None and tokens > positions:
+        raise InputError(
+            f"{probe.prompt_tokens} tokens and {probe.new_tokens} new ones don't fit in the "
+            f"model's {positions} positions"
+        )
     resident = _resident_bytes()
     row = torch.tensor(probe.prompt(), device=model.device)
 

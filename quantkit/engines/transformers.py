@@ -62,7 +62,7 @@ def generate(
             do_sample=False,
             max_new_tokens=limit,
             eos_token_id=list(end) or None,
-            pad_token_id=end[0] if end else 0,
+            pad_token_id=0,  # what an answer that has ended is filled up with; any id would do
         )
         for start in range(0, len(indices), _BATCH):
             chosen = indices[start : start + _BATCH]

@@ -81,6 +81,9 @@ def _by_torch(model: Any, trial: Trial) -> Answers:
     from quantkit.engines import transformers as hf
 
     prompts = [prompt for prompt in trial.prompts if not isinstance(prompt, str)]
+    rows = model.get_input_embeddings().weight.shape[0]
+    if (largest := max(id for prompt in prompts for id in prompt)) >= rows:
+        raise InputError(f"token {largest} of a prompt is beyond the embedding of {rows} rows")
     finite = True
     with torch.inference_mode():
         for prompt in prompts:

@@ -13,7 +13,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from quantkit.base.errors import InputError
 from quantkit.calibration.text import render_chat
 from quantkit.documents.explain import explain
+from quantkit.documents.text import lone_surrogate, surrogate_message
 from quantkit.judging.checks import Check
+from quantkit.model.limits import Limits
 from quantkit.results.comparison import CaseInput
 
 _SHOWN = 10  # problems of a file that are listed
@@ -37,6 +39,19 @@ class Case(BaseModel):
     weight: Annotated[float, Field(gt=0)] = 1.0
     critical: bool = False
     tags: list[str] = []
+    _where: str = ""
+
+    @property
+    def where(self) -> str:
+        """The case's file and line; its id where it wasn't read from a file."""
+        return self._where or self.id
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_whole_characters(cls, value: Any) -> Any:
+        if (text := lone_surrogate(value)) is not None:
+            raise ValueError(surrogate_message(text))
+        return value
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> Case:
@@ -93,21 +108,25 @@ def load_cases(
             continue
         try:
             case = _case(partial(parse, number, line), path.parent, allow_code)
+            case._where = f"{path}:{number}"
             if case.id in cases:
                 raise _Malformed([f"id: {case.id!r} is used twice"])
             cases[case.id] = case
         except _Malformed as error:
             problems += [f"{path}:{number}: {problem}" for problem in error.problems]
     if problems:
-        more = len(problems) - _SHOWN
-        shown = problems[:_SHOWN] + ([f"and {more} more"] if more > 0 else [])
-        where, _, first = shown[0].partition(": ")
-        raise InputError(
-            "\n".join([first, *shown[1:]]), where=where, fix="docs/suites.md has every key."
-        )
+        raise _error_of(problems, "docs/suites.md has every key.")
     if not cases:
         raise InputError("holds no cases", subject=str(path))
     return list(cases.values())
+
+
+def _error_of(problems: Sequence[str], fix: str) -> InputError:
+    """The error that lists the first ten problems, each of which begins with its line."""
+    more = len(problems) - _SHOWN
+    shown = [*problems[:_SHOWN], *([f"and {more} more"] if more > 0 else [])]
+    where, _, first = shown[0].partition(": ")
+    return InputError("\n".join([first, *shown[1:]]), where=where, fix=fix)
 
 
 class _Malformed(Exception):
@@ -157,10 +176,30 @@ def _encode(case: Case, tokenizer: Any, continuation: str) -> list[int]:
         ids: list[int] = tokenizer.encode(f"{case.prompt}{continuation}")
         return ids
     text = render_chat(
-        case.messages, tokenizer, case.id, add_generation_prompt=True, tools=case.tools
+        case.messages, tokenizer, case.where, add_generation_prompt=True, tools=case.tools
     )
     ids = tokenizer.encode(text + continuation, add_special_tokens=False)
     return ids
+
+
+def check_prompts(cases: Sequence[Case], tokenizer: Any, limits: Limits) -> None:
+    """Raise InputError for prompts, options and answers that the model has no room or ids for.
+
+    It lists the first ten that are too long, each with its line.
+    """
+    problems: list[str] = []
+    for case in cases:
+        sequences = [encode_prompt(case, tokenizer)]
+        new_tokens = case.max_new_tokens
+        if case.choice is not None:
+            sequences = [ids for ids, _ in encode_options(case, tokenizer, case.choice)]
+            new_tokens = 1
+        for ids in sequences:
+            limits.check_ids(ids, tokenizer, case.where)
+        if why := limits.too_long(max(map(len, sequences)), new_tokens):
+            problems.append(f"{case.where}: {why}")
+    if problems:
+        raise _error_of(problems, "Shorten the prompts, or lower max_new_tokens.")
 
 
 def encode_options(
@@ -178,7 +217,7 @@ def encode_options(
     columns = zip(prompt[:longest], *wholes, strict=False)
     shared = next((n for n, ids in enumerate(columns) if len(set(ids)) > 1), longest)
     if shared < 1:
-        raise InputError("leaves no token before its options", subject=case.id)
+        raise InputError("leaves no token before its options", subject=case.where)
     return [(whole, len(whole) - shared) for whole in wholes]
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from quantkit.base.errors import InputError
-from quantkit.calibration.text import check_length, pack_rows
-from quantkit.checkpoint.reader import Checkpoint
+from quantkit.calibration.text import pack_rows
+from quantkit.model.limits import Limits, check_length
 from quantkit.model.stream import Batch, Stream, slices
 from quantkit.recipes.suite import LoadedSuite
 from quantkit.results.quality import KlDivergence, Perplexity, Quality, RowSums
@@ -25,13 +25,13 @@ from quantkit.results.quality import KlDivergence, Perplexity, Quality, RowSums
 TOKENS_PER_BATCH = 2048
 
 
-def held_out_rows(loaded: LoadedSuite, checkpoint: Checkpoint, tokenizer: Any) -> Tensor:
+def held_out_rows(loaded: LoadedSuite, limits: Limits, tokenizer: Any) -> Tensor:
     """The suite's held-out text as token ids, (rows, sequence_length) int64.
 
-    Raises InputError where the text fills fewer than two rows.
+    limits: the model's. Raises InputError where the text fills fewer than two rows.
     """
     likelihood = loaded.suite.likelihood
-    check_length(likelihood.sequence_length, checkpoint.config, "likelihood")
+    check_length(likelihood.sequence_length, limits, "likelihood")
     dataset = loaded.likelihood_dataset()
     rows = pack_rows(
         dataset,
@@ -39,6 +39,7 @@ def held_out_rows(loaded: LoadedSuite, checkpoint: Checkpoint, tokenizer: Any) -
         sequence_length=likelihood.sequence_length,
         rows=likelihood.rows,
         seed=None,  # held-out text keeps its order
+        limits=limits,
     )
     if rows.count < 2:
         raise InputError(

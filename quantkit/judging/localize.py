@@ -26,6 +26,7 @@ from quantkit.judging.restoring import Localizer
 from quantkit.lora.open import tokenizer_directory
 from quantkit.methods.registry import with_trait
 from quantkit.model.device import resolve_device
+from quantkit.model.limits import Limits
 from quantkit.model.skeleton import Skeleton
 from quantkit.plan.fix import fix
 from quantkit.recipes.recipe import Recipe, recipe_from
@@ -92,10 +93,10 @@ class _Search:
         self.variant, self.baseline, self.progress = variant, baseline, progress
         path = Path(variant.path)
         tokenizer = load_tokenizer(tokenizer_directory(baseline))
-        rows = held_out_rows(loaded, baseline, tokenizer)
+        skeletons = Skeleton(baseline, torch.float32), Skeleton(baseline, torch.float32)
+        rows = held_out_rows(loaded, Limits.of(skeletons[0], baseline), tokenizer)
         rows = rows[: max(2, _TOKENS // rows.shape[1])]
         self.rows = len(rows)
-        skeletons = Skeleton(baseline, torch.float32), Skeleton(baseline, torch.float32)
         artifact = open_artifact(path)
         with self._task("baseline", len(skeletons[0].layers)) as task:
             self._localizer = Localizer(

@@ -22,6 +22,7 @@ from quantkit.checkpoint.weights import TensorSource
 from quantkit.judging.likelihood import FinalStates, compare_predictions, final_states
 from quantkit.lora.changes import Factors
 from quantkit.lora.checkpoint import AdaptedCheckpoint
+from quantkit.model.limits import Limits
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
 from quantkit.results.manifest import MergeProof
@@ -39,7 +40,7 @@ def prove(
     ``step`` is called ``PASSES`` times. Raises QuantkitError for a difference of over ``LIMIT``.
     """
     skeletons = [Skeleton(merged, torch.float32) for _ in range(PASSES)]
-    rows = _inputs(skeletons[0], adapted.trained_tokens())
+    rows = _inputs(skeletons[0], merged, adapted.trained_tokens())
     sources: tuple[TensorSource, ...] = (
         _Source(adapted, adapted.read_unmerged),
         _Source(adapted, adapted.read_float32),
@@ -82,11 +83,11 @@ class _Source:
         return self.read(key)[start:stop]
 
 
-def _inputs(skeleton: Skeleton, tokens: list[int]) -> Tensor:
+def _inputs(skeleton: Skeleton, merged: Checkpoint, tokens: list[int]) -> Tensor:
     """Random but fixed token ids (rows, tokens), with the last of the vocabulary and ``tokens``."""
-    vocabulary = int(skeleton.model.get_input_embeddings().weight.shape[0])
-    positions = getattr(skeleton.config.get_text_config(), "max_position_embeddings", _TOKENS)
-    shape = (_ROWS, min(_TOKENS, int(positions)))
+    limits = Limits.of(skeleton, merged)
+    vocabulary = limits.vocabulary
+    shape = (_ROWS, min(_TOKENS, limits.positions or _TOKENS))
     ids = torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(0))
     ids[0, -1] = vocabulary - 1
     special = torch.tensor(tokens[: shape[1]], dtype=ids.dtype)

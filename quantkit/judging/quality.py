@@ -24,7 +24,7 @@ from quantkit.engines import transformers as hf
 from quantkit.formats.packed import open_artifact
 from quantkit.judging import harness
 from quantkit.judging.answers import Answer
-from quantkit.judging.cases import Case, load_cases
+from quantkit.judging.cases import Case, check_prompts, load_cases
 from quantkit.judging.gates import check_slices
 from quantkit.judging.harness import Harness, HarnessRun
 from quantkit.judging.intervals import with_intervals
@@ -41,6 +41,7 @@ from quantkit.judging.regression import answer_cases, judge_answers
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.lora.open import tokenizer_directory
 from quantkit.model.device import resolve_device
+from quantkit.model.limits import Limits
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
 from quantkit.recipes.suite import LoadedSuite
@@ -141,14 +142,16 @@ class _Judge:
                 fix="Pass the BF16 checkpoint that the artifact was made from.",
             )
         skeleton = Skeleton(checkpoint)
+        limits = Limits.of(skeleton, checkpoint)
         tokenizer = load_tokenizer(tokenizer_directory(checkpoint))
-        rows = held_out_rows(loaded, checkpoint, tokenizer)
+        rows = held_out_rows(loaded, limits, tokenizer)
         texts = read_dataset(loaded.likelihood_dataset())[0]
         cases = tasks = None
         if suite.regression is not None:
             path = loaded.resolve(suite.regression.cases)
             cases = load_cases(path, allow_code=allow_code)
             check_slices(suite, cases)
+            check_prompts(cases, tokenizer, limits)
             texts += case_documents(cases, path)
         if (wanted := loaded.harness_tasks()) is not None:
             tasks = Harness(wanted, allow_code=allow_code)

@@ -179,9 +179,28 @@ class Stream:
 
     @contextmanager
     def whole(self) -> Iterator[PreTrainedModel]:
-        """The model with all its weights in memory, for engines that must hold it."""
-        with self._parameters.loaded(list(self.skeleton.names)):
-            yield self.skeleton.model
+        """The model with all its weights in memory, for engines that must hold it.
+
+        It raises InputError for ids that its embedding has no rows for.
+        """
+        embedding = self.skeleton.model.get_input_embeddings()
+        check = embedding.register_forward_pre_hook(self._check_ids)
+        try:
+            with self._parameters.loaded(list(self.skeleton.names)):
+                yield self.skeleton.model
+        finally:
+            check.remove()
+
+    def _check_ids(self, embedding: Any, args: tuple[Any, ...]) -> None:
+        # torch's own error names neither the id nor the cause, and on a GPU it ends the process.
+        rows, ids = embedding.weight.shape[0], args[0]
+        if ids.numel() and (largest := int(ids.max())) >= rows:
+            raise InputError(
+                f"the text holds the token id {largest}, but the model's embedding has only {rows} "
+                "rows",
+                where=str(self.skeleton.directory),
+                fix="Use the tokenizer that the model was trained with.",
+            )
 
     @property
     def output_key(self) -> str:

@@ -56,7 +56,7 @@ def table(models: Sequence[Variant]) -> Grid:
 def notes(comparison: Comparison) -> list[str]:
     """What to know beside the table: differences, missing figures, failed gates, broken cases."""
     lines = [f"Differs: {text}" for text in comparison.differences]
-    lines += [f"Missing: {text}" for text in missing(comparison)]
+    lines += [f"Missing: {text}" for text in missing(comparison.models)]
     for variant in comparison.variants:
         for gate in variant.gates:
             if not gate.passed:
@@ -89,11 +89,11 @@ def failures(case: CaseOutcome) -> str:
     return "; ".join(f"{check.check}: {check.why}" for check in case.checks if not check.passed)
 
 
-def missing(comparison: Comparison) -> list[str]:
+def missing(models: Sequence[Variant]) -> list[str]:
     """The figures that an engine couldn't give, each with the reason."""
     return [
         f"{model.name}, {figure}: {reason}"
-        for model in comparison.models
+        for model in models
         for figure, reason in (model.cost.missing if model.cost else {}).items()
     ]
 

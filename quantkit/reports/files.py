@@ -35,9 +35,15 @@ def write_reports(comparison: Comparison, directory: Path) -> list[Path]:
     write_json(written[0], comparison.to_json())
     for name in _NAMES:
         path = directory / name
-        path.write_text(render_report(comparison, path), encoding="utf-8")
+        write_report(comparison, path)
         written.append(path)
     return written
+
+
+def write_report(comparison: Comparison, path: Path) -> None:
+    """Write a comparison to ``path``, in the form that its suffix names."""
+    # Paths and goals of the command line may hold bytes that aren't UTF-8.
+    path.write_text(render_report(comparison, path), encoding="utf-8", errors="replace")
 
 
 def render_report(comparison: Comparison, path: Path) -> str:
@@ -102,7 +108,7 @@ def append_step_summary(comparison: Comparison, environment: Mapping[str, str]) 
     path = Path(name)
     # GitHub drops a summary that is too long, so lines are left off its end.
     room = _SUMMARY_LIMIT - (path.stat().st_size if path.exists() else 0)
-    text = (comparison_markdown(comparison) + "\n").encode()
+    text = (comparison_markdown(comparison) + "\n").encode(errors="replace")
     if len(text) > room:
         cut = text[: max(room - len(_CUT), 0)].rpartition(b"\n")[0]
         text = cut + _CUT if cut else b""

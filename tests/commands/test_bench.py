@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from quantkit.base.progress import Silent
 from quantkit.base.resources import demo_model
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.commands.bench import measure_costs
 from quantkit.results.cost import Load
+from tests.helpers.cli import run
 from tests.helpers.present import present
+from tests.helpers.tiny import build
 
 
 def test_costs_are_measured_in_fresh_processes(artifacts: dict[str, Path]) -> None:
@@ -44,3 +47,13 @@ def test_an_engine_that_is_missing_leaves_its_figures_empty(
     (cost,) = costs.artifacts
     assert cost.decode_tokens_per_second is None
     assert "xllamacpp" in cost.missing["all figures"]
+
+
+def test_a_load_that_a_model_has_no_room_for_is_a_reason(tmp_path: Path) -> None:
+    changes: dict[str, object] = {"rotary_dim": 8, "max_position_embeddings": 40}
+    model = build("gptj", tmp_path / "model", dtype=torch.float32, **changes)
+    sizes = ("--repeats", 1, "--new-tokens", 8, "--prompt-tokens")
+    done = run("bench", model, *sizes, 34)
+    assert done.exit_code == 0, done.output
+    assert "34 tokens and 8 new ones don't fit in the model's 40 positions" in done.stderr
+    assert "Missing" not in run("bench", model, *sizes, 33).stderr

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import pytest
+import torch
+
+from quantkit.base.resources import demo_model
 from quantkit.judging.cases import load_cases
 from quantkit.recipes.suite import load_suite
 from tests.helpers.cli import refused, run
+from tests.helpers.tiny import build
 
 PROMPTS = ["What colour is the cat?", "", "What is 2 + 3?", "Where does the owl live?"]
 
@@ -69,3 +75,25 @@ def test_init_leaves_nothing_behind_when_it_can_not(tmp_path: Path) -> None:
     (out / "precious").write_text("x")
     assert "isn't a suite of ours" in refused(2, *arguments, "--force")
     assert (out / "precious").is_file()
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "problems"),
+    [
+        ("opt", {}, ["64 tokens after a prompt of", ":2: the prompt has"]),
+        ("gptj", {"rotary_dim": 8}, ["64 tokens after a prompt of", ":2: the prompt has"]),
+        ("llama", {}, [":2: the prompt has"]),
+        ("llama", {"vocab_size": 300}, [":1 holds the token 'Ġ", "only 300 rows"]),
+    ],
+)
+def test_init_asks_no_model_what_it_has_no_room_or_ids_for(
+    tmp_path: Path, kind: str, changes: dict[str, object], problems: list[str]
+) -> None:
+    model, prompts = tmp_path / "model", tmp_path / "prompts.txt"
+    build(kind, model, dtype=torch.float32, **{"vocab_size": 1024, **changes})
+    for file in demo_model().glob("tokenizer*"):
+        shutil.copy(file, model)
+    prompts.write_text("The owl is white.\n" + "The owl is white. " * 20)
+    said = refused(2, "suite", "init", prompts, "--baseline", model, "-o", tmp_path / "out")
+    assert all(problem in said for problem in problems) and str(prompts) in said
+    assert not (tmp_path / "out").exists()

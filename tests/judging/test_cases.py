@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from quantkit.base.errors import InputError
 from quantkit.base.resources import demo_model
 from quantkit.calibration.text import load_tokenizer
 from quantkit.judging.answers import Answer
-from quantkit.judging.cases import Case, case_inputs, encode_prompt, load_cases
+from quantkit.judging.cases import Case, case_inputs, check_prompts, encode_prompt, load_cases
 from quantkit.judging.checks import Check
 from quantkit.judging.regression import judge_answers
+from quantkit.model.limits import Limits
 
 
 def test_messages_go_through_the_template_with_system_prompt_and_tools() -> None:
@@ -129,3 +131,24 @@ def test_cases_become_text_for_reports(tmp_path: Path) -> None:
     assert (first.prompt, first.expected) == ("2 + 2 =", "number: 4; tolerance: 0.5")
     assert second.prompt == "system: Be brief.\n\nuser: Hi"
     assert second.expected == "contains: Hello; max_tokens: 5"
+
+
+def test_prompts_options_and_answers_must_fit_the_model(tmp_path: Path) -> None:
+    path, tokenizer = tmp_path / "cases.jsonl", load_tokenizer(demo_model())
+    choice = {"choice": {"options": ["a", "b " * 50], "expected": "a"}}
+    lines = [
+        {"id": "short", "prompt": "The owl", "check": {"exact": "x"}, "max_new_tokens": 30},
+        {"id": "cut", "prompt": "The owl", "check": {"exact": "x"}, "max_new_tokens": 60},
+        {"id": "long", "prompt": "The owl. " * 40, "check": {"exact": "x"}},
+        {"id": "option", "prompt": "The owl", "check": choice},
+    ]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    cases = load_cases(path)
+    for fixed, numbers in ((True, [2, 3, 4]), (False, [3, 4])):
+        with pytest.raises(InputError) as caught:
+            check_prompts(cases, tokenizer, Limits(1024, 40, fixed))
+        problems = str(caught.value).split("\n")
+        assert [problem.split(": ")[0] for problem in problems] == [f"{path}:{n}" for n in numbers]
+    check_prompts(cases, tokenizer, Limits(1024, None))
+    with pytest.raises(InputError, match=f"^{re.escape(str(path))}:1 holds the token"):
+        check_prompts(cases, tokenizer, Limits(100, None))

@@ -110,7 +110,7 @@ def comparison_html(comparison: Comparison) -> str:
             _card(*pair)
             for pair in zip(tradeoff.cards(comparison), comparison.variants, strict=True)
         ],
-        missing=missing(comparison),
+        missing=missing(comparison.models),
         occasion=_occasion(comparison),
     )
 
