@@ -72,9 +72,9 @@ def judge_quality(
     an artifact that was calibrated on the suite's text without ``allow_overlap``; MachineError
     where the model doesn't fit in memory or a package of the suite's tasks isn't installed.
     """
-    named = named_artifacts(artifacts, baseline)
     return_large_blocks()
     judge = _Judge.prepare(baseline, loaded, device, allow_code=allow_code)
+    named = named_artifacts(artifacts, baseline)
     remarks = check_overlap(named, judge.texts, allow=allow_overlap)
     sources = [(name, open_artifact(path)) for name, path in named.items()]
     for _, source in sources:
