@@ -74,7 +74,7 @@ def record_adapter(adapter: Adapter) -> AdapterRecord:
         base=adapter.lora.base,
         rank=adapter.lora.rank,
         alpha=adapter.lora.alpha,
-        files=checkpoint_digests(adapter.directory),
+        files=checkpoint_digests(adapter),
     )
 
 
@@ -90,13 +90,10 @@ def weights_bytes(directory: Path) -> int:
     return sum(p.stat().st_size for p in directory.iterdir() if p.suffix in _WEIGHT_FILES)
 
 
-def checkpoint_digests(directory: Path) -> dict[str, str]:
+def checkpoint_digests(checkpoint: Checkpoint) -> dict[str, str]:
     """sha256 of the weights and the config of a checkpoint or an adapter, by file name."""
-    return digests(
-        path
-        for path in sorted(directory.iterdir())
-        if path.suffix == ".safetensors" or path.name in ("config.json", CONFIG_FILE)
-    )
+    configs = [checkpoint.directory / name for name in ("config.json", CONFIG_FILE)]
+    return digests(sorted([*filter(Path.is_file, configs), *checkpoint.files]))
 
 
 def _recipe(recipe: Recipe) -> RecipeRecord:

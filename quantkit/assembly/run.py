@@ -102,7 +102,7 @@ def describe_inputs(
     recipe: its digest.
     """
     adapters = checkpoint.adapters if isinstance(checkpoint, AdaptedCheckpoint) else []
-    files = checkpoint_digests(checkpoint.directory)
+    files = checkpoint_digests(checkpoint)
     inputs = {
         "recipe": recipe,
         "checkpoint": _digest(files),

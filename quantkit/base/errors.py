@@ -55,6 +55,10 @@ class MachineError(QuantkitError):
     exit_code = ExitCode.MACHINE
 
 
+class CheckpointWarning(UserWarning):
+    """Something in a model's directory is left out, or isn't what one would expect."""
+
+
 def not_installed(package: str, extra: str) -> MachineError:
     """The error for an optional library that isn't installed. extra: of ours that brings it."""
     return MachineError(

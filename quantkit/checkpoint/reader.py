@@ -11,9 +11,8 @@ import torch
 from quantkit.base.errors import InputError
 from quantkit.base.files import read_json
 from quantkit.base.names import dtype_name
-from quantkit.checkpoint.header import INDEX_FILE, SINGLE_FILE, TensorEntry, read_header
-
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+from quantkit.checkpoint.header import TensorEntry, read_header
+from quantkit.checkpoint.weight_files import check_overlaps, weight_files
 
 
 class Checkpoint:
@@ -34,10 +33,13 @@ class Checkpoint:
         if not directory.is_dir():
             raise InputError("no such directory", where=str(directory))
         self.config = read_json(directory / "config.json")
-        self.files = _weight_files(directory)
+        self.files = weight_files(directory, self.config)
         self.entries: dict[str, TensorEntry] = {}
-        for file in self.files:
-            self.entries.update(read_header(file))
+        headers = {file: read_header(file) for file in self.files}
+        check_overlaps(directory, {file: header.keys() for file, header in headers.items()})
+        # As in transformers, the last file counts where an indexed tensor is in several.
+        for header in headers.values():
+            self.entries.update(header)
 
     def keys(self) -> Iterable[str]:
         return self.entries.keys()
@@ -104,34 +106,3 @@ def _pread(entry: TensorEntry, key: str, shape: tuple[int, ...], offset: int) ->
     finally:
         os.close(descriptor)
     return tensor
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    index = directory / INDEX_FILE
-    if index.is_file():
-        mapping = read_json(index).get("weight_map", {})
-        files = [directory / name for name in sorted(set(mapping.values()))]
-        for file in files:
-            if not file.is_file():
-                raise InputError(
-                    f"names {file.name}, which is missing",
-                    subject=str(index),
-                    fix="Copy the missing shard beside the others.",
-                )
-        return files
-    if (directory / SINGLE_FILE).is_file():
-        return [directory / SINGLE_FILE]
-    if files := sorted(directory.glob("*.safetensors")):
-        return files
-    pickles = sorted(path.name for pattern in _PICKLES for path in directory.glob(pattern))
-    if pickles:
-        raise InputError(
-            f"has its weights only as pickle ({pickles[0]}), which can run code when loaded "
-            "and is never opened",
-            subject=str(directory),
-            fix="Save it as safetensors: AutoModelForCausalLM.from_pretrained(...)"
-            ".save_pretrained(DIR), on a machine where you trust the file.",
-        )
-    raise InputError(
-        "holds no *.safetensors file", subject=str(directory), fix="Is this a checkpoint directory?"
-    )

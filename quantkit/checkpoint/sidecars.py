@@ -13,6 +13,7 @@ _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".ms
 # Written anew, or about the original alone.
 _NOT_COPIED = {
     "config.json",
+    "adapter_config.json",  # with it, transformers would look for the adapter's weights
     "quantize_config.json",
     RUN,
     "README.md",
@@ -94,6 +95,8 @@ def _has_template(directory: Path) -> bool:
 def write_config(target: Path, config: dict[str, Any], quantization: dict[str, Any] | None) -> None:
     """Write config.json: the original's keys, and ``quantization`` as quantization_config."""
     result = dict(config)
+    # It names a file of the original.
+    result.pop("transformers_weights", None)
     # Under both names: engines read the one or the other, depending on their age.
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     result["dtype"] = result["torch_dtype"] = dtype

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Annotated, ParamSpec
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from quantkit.base.errors import ExitCode, MachineError, QuantkitError
+from quantkit.base.errors import CheckpointWarning, ExitCode, MachineError, QuantkitError
 from quantkit.base.version import __version__
 
 P = ParamSpec("P")
@@ -43,7 +45,8 @@ def handles_errors(command: Callable[P, None]) -> Callable[P, None]:
 
         as_json = bool(kwargs.get("as_json"))
         try:
-            command(*args, **kwargs)
+            with _shown_as_notes():
+                command(*args, **kwargs)
         except QuantkitError as error:
             Console(as_json=as_json).error(error)
             raise typer.Exit(int(error.exit_code)) from None
@@ -66,6 +69,24 @@ def handles_errors(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(int(ExitCode.BUG)) from None
 
     return run
+
+
+@contextmanager
+def _shown_as_notes() -> Iterator[None]:
+    """Print our own warnings as sentences on stderr, without the line of code they come from."""
+    from quantkit.cli.console import Console
+
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def note(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if issubclass(category, CheckpointWarning):
+                Console().note(f"note: {message}")
+            else:
+                show(message, category, *rest, **more)
+
+        warnings.showwarning = note
+        yield
 
 
 @app.callback(invoke_without_command=True)

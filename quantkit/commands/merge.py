@@ -89,7 +89,7 @@ def merge(
     needed = int(adapted.nbytes() * _SLACK)
     check_output(out, "an artifact", MANIFEST, force=force, needed=needed)
     with new_directory(out) as directory, ThreadPoolExecutor(1) as pool:
-        source = pool.submit(checkpoint_digests, checkpoint.directory)
+        source = pool.submit(checkpoint_digests, checkpoint)
         records = [pool.submit(record_adapter, adapter) for adapter in adapted.adapters]
         _write(adapted, directory, max_shard_size or _largest_shard(adapted), progress)
         copy_sidecars(checkpoint.directory, directory, adapted.brings)

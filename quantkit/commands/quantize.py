@@ -239,7 +239,7 @@ def made_already(job: Job, out: Path) -> QuantizedManifest | None:
     same = (
         manifest.quantkit == __version__
         and manifest.recipe.digest == job.loaded.recipe.digest
-        and manifest.source.files == checkpoint_digests(job.checkpoint.directory)
+        and manifest.source.files == checkpoint_digests(job.checkpoint)
         and manifest.adapters == adapters
         and _same_text(job, manifest)
     )

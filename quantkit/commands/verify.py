@@ -16,7 +16,7 @@ from quantkit.base.errors import InputError
 from quantkit.base.files import digests, read_json
 from quantkit.base.progress import Progress, Task
 from quantkit.calibration.text import load_tokenizer
-from quantkit.checkpoint.header import INDEX_FILE
+from quantkit.checkpoint.header import INDEX_FILE, SINGLE_FILE
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.weights import Weights
 from quantkit.engines import transformers as hf
@@ -107,6 +107,8 @@ class ArtifactChecks:
         """Each tensor is in the shard that the index names."""
         index = self.directory / INDEX_FILE
         if gguf_files(self.path) or not index.is_file():
+            return
+        if self.source.files == [self.directory / SINGLE_FILE]:  # the index is a leftover
             return
         stored = _checkpoint(self.source).entries
         listed: dict[str, str] = read_json(index).get("weight_map", {})
