@@ -7,7 +7,8 @@ from pathlib import Path
 
 from quantkit.formats.gguf.header import read_header
 from quantkit.formats.gguf.rope import LONG
-from quantkit.formats.gguf.tokenizer import END_IDS, templates_of
+from quantkit.formats.gguf.templates import templates_of
+from quantkit.formats.gguf.tokenizer import END_IDS
 
 _NAMED = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 _ENDS = ("eos", "eot", "eom")

@@ -16,7 +16,7 @@ from quantkit.checkpoint.weights import Weights
 from quantkit.engines.compatibility import loading_of, loading_of_packed, loading_of_plain
 from quantkit.formats.format import Contents
 from quantkit.formats.gguf.reader import GgufHeader, gguf_files
-from quantkit.formats.gguf.tokenizer import chat_template
+from quantkit.formats.gguf.templates import chat_template
 from quantkit.formats.packed import PackedCheckpoint, open_artifact
 from quantkit.plan.base import FLOATS, Plan, PlannedTensor
 from quantkit.results.manifest import Manifest

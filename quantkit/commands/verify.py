@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from quantkit.engines import transformers as hf
 from quantkit.engines.choose import LLAMACPP, check_engine, engine_for
 from quantkit.engines.trial import Trial, run_trial
 from quantkit.formats.gguf.reader import GgufWeights, gguf_files
-from quantkit.formats.gguf.tokenizer import template_key, templates_of
+from quantkit.formats.gguf.templates import template_key, templates_of
 from quantkit.formats.packed import PackedCheckpoint, open_artifact
 from quantkit.lora.open import tokenizer_directory
 from quantkit.model.skeleton import Skeleton
@@ -210,9 +210,14 @@ class ArtifactChecks:
             return
         yield Check("loads", True, f"in {engine}")
         if tokenizer is not None and texts:
-            yield tokenizer_checks.compare_ids(
+            check = tokenizer_checks.compare_ids(
                 texts, [tokenizer.encode(t) for t in texts], answers.tokens
             )
+            after_space = sum(text != own for text, own in zip(texts, given, strict=True))
+            if check.passed and after_space:
+                more = f", {after_space} of them only after a space: llama.cpp marks no beginnings"
+                check = replace(check, detail=check.detail + more)
+            yield check
         elif is_gguf and self.baseline is not None:
             yield Check("tokens", None, f"{engine} doesn't tokenize; use --engine {LLAMACPP}")
         if answers.finite is not None:

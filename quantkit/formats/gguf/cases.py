@@ -14,7 +14,7 @@ from typing import Any
 
 from quantkit.formats.gguf.corpus import BESIDE_SPECIAL, CHATS, CORPUS
 from quantkit.formats.gguf.letters import text_of
-from quantkit.formats.gguf.vocabulary import TokenType, Vocabulary
+from quantkit.formats.gguf.vocabulary import ENDS_BY_TEXT, TokenType, Vocabulary
 
 _PER_SHAPE, _MOST_TEXTS = 2, 3000
 _PER_KIND = 6  # special tokens of one kind that are tried beside text
@@ -73,8 +73,9 @@ def build_cases(
 
     words = [token["content"] for token in added if token["content"].replace("▁", " ").strip()]
     texts = [*CORPUS, *_own_texts(vocabulary)]
-    # Added tokens may be ordinary words.
-    around = [text for text in texts if any(word in text for word in words)]
+    # Added tokens may be ordinary words, and llama.cpp takes some ordinary tokens for special ones.
+    cut_at = [*words, *(token for token in vocabulary.tokens if token in ENDS_BY_TEXT)]
+    around = [text for text in texts if any(word in text for word in cut_at)]
     texts = [text for text in texts if text not in set(around)] if around else texts
     # SentencePiece itself marks the beginning of a text even before a space, as llama.cpp does, but
     # not all of transformers' conversions: these texts don't decide whether a vocabulary is right.

@@ -27,7 +27,9 @@ from quantkit.formats.gguf.pretokenizer import (
     check_pretokenizer,
     find_pretokenizer,
 )
+from quantkit.formats.gguf.templates import template_metadata, template_notes
 from quantkit.formats.gguf.vocabulary import (
+    ENDS_BY_TEXT,
     TokenType,
     Vocabulary,
     can_tokenize,
@@ -39,12 +41,6 @@ from quantkit.formats.gguf.vocabulary import (
 _LOOKS_SPECIAL = re.compile(
     r"<\|.*\|>|<｜.*｜>|<pad>|<mask>|<2mass>|\[@BOS@\]|<unused.*>", re.DOTALL
 )
-# Tokens at which llama.cpp ends a generation by their text alone (``special_eog_ids``).
-_ENDS_BY_TEXT = {
-    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|endoftext|>", "</s>"),
-    *("<end_of_turn>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>"),
-    *("<end_of_utterance>", "<eos>", "<｜end▁of▁sentence｜>"),
-}
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 # All ids that end a generation, where they are more than llama.cpp has keys for. It ignores this.
 END_IDS = "quantkit.end_token_ids"
@@ -96,7 +92,11 @@ def plan_tokenizer(
         **_added_tokens(original, special),
     }
     metadata = {f"tokenizer.ggml.{key}": value for key, value in values.items()}
-    notes = (*proven.notes, *_unheld_ends(proven.vocabulary, special, original.ends))
+    notes = (
+        *proven.notes,
+        *_unheld_ends(proven.vocabulary, special, original.ends),
+        *template_notes(original.templates),
+    )
     metadata |= {"general.name": proven.vocabulary.name}
     if len(original.ends) > len(_ENDS):
         metadata[END_IDS] = [n for n in original.ends if 0 <= n < len(vocabulary.tokens)]
@@ -119,32 +119,6 @@ def _proven(vocabulary: Vocabulary, original: Original, pre_tokenizer: str | Non
         drops_space=strips,
         strict=pre_tokenizer is None,
     )
-
-
-def template_metadata(templates: Mapping[str, str]) -> Metadata:
-    """Every chat template under the key that llama.cpp reads it from: the default, and by name."""
-    result: Metadata = {}
-    if "default" in templates:
-        result["tokenizer.chat_template"] = templates["default"]
-    named = {
-        template_key(name): text for name, text in sorted(templates.items()) if name != "default"
-    }
-    if named:
-        result["tokenizer.chat_templates"] = list(named)
-    return result | {f"tokenizer.chat_template.{name}": text for name, text in named.items()}
-
-
-def templates_of(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """The chat templates in a file's metadata, by name; "default" is the one without a name."""
-    keys = {"default": "tokenizer.chat_template"}
-    prefix = "tokenizer.chat_template."
-    keys |= {key.removeprefix(prefix): key for key in metadata if key.startswith(prefix)}
-    return {name: metadata[key] for name, key in keys.items() if isinstance(metadata.get(key), str)}
-
-
-def template_key(name: str) -> str:
-    """The name of a chat template in a file, as llama.cpp's own converter writes it."""
-    return re.sub("[^A-Za-z0-9]", "_", name)
 
 
 def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
@@ -245,7 +219,7 @@ def _special_ids(directory: Path, original: Original, tokens: list[str]) -> Meta
             subject=str(directory / "tokenizer_config.json"),
         )
     result["eos_token_id"] = ends[0]
-    further = sorted(ends[1:], key=lambda number: tokens[number] in _ENDS_BY_TEXT)
+    further = sorted(ends[1:], key=lambda number: tokens[number] in ENDS_BY_TEXT)
     return result | dict(zip(_ENDS[1:], further, strict=False))
 
 
@@ -295,14 +269,3 @@ def _added_tokens(original: Original, special: Metadata) -> Metadata:
         f"the tokenizer turns ids {bare} into {full}; GGUF can only add BOS before, EOS after",
         where=str(original.path),
     )
-
-
-def chat_template(directory: Path) -> str | None:
-    """The template that a checkpoint's directory has for chats, or None."""
-    file = directory / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = read_optional_json(directory / "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):  # named templates: the default is the one used for chat
-        template = next((t["template"] for t in template if t.get("name") == "default"), None)
-    return template if isinstance(template, str) else None

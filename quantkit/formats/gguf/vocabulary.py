@@ -24,6 +24,12 @@ _SYMBOLS = (
     *("llama_model_get_vocab", "llama_tokenize", "llama_vocab_is_eog"),
     *("llama_log_get", "llama_log_set"),
 )
+# Tokens at which llama.cpp ends a generation by their text alone (``special_eog_ids``).
+ENDS_BY_TEXT = {
+    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|endoftext|>", "</s>"),
+    *("<end_of_turn>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>"),
+    *("<end_of_utterance>", "<eos>", "<｜end▁of▁sentence｜>"),
+}
 _WIDTH = 32  # of the model around the vocabulary
 
 

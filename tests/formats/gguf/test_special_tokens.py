@@ -140,6 +140,17 @@ def test_a_name_with_phi_3_that_llama_cpp_would_not_load(tmp_path: Path, name: s
     assert differing(directory, path, rendered(directory)) == []
 
 
+def test_verify_names_what_is_right_only_after_a_space(tmp_path: Path) -> None:
+    directory = tmp_path / "model"
+    directory.mkdir()
+    with_tokens(directory, tokens=ENDS_TURNS, template=CHATML, settings=LLAMA2)
+    quantkit.quantize("gguf-q8-0", model=directory, out=tmp_path / "artifact")
+    result = quantkit.verify(tmp_path / "artifact", baseline=directory)
+    [tokens] = [check for check in result.checks if check.name == "tokens"]
+    assert result.passed and tokens.passed
+    assert tokens.detail.endswith("only after a space: llama.cpp marks no beginnings")
+
+
 def test_added_tokens_may_be_ordinary_words(tmp_path: Path) -> None:
     lines = [added("\n\n", special=False), added("\n", special=False)]
     words = [added("hello", special=False), added("naïve", special=False, normalized=True)]
@@ -235,6 +246,28 @@ def test_a_modelfile_stops_at_every_end(tmp_path: Path) -> None:
     text = export_ollama(artifact, out=tmp_path / "ollama").path.read_text()
     assert text.count("PARAMETER stop") >= 5 and tokens[300] in text and tokens[303] in text
     assert read_chat(gguf).ends == tuple(tokens[n] for n in (1, 300, 301, 302, 303))
+
+
+def test_templates_that_have_one_name_in_gguf_are_noted(tmp_path: Path) -> None:
+    templates = [{"name": name, "template": CHATML + name} for name in ("a-b", "a_b", "c")]
+    directory = with_tokens(tmp_path, tokens=ENDS_TURNS, split=QWEN2, template=templates)
+    plan, _ = written(directory)
+    assert plan.metadata["tokenizer.chat_templates"] == ["a_b", "c"]
+    [note] = plan.notes
+    assert "'a-b', 'a_b'" in note and "'c'" not in note
+
+
+def test_ordinary_tokens_that_llama_cpp_takes_for_special_ones(tmp_path: Path) -> None:
+    for number, token in enumerate(("<|end|>", "<EOT>", "<end_of_turn>")):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        with_tokens(directory, split=QWEN2)
+        path = directory / "tokenizer.json"
+        data = json.loads(path.read_text())
+        data["model"]["vocab"][token] = 400
+        path.write_text(json.dumps(data))
+        [note] = plan_file(Checkpoint(directory), "q8_0").notes
+        assert "beside special tokens" in note and repr(token) in note
 
 
 def test_chat_templates_in_files_of_their_own(tmp_path: Path) -> None:
