@@ -27,6 +27,7 @@ _VOCABULARIES = {
     "sentencepiece.bpe.model",
     "vocab.json",
     "vocab.txt",
+    "tekken.json",
 }
 _TOKENIZER = _VOCABULARIES | {
     "tokenizer_config.json",
@@ -74,6 +75,15 @@ def copy_sidecars(source: Path, target: Path, adapter: Path | None = None) -> li
 def brings_tokenizer(adapter: Path) -> bool:
     """Whether an adapter directory holds a tokenizer or a chat template of its own."""
     return any((adapter / name).is_file() for name in _TOKENIZER | _TEMPLATES)
+
+
+def has_vocabulary(directory: Path) -> bool:
+    """Whether a directory has a file that a tokenizer can be loaded from.
+
+    Without one transformers makes an empty tokenizer of the model's class, and says nothing.
+    """
+    suffixes = {".model", ".tiktoken", ".vocab"}
+    return any(p.name in _VOCABULARIES or p.suffix in suffixes for p in directory.iterdir())
 
 
 def tokens_of(directory: Path) -> int | None:

@@ -199,8 +199,17 @@ def test_what_a_format_cannot_hold(tmp_path: Path) -> None:
 
 
 def test_another_architecture_for_gguf(tiny: Tiny, tmp_path: Path) -> None:
-    message = refused(2, "quantize", "gguf-q8-0", "-m", tiny("gpt_neox"), "-o", tmp_path / "out")
-    assert "gpt_neox" in message and "llama" in message
+    message = refused(2, "quantize", "gguf-q8-0", "-m", tiny("opt"), "-o", tmp_path / "out")
+    assert "opt" in message and "llama" in message
+
+
+@pytest.mark.parametrize("model_type", ["gpt_neox", "llama", "qwen3"])
+def test_gguf_of_a_checkpoint_without_a_tokenizer(
+    tiny: Tiny, tmp_path: Path, model_type: str
+) -> None:
+    """transformers makes an empty tokenizer of such a directory."""
+    message = refused(2, "quantize", "gguf-q8-0", "-m", tiny(model_type), "-o", tmp_path / "out")
+    assert "has no tokenizer" in message and "save_pretrained" in message
 
 
 def test_a_quantized_model_is_not_quantized_again(broken: Path, tmp_path: Path) -> None:

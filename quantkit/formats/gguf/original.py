@@ -14,6 +14,7 @@ from typing import Any
 
 from quantkit.base.errors import InputError
 from quantkit.base.files import read_optional_json
+from quantkit.checkpoint.sidecars import has_vocabulary
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,13 @@ def read_original(directory: Path, vocab_size: int) -> Original:
     Raises InputError where transformers can't, or where it has no backend of the tokenizers
     library.
     """
+    if not has_vocabulary(directory):
+        raise InputError(
+            "has no tokenizer, and a GGUF file must hold one",
+            subject=str(directory),
+            fix="Save the tokenizer beside the weights: "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(DIR).",
+        )
     path = directory / "tokenizer.json"
     if not path.is_file():
         path = directory
