@@ -96,7 +96,7 @@ def test_tokenizers_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
         path.write_text(json.dumps(good))
         metadata_of(directory, size=100)
     path.unlink()
-    with pytest.raises(InputError, match="doesn't exist, and transformers can't make it"):
+    with pytest.raises(InputError, match="has no tokenizer, and a GGUF file must hold one"):
         metadata_of(directory)
 
 
