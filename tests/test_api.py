@@ -106,7 +106,7 @@ def test_evaluate_and_compare_decide(artifact: Path, suite: Path, tmp_path: Path
     judged = quantkit.evaluate(
         artifact, baseline="demo", suite=suite, out=tmp_path / "judged.json", progress=watcher
     )
-    assert judged.verdict is Verdict.PASS and "judge rtn" in watcher.labels
+    assert judged.verdict is Verdict.PASS and "judge rtn-w4-g128" in watcher.labels
     assert json.loads((tmp_path / "judged.json").read_text())["verdict"] == "PASS"
     out = tmp_path / "report"
     compared = quantkit.compare(
