@@ -14,6 +14,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from quantkit.base.contents import mistaken_content
 from quantkit.base.errors import InputError, MachineError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -27,6 +28,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError("no such file", where=str(path)) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        if mistaken := mistaken_content(path):
+            raise mistaken from error
         raise InputError(f"isn't valid JSON ({error})", subject=str(path)) from error
     if not isinstance(value, dict):
         raise InputError("holds no JSON object", subject=str(path))

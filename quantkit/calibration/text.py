@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from quantkit.base.errors import InputError
+from quantkit.checkpoint.sidecars import check_sidecars
 from quantkit.documents.dataset import Dataset, Document, read_dataset
 from quantkit.documents.text import check_text
 from quantkit.model.limits import Limits
@@ -33,7 +34,10 @@ def load_tokenizer(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
+        check_sidecars(directory)
         return AutoTokenizer.from_pretrained(directory)
+    except InputError:
+        raise
     except Exception as error:  # a tokenizer's own code may raise anything
         raise InputError(
             f"the tokenizer can't be loaded ({type(error).__name__}: {error})",

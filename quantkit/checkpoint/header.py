@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from quantkit.base.contents import mistaken_content
 from quantkit.base.errors import InputError
 
 DTYPES: dict[str, torch.dtype] = {
@@ -55,6 +56,8 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
+            if mistaken := mistaken_content(path):
+                raise mistaken
             raise InputError(
                 "the file is truncated: its header is incomplete", where=str(path), fix=again
             )

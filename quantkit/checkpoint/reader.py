@@ -12,7 +12,7 @@ from quantkit.base.errors import InputError
 from quantkit.base.files import read_json
 from quantkit.base.names import dtype_name
 from quantkit.checkpoint.header import TensorEntry, read_header
-from quantkit.checkpoint.weight_files import check_overlaps, weight_files
+from quantkit.checkpoint.weight_files import check_is_model, check_overlaps, weight_files
 
 
 class Checkpoint:
@@ -32,6 +32,7 @@ class Checkpoint:
         self.directory = directory
         if not directory.is_dir():
             raise InputError("no such directory", where=str(directory))
+        check_is_model(directory)
         self.config = read_json(directory / "config.json")
         self.files = weight_files(directory, self.config)
         self.entries: dict[str, TensorEntry] = {}

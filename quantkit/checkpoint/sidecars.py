@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from quantkit.base.contents import mistaken_content
 from quantkit.base.files import read_json, read_optional_json, write_json
 from quantkit.results.manifest import MANIFEST, RUN
 
@@ -49,6 +50,17 @@ def sidecars(source: Path) -> list[Path]:
         and not path.name.endswith(".index.json")
         and not path.name.startswith(".")
     ]
+
+
+def check_sidecars(directory: Path) -> None:
+    """Raise InputError where transformers couldn't read a file of the tokenizer, nor its settings.
+
+    That is a Git LFS pointer, or JSON that begins with a byte order mark.
+    """
+    for name in sorted(_TOKENIZER | _TEMPLATES | {"generation_config.json"}):
+        path = directory / name
+        if path.is_file() and (mistaken := mistaken_content(path)):
+            raise mistaken
 
 
 def copy_sidecars(source: Path, target: Path, adapter: Path | None = None) -> list[str]:
@@ -110,6 +122,8 @@ def write_config(target: Path, config: dict[str, Any], quantization: dict[str, A
     # Under both names: engines read the one or the other, depending on their age.
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     result["dtype"] = result["torch_dtype"] = dtype
+    if not result.get("quantization_config"):  # transformers refuses an empty one
+        result.pop("quantization_config", None)
     if quantization is not None:
         result["quantization_config"] = quantization
     write_json(target / "config.json", result)

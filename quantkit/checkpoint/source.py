@@ -38,6 +38,13 @@ def _directory(model: str, expected: str) -> Path:
     path = Path(model)
     if path.is_dir():
         return path
+    if path.suffix == ".gguf" and path.is_file():
+        raise InputError(
+            f"is a model in GGUF; {expected}",
+            subject=model,
+            fix="Pass the BF16 checkpoint that it was made from; eval, bench, compare, inspect and "
+            "verify take GGUF as an artifact.",
+        )
     if path.is_file():
         raise InputError(
             f"is a file; {expected}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,46 @@ _LOADED_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _INDEX_SUFFIX = ".safetensors.index.json"
+
+
+def check_is_model(directory: Path) -> None:
+    """Raise InputError where a directory without config.json holds something else than a model."""
+    if (directory / "config.json").is_file():
+        return
+    where = str(directory)
+    if (directory / _ADAPTER_CONFIG).is_file():
+        raise _is_adapter(directory)
+    if ggufs := sorted(directory.glob("*.gguf")):
+        raise InputError(
+            f"holds a model in GGUF ({ggufs[0].name}), not a checkpoint in safetensors",
+            subject=where,
+            fix="Pass the BF16 checkpoint that it was made from; eval, bench, compare, inspect and "
+            "verify take GGUF as an artifact.",
+        )
+    inside = sorted(path.parent.relative_to(directory) for path in _nested(directory))
+    if inside:
+        raise InputError(
+            f"holds no config.json; {inside[-1]} in it does",
+            subject=where,
+            fix=f"Pass {directory / inside[-1]}.",
+        )
+
+
+def _is_adapter(directory: Path) -> InputError:
+    base = read_json(directory / _ADAPTER_CONFIG).get("base_model_name_or_path") or "BASE"
+    return InputError(
+        "is a LoRA adapter, not a model",
+        subject=str(directory),
+        fix=f"Name the model that it was trained on, and the adapter beside it: {base} as the "
+        f"model, with --adapter {directory}; or merge them first: quantkit merge {base} "
+        f"{directory} --out DIR.",
+    )
+
+
+def _nested(directory: Path) -> Iterator[Path]:
+    """The config.json of models inside: of a trainer's checkpoints, or in the Hub's cache."""
+    yield from directory.glob("*/config.json")
+    yield from directory.glob("snapshots/*/config.json")
 
 
 def weight_files(directory: Path, config: dict[str, Any]) -> list[Path]:
@@ -65,6 +105,8 @@ def weight_files(directory: Path, config: dict[str, Any]) -> list[Path]:
             ".save_pretrained(DIR), on a machine where you trust the file."
             + (f" {others[0].name} isn't what transformers loads." if others else ""),
         )
+    if (directory / _ADAPTER_WEIGHTS).is_file() and (directory / _ADAPTER_CONFIG).is_file():
+        raise _is_adapter(directory)
     raise InputError(
         "holds no *.safetensors file", subject=str(directory), fix="Is this a checkpoint directory?"
     )

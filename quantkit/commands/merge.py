@@ -25,7 +25,7 @@ from quantkit.base.output import check_output, new_directory
 from quantkit.base.progress import Progress
 from quantkit.base.version import __version__
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.checkpoint.sidecars import copy_sidecars, tokens_of, write_config
+from quantkit.checkpoint.sidecars import check_sidecars, copy_sidecars, tokens_of, write_config
 from quantkit.checkpoint.source import locate_model
 from quantkit.checkpoint.writer import TensorWriter
 from quantkit.formats.packed import PackedCheckpoint
@@ -81,6 +81,7 @@ def merge(
             "is required", subject="ADAPTER", fix="Name at least one adapter directory."
         )
     checkpoint = _open_base(base, dequantize=dequantize_base)
+    check_sidecars(checkpoint.directory)
     target = None if dtype is None else _dtype(dtype)
     adapted = adapt(checkpoint, adapters, base, dtype=target, strict=strict)
     for warning in adapted.warnings:

@@ -23,7 +23,7 @@ from quantkit.base.progress import Progress
 from quantkit.base.version import __version__
 from quantkit.calibration.text import Rows, load_tokenizer, pack_rows
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.checkpoint.sidecars import copy_sidecars
+from quantkit.checkpoint.sidecars import check_sidecars, copy_sidecars
 from quantkit.checkpoint.source import locate_model, model_name
 from quantkit.documents.dataset import check_exists, digest_of
 from quantkit.engines.compatibility import loading_of
@@ -91,6 +91,7 @@ def prepare(
             subject=str(checkpoint.directory),
             fix="Quantize the original BF16 checkpoint instead.",
         )
+    check_sidecars(checkpoint.directory)
     if adapters:
         checkpoint = _adapted(checkpoint, adapters, model, loaded, strict=strict)
     dataset = loaded.calibration_dataset()

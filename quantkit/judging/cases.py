@@ -98,7 +98,7 @@ def load_cases(
     each with its line and key.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"can't be read ({error})", subject=str(path)) from error
     cases: dict[str, Case] = {}
@@ -223,7 +223,7 @@ def encode_options(
 
 def case_inputs(path: Path) -> tuple[CaseInput, ...]:
     """The cases of a JSONL file as text for a report; ``load_cases`` must accept the file."""
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
     return tuple(_input(json.loads(line)) for line in lines if line.strip())
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def read_schema(path: Path) -> dict[str, Any]:
     """The JSON Schema in a file. Raises ValueError when it can't be read or isn't a schema."""
     try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
+        schema = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} can't be read ({error})") from error
     if not isinstance(schema, dict):

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantkit.base.errors import InputError
+from quantkit.base.names import dtype_name
 from quantkit.checkpoint.weights import TensorSource
 from quantkit.model.rounding import round_inputs
 from quantkit.model.skeleton import Skeleton
@@ -67,6 +69,8 @@ class Parameters:
             if key not in shared:
                 read = weights.pop(key) if weights is not None else self._source.read(key)
                 value = read.to(self._device, original.dtype)
+                if original.dtype == torch.float16:
+                    _check_fits(key, read, value)
                 is_parameter = isinstance(original, nn.Parameter)
                 shared[key] = nn.Parameter(value, requires_grad=False) if is_parameter else value
             place[leaf] = shared[key]
@@ -116,6 +120,20 @@ class Parameters:
                 yield
         finally:
             embedding.weight, embedding.padding_idx = weight, padding
+
+
+def _check_fits(key: str, stored: Tensor, value: Tensor) -> None:
+    """Raise InputError where float16, the config's dtype, is too narrow for a stored tensor."""
+    if stored.dtype == value.dtype or bool(value.isfinite().all()):
+        return
+    if bool(stored.isfinite().all()):
+        dtype = dtype_name(stored.dtype)
+        raise InputError(
+            f"holds {float(stored.abs().max()):.4g} in {dtype}, which float16, the dtype in "
+            "config.json, can't hold",
+            subject=key,
+            fix=f'Set "dtype" in config.json to "{dtype}": transformers would make it infinity.',
+        )
 
 
 def _runs(numbers: list[int]) -> Iterator[tuple[int, int]]:

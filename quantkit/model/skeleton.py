@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from quantkit.base.errors import InputError
+from quantkit.base.files import read_json
 from quantkit.model.names import Described, match_names, refuse_experts
 
 if TYPE_CHECKING:
@@ -65,9 +66,11 @@ class Skeleton:
 
 
 def _empty_model(directory: Path, dtype: torch.dtype | None) -> PreTrainedModel:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config_file = directory / "config.json"
+    _check_dtype(config_file)
     try:
         config = AutoConfig.from_pretrained(directory)
         # Or transformers would build the quantized model, with its packed linears.
@@ -77,11 +80,31 @@ def _empty_model(directory: Path, dtype: torch.dtype | None) -> PreTrainedModel:
             model = AutoModelForCausalLM.from_config(
                 config, dtype=dtype or config.dtype or torch.float32
             )
+    except StrictDataclassError as error:
+        raise InputError(
+            f"transformers refuses it: {' '.join(str(error).split())}",
+            where=str(config_file),
+            fix="Correct that key: a number has no quotes, and a count no decimal point.",
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise InputError(
             f"transformers can't build a decoder from it: {error}", where=str(config_file)
         ) from error
     return model.eval()
+
+
+def _check_dtype(config_file: Path) -> None:
+    """Raise InputError for a dtype that torch doesn't have, such as "auto"."""
+    config = read_json(config_file)
+    # The older name counts only where there is nothing under the newer one.
+    key = "torch_dtype" if config.get("dtype") is None else "dtype"
+    value = config.get(key)
+    if isinstance(value, str) and not isinstance(getattr(torch, value, None), torch.dtype):
+        raise InputError(
+            f"{key} is {value!r}, which isn't a dtype that transformers can load",
+            where=str(config_file),
+            fix=f'Set "{key}" to the dtype of the weights, such as "bfloat16".',
+        )
 
 
 @contextmanager

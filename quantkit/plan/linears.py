@@ -64,7 +64,8 @@ def plan_linears(method: LinearMethod, skeleton: Skeleton, checkpoint: Checkpoin
             f"the layers of {type(skeleton.model).__name__} have no torch.nn.Linear to quantize",
             where=str(skeleton.directory),
         )
-    _check_patterns(method, linears)
+    modules = {name for name, _ in skeleton.model.named_modules()}
+    _check_patterns(method, linears, modules | set(checkpoint.keys()))
     method.check_available()
     default = _stored(method.default_scheme(), method.format)
     schemes: dict[str, Scheme] = {}
@@ -149,10 +150,16 @@ def _config(
     return format.config(default, schemes, skipped, skeleton.model.dtype) | recorded
 
 
-def _check_patterns(method: LinearMethod, names: Iterable[str]) -> None:
-    names = list(names)
+def _check_patterns(method: LinearMethod, linears: Iterable[str], others: Iterable[str]) -> None:
+    """Raise InputError for a pattern of the recipe that matches nothing.
+
+    others: names of modules that aren't linears, and of tensors. What must be left alone may be
+    any of these, such as a projector whose weight is a parameter of its own.
+    """
+    names = list(linears)
     for key, pattern in method.patterns():
-        if not any(fnmatchcase(name, pattern) for name in names):
+        matched = [*names, *others] if key == "quantize.ignore" else names
+        if not any(fnmatchcase(name, pattern) for name in matched):
             raise InputError(
                 f"pattern {pattern!r} matches no linear module",
                 where=key,

@@ -111,6 +111,15 @@ def test_code_runs_where_it_is_allowed(tmp_path: Path) -> None:
     assert judge_answers([case], [Answer("YES")], [Answer("no")]).fixed == 1
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_byte_order_mark_before_cases_is_none_of_their_text(tmp_path: Path, newline: str) -> None:
+    path = tmp_path / "cases.jsonl"
+    lines = [json.dumps({**GOOD, "id": name}) for name in ("a", "b")]
+    path.write_text(newline.join(lines), encoding="utf-8-sig", newline="")
+    assert [case.id for case in load_cases(path)] == ["a", "b"]
+    assert len(case_inputs(path)) == 2
+
+
 def test_no_cases_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "cases.jsonl"
     path.write_text("\n")

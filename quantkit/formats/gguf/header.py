@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from quantkit.base.contents import mistaken_content
 from quantkit.base.errors import InputError
 
 _VERSIONS = (2, 3)
@@ -47,6 +48,8 @@ def read_header(path: Path) -> Header:
     except FileNotFoundError:
         raise InputError("no such file", where=str(path)) from None
     except (ValueError, KeyError) as error:
+        if mistaken := mistaken_content(path):
+            raise mistaken from error
         raise unreadable(path, error) from error
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from quantkit.base.errors import InputError
 from quantkit.base.files import read_optional_json
-from quantkit.checkpoint.sidecars import has_vocabulary
+from quantkit.checkpoint.sidecars import check_sidecars, has_vocabulary
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ def read_original(directory: Path, vocab_size: int) -> Original:
 def _load(directory: Path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    check_sidecars(directory)
     try:
         return AutoTokenizer.from_pretrained(
             directory, local_files_only=True, trust_remote_code=False
