@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from quantkit.base.files import with_home
+from quantkit.base.output import check_file
 from quantkit.base.progress import Progress, Silent
 from quantkit.results.cost import Load
 
@@ -97,7 +99,7 @@ def quantize(
     job = prepare(_recipe(recipe), str(model), _weighted(adapters), strict=strict)
     return quantize(
         job,
-        Path(out),
+        with_home(out),
         device=device,
         force=force,
         progress=progress or Silent(),
@@ -161,7 +163,7 @@ def sweep(
     return sweep(
         [_recipe(recipe) for recipe in recipes],
         str(model),
-        Path(out),
+        with_home(out),
         adapters=_weighted(adapters),
         strict=strict,
         device=device,
@@ -208,7 +210,7 @@ def merge(
     return merge(
         str(base),
         _weighted(adapters),
-        Path(out),
+        with_home(out),
         dtype=dtype,
         max_shard_size=max_shard_size,
         strict=strict,
@@ -253,6 +255,8 @@ def evaluate(
     from quantkit.commands.eval import JudgingOptions, evaluate, write_evaluation
     from quantkit.lora.open import open_checkpoint
 
+    if out is not None:
+        check_file(with_home(out))
     options = JudgingOptions(device, None, localize, goal, allow_code, allow_overlap)
     progress = progress or Silent()
     comparison = evaluate(
@@ -264,7 +268,7 @@ def evaluate(
         progress=progress,
     )
     if out is not None:
-        write_evaluation(comparison, Path(out), progress)
+        write_evaluation(comparison, with_home(out), progress)
     return comparison
 
 
@@ -292,10 +296,12 @@ def bench(
     from quantkit.commands.bench import bench, write_rows
     from quantkit.lora.open import open_checkpoint
 
+    if out is not None:
+        check_file(with_home(out))
     source = None if baseline is None else open_checkpoint(str(baseline))
     rows = bench(_paths(artifacts), source, load, progress or Silent())
     if out is not None:
-        write_rows(rows, Path(out))
+        write_rows(rows, with_home(out))
     return rows
 
 
@@ -337,7 +343,7 @@ def compare(
         open_checkpoint(str(baseline), _weighted(adapters)),
         _suite(suite),
         options,
-        out=None if out is None else Path(out),
+        out=None if out is None else with_home(out),
         model=str(baseline),
         progress=progress or Silent(),
     )
@@ -350,7 +356,7 @@ def inspect(artifact: AnyPath) -> Facts:
     """
     from quantkit.commands.inspect import inspect
 
-    return inspect(Path(artifact))
+    return inspect(with_home(artifact))
 
 
 def verify(
@@ -376,7 +382,7 @@ def verify(
     from quantkit.lora.open import open_checkpoint
 
     source = None if baseline is None else open_checkpoint(str(baseline), _weighted(adapters))
-    return verify(Path(artifact), source, engine, progress or Silent())
+    return verify(with_home(artifact), source, engine, progress or Silent())
 
 
 def _recipe(recipe: AnyRecipe) -> LoadedRecipe:
@@ -389,8 +395,8 @@ def _suite(suite: AnySuite) -> LoadedSuite:
 
 def _paths(artifacts: Artifacts) -> list[Path]:
     if isinstance(artifacts, str | Path):
-        return [Path(artifacts)]
-    return [Path(artifact) for artifact in artifacts]
+        return [with_home(artifacts)]
+    return [with_home(artifact) for artifact in artifacts]
 
 
 def _weighted(adapters: Sequence[AnyAdapter]) -> list[tuple[str, float]]:

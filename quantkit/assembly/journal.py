@@ -115,11 +115,7 @@ def unfinished(
             yield partial, journal
             if not journal.done:
                 journal.record(Step("artifact"))
-        for path in journal.scratch.iterdir():
-            if path.name != _FILE:
-                path.unlink()
-        shutil.rmtree(journal.scratch)
-        replace_output(out)
+        _publish(out, journal.scratch)
     except BaseException as error:
         failure = as_machine_error(error, partial) if isinstance(error, OSError) else error
         at_fault = isinstance(failure, QuantkitError) and not isinstance(failure, MachineError)
@@ -131,6 +127,22 @@ def unfinished(
         if failure is error:
             raise
         raise failure from error
+
+
+def _publish(out: Path, scratch: Path) -> None:
+    """Remove the journal and rename the directory. Where that fails, the journal is there again."""
+    for path in scratch.iterdir():
+        if path.name != _FILE:
+            path.unlink()
+    lines = (scratch / _FILE).read_bytes()
+    shutil.rmtree(scratch)
+    try:
+        replace_output(out)
+    except OSError:
+        if scratch.parent.is_dir():
+            scratch.mkdir()
+            (scratch / _FILE).write_bytes(lines)
+        raise
 
 
 def _open(partial: Path, inputs: Mapping[str, str], *, force: bool) -> tuple[IO[bytes], list[Step]]:

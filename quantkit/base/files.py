@@ -18,7 +18,34 @@ from quantkit.base.contents import mistaken_content
 from quantkit.base.errors import InputError, MachineError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_CUT_SHORT = re.compile(r"requested and \d+ written")
+_FIXES = {
+    errno.EACCES: "Check its owner and permissions.",
+    errno.EPERM: "Check its owner and permissions.",
+    errno.EROFS: "Choose a place on a file system that can be written.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ENOTDIR: "A part of the path is a file: choose another path.",
+}
 _CHUNK = 1 << 20  # bytes read at a time
+
+
+def with_home(path: str | Path) -> Path:
+    """``path``, where a ``~`` or ``~USER`` at its start is that user's home directory.
+
+    Shells leave it as it is in ``--out=~/x``, and Python too. Raises InputError for a ``~`` of a
+    user without a home; a name that begins with ``~`` and is no user's stays as it is.
+    """
+    path = Path(path)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        if path.parts[0] != "~":
+            return path
+        raise InputError(
+            "the home directory isn't known",
+            where=str(path),
+            fix="Set HOME, or give the path without ~.",
+        ) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -44,9 +71,9 @@ def read_optional_json(path: Path) -> dict[str, Any]:
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def json_text(value: object) -> str:
+def json_text(value: object, *, ascii_only: bool = False) -> str:
     """Readable JSON, the same text for the same value."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(value, indent=2, ensure_ascii=ascii_only) + "\n"
     # UTF-8 has no form for half a character, as in names that aren't UTF-8; JSON's escapes have.
     return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
@@ -116,11 +143,14 @@ def holds(path: Path, start: int, nbytes: int, digest: str) -> bool:
 
 def as_machine_error(error: OSError, place: Path) -> MachineError:
     """The error to report for a read or write that the system refused."""
+    reason, fix = error.strerror or str(error) or type(error).__name__, None
     # numpy reports a write that stopped short without an errno.
-    if error.errno in _FULL or error.errno is None:
-        what = f"no space left to write ({error.strerror or error})"
+    if error.errno in _FULL or (error.errno is None and _CUT_SHORT.search(reason)):
+        what = f"no space left to write ({reason})"
         fix = "Free some space (or raise the file size limit) and run it again."
+    elif error.errno is None:
+        what = reason
     else:
-        what = f"can't be read or written ({error.strerror or error})"
-        fix = "Check its owner and permissions."
+        what = f"can't be read or written ({reason})"
+        fix = _FIXES.get(error.errno)
     return MachineError(what, where=str(error.filename or place), fix=fix)

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,19 @@ class CacheEntry:
 
 
 def directory() -> Path:
-    """The cache: ``$QUANTKIT_CACHE``, or ``quantkit`` in the user's cache directory."""
+    """The cache: ``$QUANTKIT_CACHE``, or ``quantkit`` in the user's cache directory.
+
+    Raises MachineError for a user without a home directory, as in ``docker run -u 12345``.
+    """
     if chosen := os.environ.get("QUANTKIT_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantkit"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "quantkit"
+    except RuntimeError:
+        raise MachineError(
+            "this user has no home directory, so there is no cache",
+            fix="Set HOME, or QUANTKIT_CACHE to a directory.",
+        ) from None
 
 
 def limit() -> int:
@@ -90,12 +100,17 @@ def find_statistics(about: Mapping[str, str], kind: Kind) -> CachedStatistics | 
 
     Gram matrices are returned for ``diagonal`` too, since they hold the same diagonal.
     """
+    root = _root_if_any()
     kinds: tuple[Kind, ...] = ("gram",) if kind == "gram" else (kind, "gram")
     for stored in kinds:
-        path = _root() / _key(about, stored)
+        if root is None:
+            break
+        path = root / _key(about, stored)
         if (path / _INDEX).is_file():
-            # The index's time of change is when the entry was last used: see ``entries``.
-            os.utime(path / _INDEX)
+            # The index's time of change is when the entry was last used: see ``entries``. A cache
+            # that others filled may be one that this user can only read.
+            with suppress(OSError):
+                os.utime(path / _INDEX)
             return CachedStatistics(path)
     return None
 
@@ -154,7 +169,9 @@ class CacheWriter:
         self._about = dict(about)
         self._kind = kind
         self._layers = layers
-        self._final = _root() / _key(about, kind)
+        root = _root_if_any()
+        self._has_place = root is not None
+        self._final = (root or Path()) / _key(about, kind)
         self._path = self._final.with_name(f"{self._final.name}.{os.getpid()}.partial")
         self._digests: dict[str, str] = {}
         self._writing = Ahead()
@@ -168,18 +185,19 @@ class CacheWriter:
         self._wait()
         if error is None and self._open and len(self._digests) == self._layers:
             content = {"about": self._about, "kind": self._kind, "files": self._digests}
-            # The index comes last: an entry without one doesn't count.
-            write_json(self._path / _INDEX, content)
-            # Another process may have finished the same entry meanwhile.
-            if not self._final.exists():
-                self._path.rename(self._final)
+            with suppress(OSError):
+                # The index comes last: an entry without one doesn't count.
+                write_json(self._path / _INDEX, content)
+                # Another process may have finished the same entry meanwhile.
+                if not self._final.exists():
+                    self._path.rename(self._final)
         shutil.rmtree(self._path, ignore_errors=True)
 
     def save(self, index: int, inputs: Sequence[InputStatistics]) -> None:
         """Write the statistics of layer ``index`` in the background."""
         # At most one layer is being written: more would keep their statistics in memory.
         self._wait()
-        if index == 0:
+        if index == 0 and self._has_place:
             self._open = self._make_room(_nbytes(inputs) * self._layers)
         if self._open:
             self._writing.start(index, lambda: self._write(index, inputs))
@@ -242,6 +260,14 @@ class CacheWriter:
 
 def _nbytes(inputs: Sequence[InputStatistics]) -> int:
     return sum(part.nbytes for group in inputs for part in group.moment.parts())
+
+
+def _root_if_any() -> Path | None:
+    """The entries' directory; None where there is no place for one, which ends no run."""
+    try:
+        return _root()
+    except MachineError:
+        return None
 
 
 def _root() -> Path:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
-from quantkit.base.errors import InputError
+from quantkit.base.errors import InputError, MachineError
+from quantkit.base.files import with_home
 from quantkit.base.resources import demo_adapter, demo_model
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -20,7 +22,8 @@ def locate_model(model: str) -> Path:
     no directory, is downloaded by huggingface_hub into its own cache; ``owner/name@revision`` pins
     a revision.
 
-    Raises InputError for what is none of these, and for what can't be downloaded.
+    Raises InputError for what is none of these, and for what can't be downloaded; MachineError
+    where there is no place to download to.
     """
     if model == "demo":
         return demo_model()
@@ -35,7 +38,7 @@ def locate_adapter(adapter: str) -> Path:
 
 
 def _directory(model: str, expected: str) -> Path:
-    path = Path(model)
+    path = with_home(model)
     if path.is_dir():
         return path
     if path.suffix == ".gguf" and path.is_file():
@@ -59,6 +62,14 @@ def _directory(model: str, expected: str) -> Path:
             where=model,
             fix="Pass a directory, a hub id (owner/name), or 'demo'.",
         )
+    # huggingface_hub would make a directory named ~ here.
+    places = {"HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"}
+    if os.path.expanduser("~") == "~" and not places & os.environ.keys():
+        raise MachineError(
+            "this user has no home directory to download into",
+            where=model,
+            fix="Set HOME or HF_HOME, or pass the directory of a model.",
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -78,8 +89,8 @@ def model_name(model: str) -> str:
 
     For a snapshot in the Hub's cache it is the name of the model, not that of the commit.
     """
-    if model != "demo" and Path(model).is_dir():
-        return folder_name(Path(model).resolve())
+    if model != "demo" and with_home(model).is_dir():
+        return folder_name(with_home(model).resolve())
     if _COMMIT.fullmatch(Path(model).name):
         return folder_name(Path(model))
     return model.rstrip("/").rsplit("/", 1)[-1].partition("@")[0]

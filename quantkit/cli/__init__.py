@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import io
 import signal
+import sys
 from importlib import import_module
 
 from quantkit.cli.app import app
@@ -43,6 +45,10 @@ def main() -> None:
     """Run the command line."""
     # A request to end is handled as Ctrl-C is: clean up, then leave.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal in ASCII can't show every character, nor can UTF-8 every file's name.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     gc.set_threshold(_COLLECT_AFTER)
     try:
         app()

@@ -6,11 +6,13 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
 import typer
 
 from quantkit.base.errors import CheckpointWarning, ExitCode, MachineError, QuantkitError
+from quantkit.base.files import with_home
 from quantkit.base.version import __version__
 
 P = ParamSpec("P")
@@ -45,6 +47,8 @@ def handles_errors(command: Callable[P, None]) -> Callable[P, None]:
 
         as_json = bool(kwargs.get("as_json"))
         try:
+            for name, value in kwargs.items():
+                kwargs[name] = _with_home(value)
             with _shown_as_notes():
                 command(*args, **kwargs)
         except QuantkitError as error:
@@ -54,8 +58,8 @@ def handles_errors(command: Callable[P, None]) -> Callable[P, None]:
             Console().note("interrupted")
             raise typer.Exit(int(ExitCode.INTERRUPTED)) from None
         except OSError as error:
-            what = error.strerror or str(error)
-            failure = MachineError(what, where=str(error.filename or "a file"))
+            what = error.strerror or str(error) or type(error).__name__
+            failure = MachineError(what, where=str(error.filename) if error.filename else None)
             Console(as_json=as_json).error(failure)
             raise typer.Exit(int(failure.exit_code)) from None
         except (typer.Exit, typer.Abort):
@@ -87,6 +91,13 @@ def _shown_as_notes() -> Iterator[None]:
 
         warnings.showwarning = note
         yield
+
+
+def _with_home(value: object) -> object:
+    """An argument in which paths have ``~`` expanded."""
+    if isinstance(value, list):
+        return [_with_home(item) for item in value]
+    return with_home(value) if isinstance(value, Path) else value
 
 
 @app.callback(invoke_without_command=True)

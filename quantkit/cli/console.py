@@ -44,7 +44,7 @@ class Console:
     def show(self, value: Any, rendered: RenderableType | None = None) -> None:
         """Print a command's result: ``value`` with --json, else ``rendered``."""
         if self.as_json:
-            sys.stdout.write(json_text(value))
+            sys.stdout.write(_json_for(value, sys.stdout.encoding))
         elif rendered is not None:
             self.out.print(rendered, soft_wrap=isinstance(rendered, str))
 
@@ -113,6 +113,16 @@ class _Lines:
 
     def _print(self, text: str) -> None:
         self._console.print(escape(text), soft_wrap=True)
+
+
+def _json_for(value: Any, encoding: str | None) -> str:
+    """JSON that a stream of this encoding can hold; what it can't is escaped, as JSON allows."""
+    text = json_text(value)
+    try:
+        text.encode(encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json_text(value, ascii_only=True)
+    return text
 
 
 def _width() -> int:

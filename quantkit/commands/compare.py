@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from quantkit.base.output import check_folder
 from quantkit.base.progress import Progress
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.commands.eval import JudgingOptions, evaluate, write_fixed_recipes
@@ -29,6 +30,8 @@ def compare(
 
     Raises QuantkitError; a report is written only of a whole comparison.
     """
+    if out is not None:
+        check_folder(out)
     comparison = evaluate(artifacts, baseline, suite, options, model=model, progress=progress)
     if out is not None:
         written = write_reports(comparison, out)

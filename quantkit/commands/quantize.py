@@ -176,8 +176,7 @@ def quantize(
     started = time.monotonic()
     return_large_blocks()
     where = resolve_device(device)
-    needed = int(job.plan.nbytes * _SLACK)
-    check_output(out, "an artifact", MANIFEST, force=force, needed=needed)
+    check_artifact_output(job, out, force=force)
     for note in job.plan.notes:
         progress.note(note)
     rows = _calibration_rows(job, progress)
@@ -205,6 +204,12 @@ def quantize(
         manifest = read_manifest(directory)
         assert isinstance(manifest, QuantizedManifest)
         return manifest
+
+
+def check_artifact_output(job: Job, out: Path, *, force: bool) -> None:
+    """Refuse an output directory as ``check_output`` does. Raises InputError or MachineError."""
+    needed = int(job.plan.nbytes * _SLACK)
+    check_output(out, "an artifact", MANIFEST, force=force, needed=needed)
 
 
 def _write_manifest(

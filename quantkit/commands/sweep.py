@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quantkit.base.errors import InputError
+from quantkit.base.output import check_folder
 from quantkit.base.progress import Progress
 from quantkit.commands.compare import compare
 from quantkit.commands.eval import JudgingOptions
-from quantkit.commands.quantize import made_already, prepare, quantize
+from quantkit.commands.quantize import check_artifact_output, made_already, prepare, quantize
 from quantkit.judging.variants import describe_artifact
 from quantkit.lora.open import Weighted, open_checkpoint
 from quantkit.recipes.recipe import LoadedRecipe
@@ -45,11 +46,18 @@ def sweep(
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"is given twice: {', '.join(sorted(twice))}", subject="RECIPE")
     artifacts = [out / name for name in names]
+    if suite is not None:
+        check_folder(out)
+    pairs = list(zip(jobs, artifacts, strict=True))
+    made = {path for job, path in pairs if not force and made_already(job, path)}
+    for job, path in pairs:
+        if path not in made:
+            check_artifact_output(job, path, force=force)
     # A Gram matrix holds the diagonal that other methods need, but not the other way round: what
     # needs most is made first, and all others find their statistics in the cache.
-    for job, path in sorted(zip(jobs, artifacts, strict=True), key=lambda pair: pair[0].demands):
+    for job, path in sorted(pairs, key=lambda pair: pair[0].demands):
         progress.note(f"{job.loaded.recipe.name} → {path}")
-        if not force and made_already(job, path):
+        if path in made:
             progress.note("made already, from the same inputs")
             continue
         quantize(

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantkit.base.errors import InputError
+from quantkit.base.files import with_home
 from quantkit.documents.explain import explain
 
 
@@ -53,7 +54,7 @@ def find_document(name_or_path: str, folder: Path, kind: str) -> Path:
 
     kind: for the message. Raises InputError where there is neither.
     """
-    path = Path(name_or_path)
+    path = with_home(name_or_path)
     if path.is_file():
         return path
     shipped = folder / f"{name_or_path}.yaml"

@@ -42,7 +42,8 @@ def ask(
         [sys.executable, "-m", module],
         input=json.dumps(job),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         env={**os.environ, **_ENVIRONMENT, **(environment or {})},
         check=False,
     )

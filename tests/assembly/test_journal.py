@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ from typing import Any
 import pytest
 
 from quantkit.assembly.journal import Step, unfinished
-from quantkit.base.errors import InputError
+from quantkit.base.errors import InputError, MachineError
+from quantkit.base.output import check_output
 from quantkit.base.progress import Silent
 from quantkit.calibration.activations import Snapshot
 from quantkit.calibration.folds import Fold
@@ -81,3 +84,45 @@ def test_steps_of_another_version_are_refused_by_name(
     assert (scratch / "journal.jsonl").read_text(encoding="utf-8") == text
     with unfinished(out, INPUTS, force=True, progress=Silent()) as (_, journal):
         assert not journal.steps
+
+
+def test_a_whole_artifact_is_renamed_later_where_it_cannot_be_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, target: Path) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy", str(path))
+
+    out = tmp_path / "out"
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(MachineError, match="Device or resource busy"),
+        unfinished(out, INPUTS, force=False, progress=Silent()) as (directory, journal),
+    ):
+        journal.record(STEP)
+        (directory / "weights").write_text("hours of work")
+        patch.setattr(Path, "rename", refuse)
+    with unfinished(out, INPUTS, force=False, progress=Silent()) as (_, journal):
+        assert journal.done
+    assert [path.name for path in out.iterdir()] == ["weights"]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_stopped_run_continues_in_a_directory_that_keeps_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    if inside:
+        monkeypatch.chdir(out)
+    for attempt in range(2):
+        with (
+            suppress(KeyboardInterrupt),
+            unfinished(out, INPUTS, force=False, progress=Silent()) as (directory, journal),
+        ):
+            assert (directory.parent == out) is inside and len(journal.steps) == attempt
+            (directory / "weights").write_text("hours of work")
+            if not attempt:
+                journal.record(STEP)
+                raise KeyboardInterrupt
+        check_output(out, "an artifact", "weights", force=attempt == 1)
+    assert [path.name for path in out.iterdir()] == ["weights"]

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from quantkit.base.errors import InputError, MachineError
-from quantkit.base.files import digests, holds, read_json, sha256, write_json, write_whole
+from quantkit.base.files import (
+    as_machine_error,
+    digests,
+    holds,
+    read_json,
+    sha256,
+    with_home,
+    write_json,
+    write_whole,
+)
 from quantkit.base.names import dtype_name, listed
 
 
@@ -62,3 +74,34 @@ def test_a_dtype_has_the_name_that_config_json_gives_it() -> None:
     import torch
 
     assert dtype_name(torch.bfloat16) == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError("Cannot call rmtree on a symbolic link"), "x: Cannot call rmtree on a"),
+        (OSError("Unable to load weights"), "x: Unable to load weights"),
+        (shutil.SameFileError("'a' and 'a' are the same file"), "x: 'a' and 'a' are the same file"),
+        (OSError(), "x: OSError"),
+        (
+            OSError("4096 requested and 0 written"),
+            "x: no space left to write (4096 requested and 0",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "x: no space left to write"),
+        (OSError(errno.EBUSY, "Device busy", "m"), "m: can't be read or written (Device busy)"),
+    ],
+)
+def test_errors_of_the_system_are_called_what_they_are(error: OSError, expected: str) -> None:
+    assert str(as_machine_error(error, Path("x"))).startswith(expected)
+
+
+def test_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert with_home("~") == tmp_path and with_home("~/a/b") == tmp_path / "a" / "b"
+    assert with_home(Path("~/x")) == tmp_path / "x"
+    for name in ("a/~/b", "~no-such-user/x", "x~", "/~"):
+        assert with_home(name) == Path(name)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(InputError, match="home directory isn't known"):
+        with_home("~/x")

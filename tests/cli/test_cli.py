@@ -248,7 +248,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists()
         # What was finished is kept, and the same command goes on from there.
         if (tmp_path / "out.partial").exists():
-            assert "the same command goes on" in done.stderr
+            assert "the same command continues" in done.stderr
             assert (
                 run("quantize", recipe, "--model", "demo", "--out", tmp_path / "out").exit_code == 0
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -158,7 +159,7 @@ def loaded(
             metadata = {**vocabulary.metadata(), **(special or {})}
             _write_model(path, vocabulary.name, metadata, len(vocabulary.tokens))
             parameters = library.llama_model_default_params()
-            model = library.llama_model_load_from_file(str(path).encode(), parameters)
+            model = library.llama_model_load_from_file(os.fsencode(path), parameters)
             try:
                 yield library.llama_model_get_vocab(model) if model else None
             finally:
