@@ -69,7 +69,7 @@ def quantized_manifest(
 def record_adapter(adapter: Adapter) -> AdapterRecord:
     """An adapter that is folded into a checkpoint, with the digests of its files."""
     return AdapterRecord(
-        name=adapter.directory.name,
+        name=adapter.name,
         weight=adapter.weight,
         base=adapter.lora.base,
         rank=adapter.lora.rank,

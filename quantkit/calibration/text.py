@@ -12,6 +12,7 @@ from torch import Tensor
 
 from quantkit.base.errors import InputError
 from quantkit.checkpoint.sidecars import check_sidecars
+from quantkit.checkpoint.tokenizer_files import check_packages
 from quantkit.documents.dataset import Dataset, Document, read_dataset
 from quantkit.documents.text import check_text
 from quantkit.model.limits import Limits
@@ -30,7 +31,10 @@ class Rows:
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """The tokenizer of a checkpoint. Raises InputError where none can be loaded."""
+    """The tokenizer of a checkpoint.
+
+    Raises InputError where none can be loaded, MachineError where a package for its files lacks.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -39,6 +43,7 @@ def load_tokenizer(directory: Path) -> Any:
     except InputError:
         raise
     except Exception as error:  # a tokenizer's own code may raise anything
+        check_packages(directory)
         raise InputError(
             f"the tokenizer can't be loaded ({type(error).__name__}: {error})",
             where=str(directory),

@@ -18,6 +18,7 @@ from quantkit.base.files import sha256
 from quantkit.base.progress import Progress, Task
 from quantkit.calibration.text import load_tokenizer
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.source import folder_name
 from quantkit.formats.packed import open_artifact
 from quantkit.judging.intervals import with_intervals
 from quantkit.judging.likelihood import Divergence, held_out_rows
@@ -177,7 +178,9 @@ class _Search:
         skeleton = self._localizer.skeleton
         keys = [skeleton.key(name) for place in places for name in place.parameters]
         try:
-            derived = fix(recipe, modules, keys, self.baseline, self.baseline.directory.name)
+            derived = fix(
+                recipe, modules, keys, self.baseline, folder_name(self.baseline.directory)
+            )
         except InputError as error:
             return {"no_patch": f"the recipe can't give these places more bits: {error}"}
         return {

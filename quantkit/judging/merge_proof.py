@@ -62,7 +62,7 @@ def prove(
         raise QuantkitError(
             f"the merged model's logits differ from those of base and adapter by {difference:.2e}, "
             f"more than {LIMIT:.0e}; nothing was written",
-            where=", ".join(adapter.directory.name for adapter in adapted.adapters),
+            where=", ".join(adapter.name for adapter in adapted.adapters),
             fix="Please report it with the adapter's config. --no-proof skips the comparison.",
         )
     count, length = rows.shape

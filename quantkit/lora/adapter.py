@@ -17,6 +17,7 @@ from pathlib import Path
 from quantkit.base.errors import InputError
 from quantkit.checkpoint.header import read_header
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.source import folder_name
 from quantkit.lora.config import LoraConfig
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -87,6 +88,11 @@ class Adapter(Checkpoint):
             raise InputError("holds no tensors that change a parameter", subject=str(self.files[0]))
         for name, part in self.parts.items():
             self._check(name, part)
+
+    @property
+    def name(self) -> str:
+        """What messages and manifests call it: the name of its directory, or of a Hub's model."""
+        return folder_name(self.directory)
 
     @classmethod
     def open(cls, path: str | Path, weight: float = 1.0) -> Adapter:

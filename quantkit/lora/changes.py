@@ -131,7 +131,7 @@ class Change:
         whole = [adapter for adapter, part in self.parts if part.replaced or part.tokens]
         if len(whole) > 1:
             raise InputError(
-                f"{whole[0].directory.name} and {whole[1].directory.name} both replace its tensor",
+                f"{whole[0].name} and {whole[1].name} both replace its tensor",
                 where=self.module,
                 fix="Only one of several adapters may have this module, or rows of it, as a whole.",
             )

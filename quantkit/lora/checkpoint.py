@@ -13,6 +13,7 @@ from quantkit.base.errors import InputError
 from quantkit.base.names import dtype_name
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import brings_tokenizer
+from quantkit.checkpoint.source import folder_name
 from quantkit.lora.adapter import Adapter
 from quantkit.lora.changes import Factors
 from quantkit.lora.checks import check_base_name, check_combination, check_targets
@@ -57,7 +58,7 @@ class AdaptedCheckpoint(Checkpoint):
         self.adapters = list(adapters)
         self.directory, self.files, self.format = base.directory, base.files, base.format
         self._modules = Modules(model, names)
-        self.warnings = self._check(base_name or base.directory.name)
+        self.warnings = self._check(base_name or folder_name(base.directory))
         if strict and self.warnings:
             raise InputError(self.warnings[0], where=str(self.adapters[0].directory))
         placement = Placement(base, self.adapters, self._modules)

@@ -6,10 +6,12 @@ Each function returns its warnings, one sentence each.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from quantkit.base.errors import InputError
 from quantkit.base.names import listed
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.source import folder_name
 from quantkit.lora.adapter import Adapter
 from quantkit.lora.modules import Modules
 
@@ -29,7 +31,7 @@ def check_combination(adapters: Sequence[Adapter]) -> list[str]:
         whole = [name for name, part in adapter.parts.items() if part.replaced or part.tokens]
         if whole and adapter.weight != 1:
             warnings.append(
-                f"the weight {adapter.weight:g} of {adapter.directory.name} doesn't apply to "
+                f"the weight {adapter.weight:g} of {adapter.name} doesn't apply to "
                 f"the tensors that it replaces: {listed(sorted(whole))}"
             )
     ranks = {adapter.lora.largest_rank() for adapter in adapters}
@@ -80,7 +82,7 @@ def check_targets(adapter: Adapter, base: Checkpoint, modules: Modules) -> list[
     shared = set(modules.vocabulary) if lora.tied else set()
     if extra := sorted(present - wanted - shared):
         return [
-            f"{adapter.directory.name} has factors for {listed(extra)}, which its "
+            f"{adapter.name} has factors for {listed(extra)}, which its "
             "target_modules doesn't name; they are merged"
         ]
     return []
@@ -88,12 +90,12 @@ def check_targets(adapter: Adapter, base: Checkpoint, modules: Modules) -> list[
 
 def check_base_name(adapter: Adapter, base: Checkpoint, name: str) -> list[str]:
     """Compare the base that an adapter's config names with ``base``, also called ``name``."""
-    known = {name, base.directory.name, str(base.config.get("_name_or_path"))}
+    known = {name, str(base.directory), str(base.config.get("_name_or_path"))}
     wanted = adapter.lora.base
     if wanted and _last_part(wanted) not in {_last_part(name) for name in known}:
-        return [f"{adapter.directory.name} was trained for {wanted}; the base is {name}"]
+        return [f"{adapter.name} was trained for {wanted}; the base is {name}"]
     return []
 
 
 def _last_part(name: str) -> str:
-    return name.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1].lower()
+    return folder_name(Path(name.replace("\\", "/"))).lower()

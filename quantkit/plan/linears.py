@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -69,17 +71,22 @@ def plan_linears(method: LinearMethod, skeleton: Skeleton, checkpoint: Checkpoin
     method.check_available()
     default = _stored(method.default_scheme(), method.format)
     schemes: dict[str, Scheme] = {}
+    outside: list[str] = []
     for name in linears:
         scheme = method.scheme_of(name, default)
         if scheme is None:
             continue
         if not name.startswith(prefix):
-            raise InputError(
-                "is outside the decoder layers and can't be quantized",
-                subject=name,
-                fix=f"Add it to the recipe: ignore: [{name}]",
-            )
+            outside.append(name)
         schemes[name] = _stored(scheme, method.format)
+    if outside:
+        ignore = json.dumps([*method.ignore, *widest_globs(outside, linears)])
+        others = f"and {len(outside) - 1} other linears are" if len(outside) > 1 else "is"
+        raise InputError(
+            f"{others} outside the decoder layers and can't be quantized",
+            subject=outside[0],
+            fix=f"Set quantize.ignore to {ignore}.",
+        )
     if not schemes:
         raise InputError("leaves nothing to quantize", subject="quantize.ignore")
     _check_schemes(method.format, schemes, linears, default)
@@ -100,6 +107,21 @@ def plan_linears(method: LinearMethod, skeleton: Skeleton, checkpoint: Checkpoin
     )
 
 
+def widest_globs(outside: Sequence[str], linears: Iterable[str]) -> list[str]:
+    """The fewest globs that match the linears ``outside``, and no other one of ``linears``."""
+    others = [name for name in linears if name not in outside]
+    globs: list[str] = []
+    for name in outside:
+        if any(fnmatchcase(name, glob) for glob in globs):
+            continue
+        # The widest that matches no other: a tower's whole name, a dot and a star.
+        parts = name.split(".")
+        ends = [".".join(parts[:count]) + ".*" for count in range(1, len(parts))]
+        alone = (end for end in ends if not any(fnmatchcase(other, end) for other in others))
+        globs.append(next(alone, name))
+    return globs
+
+
 def fused(names: Iterable[str]) -> list[tuple[str, ...]]:
     """Full names of linears, those together that engines load as one matrix."""
     groups: dict[tuple[str, str], list[str]] = {}
@@ -108,6 +130,9 @@ def fused(names: Iterable[str]) -> list[tuple[str, ...]]:
         family = next((min(family) for family in _FUSED if leaf in family), leaf)
         groups.setdefault((parent, family), []).append(name)
     return [tuple(group) for group in groups.values()]
+
+
+_INDEX = re.compile(r"\.\d+\.")
 
 
 def _stored(scheme: Scheme, format_name: str) -> Scheme:
@@ -173,13 +198,28 @@ def _check_schemes(
     shapes: Mapping[str, tuple[int, int]],
     default: Scheme,
 ) -> None:
+    failed: dict[str, InputError] = {}
     for name, scheme in schemes.items():
-        if isinstance(scheme, Grid):
-            try:
+        try:
+            if isinstance(scheme, Grid):
                 scheme.columns(shapes[name][1])
-            except InputError as error:
-                raise InputError(error.what, where=f"{name} (group_size)", fix=error.fix) from None
-        FORMATS[format_name].check_scheme(name, shapes[name], scheme, default)
+        except InputError as error:
+            failed[name] = InputError(error.what, where=f"{name} (group_size)", fix=error.fix)
+            continue
+        try:
+            FORMATS[format_name].check_scheme(name, shapes[name], scheme, default)
+        except InputError as error:
+            failed[name] = error
+    if not failed:
+        return
+    # One error for all linears that have the same, or the user would meet them one at a time.
+    first = next(iter(failed.values()))
+    alike = [name for name, error in failed.items() if error.what == first.what]
+    if 1 < len(alike) < len(schemes):
+        globs = ", ".join(dict.fromkeys(_INDEX.sub(".*.", name) for name in alike))
+        fix = " ".join(filter(None, (first.fix, f"The same holds for {globs}.")))
+        first = InputError(first.what, where=first.where, fix=fix)
+    raise first
 
 
 def _check_fused(schemes: Mapping[str, Scheme], names: Iterable[str]) -> None:

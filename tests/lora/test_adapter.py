@@ -320,8 +320,12 @@ def test_another_base_name_is_a_warning_and_an_error_if_strict(tiny: Tiny, adapt
     base = base_of(tiny, "llama")
     assert "someone/other-7b" in adapted(base, adapter).warnings[0]
     assert not adapted(base, adapter, base_name="Someone/Other-7B").warnings
+    cached = "/root/.cache/huggingface/hub/models--someone--Other-7b/snapshots/" + "0" * 40
+    assert not adapted(base, adapter, base_name=cached).warnings
     with pytest.raises(InputError, match="someone/other-7b"):
         adapted(base, adapter, strict=True)
+    configure(adapter, base_model_name_or_path=cached)
+    assert not adapted(base, adapter, base_name="someone/Other-7B").warnings
 
 
 def test_nan_is_noticed(tiny: Tiny, adapter: Path) -> None:

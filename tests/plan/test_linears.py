@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from quantkit.base.errors import InputError
@@ -10,7 +12,7 @@ from quantkit.methods.grids import Grid
 from quantkit.methods.method import Override
 from quantkit.methods.rtn import Rtn
 from quantkit.model.skeleton import Skeleton
-from quantkit.plan.linears import LinearPlan, plan_linears
+from quantkit.plan.linears import LinearPlan, plan_linears, widest_globs
 from tests.helpers.tiny import Tiny
 
 
@@ -66,3 +68,52 @@ def test_what_is_outside_the_layers_is_kept(tiny: Tiny) -> None:
 def test_what_cannot_be_is_refused(tiny: Tiny, override: Override, message: str) -> None:
     with pytest.raises(InputError, match=message):
         plan(tiny, override)
+
+
+def test_a_tower_outside_the_layers_is_named_by_one_glob(tiny: Tiny) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    text = {**sizes, "vocab_size": 96, "num_attention_heads": 2, "num_key_value_heads": 1}
+    vision = {**sizes, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    directory = tiny("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    checkpoint = Checkpoint(directory)
+    skeleton = Skeleton(checkpoint)
+
+    def planned(ignore: list[str]) -> LinearPlan:
+        settings = {"bits": 4, "group_size": 32, "symmetric": True, "format": "gptq"}
+        method = Rtn.model_validate({"method": "rtn", **settings, "ignore": ignore})
+        return plan_linears(method, skeleton, checkpoint)
+
+    with pytest.raises(InputError, match="and 14 other linears are outside") as caught:
+        planned(["lm_head"])
+    advice = str(caught.value.fix).removeprefix("Set quantize.ignore to ").removesuffix(".")
+    assert json.loads(advice) == ["lm_head", "model.vision_tower.*"]
+    assert len(planned(json.loads(advice)).schemes) == 2 * 7
+
+
+@pytest.mark.parametrize(
+    ("outside", "inside", "globs"),
+    [
+        (["lm_head"], ["model.layers.0.q_proj"], ["lm_head"]),
+        (
+            ["visual.blocks.0.qkv", "visual.blocks.1.qkv", "visual.merger.mlp.0", "lm_head"],
+            ["model.layers.0.q_proj"],
+            ["visual.*", "lm_head"],
+        ),
+        (
+            ["model.tower.0.fc1", "model.multi_modal_projector.linear_1", "model.embed"],
+            ["model.language_model.layers.0.q_proj"],
+            ["model.tower.*", "model.multi_modal_projector.*", "model.embed"],
+        ),
+        (["model.layers.0.extra"], ["model.layers.0.q_proj"], ["model.layers.0.extra"]),
+    ],
+)
+def test_globs_are_wide_and_match_nothing_else(
+    outside: list[str], inside: list[str], globs: list[str]
+) -> None:
+    assert widest_globs(outside, [*outside, *inside]) == globs
+
+
+def test_linears_that_fail_alike_are_named_together(tiny: Tiny) -> None:
+    with pytest.raises(InputError, match=r"^model\.layers\.0\.mlp\.down_proj") as caught:
+        plan(tiny, Override(match="*.mlp.down_proj", bits=5))
+    assert str(caught.value.fix).endswith("The same holds for model.layers.*.mlp.down_proj.")

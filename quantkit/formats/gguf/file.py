@@ -16,6 +16,7 @@ from torch import Tensor
 from quantkit.base.errors import InputError
 from quantkit.base.names import listed
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.source import folder_name
 from quantkit.checkpoint.weights import TensorSource
 from quantkit.formats.gguf.architectures.architecture import (
     OUTPUT,
@@ -141,7 +142,7 @@ def plan_file(
     architecture = architecture_of(source.config)
     config = with_defaults(architecture, source.config)
     dimensions = architecture.dimensions(config)
-    name = name or source.directory.resolve().name
+    name = name or folder_name(source.directory.resolve())
     tokenizer = plan_tokenizer(source.directory, dimensions.vocabulary, name, pre_tokenizer)
     metadata = {
         "general.type": "model",

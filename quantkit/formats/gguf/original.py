@@ -15,6 +15,7 @@ from typing import Any
 from quantkit.base.errors import InputError
 from quantkit.base.files import read_optional_json
 from quantkit.checkpoint.sidecars import check_sidecars, has_vocabulary
+from quantkit.checkpoint.tokenizer_files import check_packages
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def _load(directory: Path) -> Any:
             directory, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # a tokenizer's own code may raise anything
+        check_packages(directory)
         if not (directory / "tokenizer.json").is_file():
             raise InputError(
                 f"doesn't exist, and transformers can't make it of other files ({error})",
