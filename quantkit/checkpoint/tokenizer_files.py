@@ -18,7 +18,8 @@ _SENTENCEPIECE = (
 def check_packages(directory: Path) -> None:
     """Raise MachineError where a tokenizer without tokenizer.json needs packages that aren't there.
 
-    A ``.model`` file is SentencePiece's or tiktoken's; its content decides which.
+    For a tokenizer that transformers couldn't load. A ``.model`` file is SentencePiece's or
+    tiktoken's; its content decides which.
     """
     if (directory / "tokenizer.json").is_file():
         return
