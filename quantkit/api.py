@@ -92,7 +92,6 @@ def quantize(
         memory_budget: bytes of calibration hidden states to keep in memory, the rest on disk; half
             of the free memory if None.
         cache: use the statistics of earlier calibrations, and keep this one's.
-        progress: what long work reports to.
     """
     from quantkit.commands.quantize import prepare, quantize
 
@@ -152,7 +151,6 @@ def sweep(
         adapters, strict, device, force, memory_budget, cache: as for ``quantize``.
         load, localize, goal, allow_code, allow_overlap: as for ``compare``; cost isn't measured
             unless a load is given.
-        progress: what long work reports to.
     """
     from quantkit.commands.eval import JudgingOptions
     from quantkit.commands.sweep import sweep
@@ -203,7 +201,6 @@ def merge(
         proof: compare the result's logits with those of base and adapter at run time.
         dequantize_base: unpack a bitsandbytes base (QLoRA) first.
         force: replace a merged checkpoint that is there.
-        progress: what long work reports to.
     """
     from quantkit.commands.merge import merge
 
@@ -250,7 +247,6 @@ def evaluate(
         goal: what the artifacts are for; kept in the result.
         allow_code: run the Python that the suite brings. Read it first.
         allow_overlap: judge artifacts also on text that they were calibrated on.
-        progress: what long work reports to.
     """
     from quantkit.commands.eval import JudgingOptions, evaluate, write_evaluation
     from quantkit.lora.open import open_checkpoint
@@ -291,7 +287,6 @@ def bench(
         baseline: a BF16 checkpoint to measure beside them.
         load: what every engine is asked to do.
         out: a file for the result as JSON.
-        progress: what long work reports to.
     """
     from quantkit.commands.bench import bench, write_rows
     from quantkit.lora.open import open_checkpoint
@@ -331,7 +326,6 @@ def compare(
             that fix what failed.
         device: that quality is computed on. ``load`` has the one that cost is measured on.
         load: what every engine is asked to do; None: cost isn't measured.
-        progress: what long work reports to.
     """
     from quantkit.commands.compare import compare
     from quantkit.commands.eval import JudgingOptions
@@ -376,7 +370,6 @@ def verify(
         baseline: what it was made from, to compare shapes, chat template and token ids.
         adapters: LoRA adapters of the baseline.
         engine: "transformers", "quantkit-int4", "llama.cpp" or "vllm"; the usual one if None.
-        progress: what long work reports to.
     """
     from quantkit.commands.verify import verify
     from quantkit.lora.open import open_checkpoint
