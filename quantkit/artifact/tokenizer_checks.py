@@ -11,23 +11,15 @@ from typing import Any
 from quantkit.artifact.findings import Check
 from quantkit.base.errors import InputError
 from quantkit.calibration.text import render_chat
-from quantkit.formats.gguf.corpus import CORPUS
+from quantkit.formats.gguf import corpus
 
 PLAIN = (
     "Once upon a time there was",
     "The most important thing to know about",
     "In the morning they went to the",
 )
-_QUESTION = {"role": "user", "content": "How many days has a week?"}
-CHATS: tuple[list[dict[str, str]], ...] = (
-    [_QUESTION],
-    [{"role": "system", "content": "Answer in one word."}, _QUESTION],
-    [
-        _QUESTION,
-        {"role": "assistant", "content": "Seven."},
-        {"role": "user", "content": "  And a year?\n\n1) 52 weeks  2) 12"},
-    ],
-)
+# A question, one after a system message, and a conversation: an engine on trial answers them all.
+CHATS = corpus.CHATS[:3]
 # Under these names both in GGUF's metadata, after "tokenizer.ggml.", and as tokenizers' attributes.
 _SPECIAL = ("bos_token_id", "eos_token_id")
 
@@ -56,7 +48,7 @@ def sample_texts(tokenizer: Any, marks_beginnings: bool = False) -> list[str]:
     beginning of those too.
     """
     chats = _render_chats(tokenizer, tokenizer.chat_template)
-    all_texts = [*CORPUS, *(text for text in chats if text is not None)]
+    all_texts = [*corpus.CORPUS, *(text for text in chats if text is not None)]
     return [text for text in all_texts if not (marks_beginnings and text.startswith(" "))]
 
 
