@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -66,8 +66,7 @@ def plan_linears(method: LinearMethod, skeleton: Skeleton, checkpoint: Checkpoin
             f"the layers of {type(skeleton.model).__name__} have no torch.nn.Linear to quantize",
             where=str(skeleton.directory),
         )
-    modules = {name for name, _ in skeleton.model.named_modules()}
-    _check_patterns(method, linears, modules | set(checkpoint.keys()))
+    _check_patterns(method, linears, _without_linears(skeleton, linears))
     method.check_available()
     default = _stored(method.default_scheme(), method.format)
     schemes: dict[str, Scheme] = {}
@@ -175,21 +174,34 @@ def _config(
     return format.config(default, schemes, skipped, skeleton.model.dtype) | recorded
 
 
+def _without_linears(skeleton: Skeleton, linears: Collection[str]) -> set[str]:
+    """Names of modules that hold no linear, and of the parameters that no linear has."""
+    holders = {
+        ".".join(parts[:count])
+        for parts in (name.split(".") for name in linears)
+        for count in range(len(parts) + 1)
+    }
+    modules = {name for name, _ in skeleton.model.named_modules()} - holders
+    parameters = {name for name in skeleton.names if name.rpartition(".")[0] not in linears}
+    return modules | parameters | {skeleton.key(name) for name in parameters}
+
+
 def _check_patterns(method: LinearMethod, linears: Iterable[str], others: Iterable[str]) -> None:
     """Raise InputError for a pattern of the recipe that matches nothing.
 
-    others: names of modules that aren't linears, and of tensors. What must be left alone may be
-    any of these, such as a projector whose weight is a parameter of its own.
+    others: what a recipe may ignore though it is never quantized, such as a projector whose weight
+    is a parameter of its own. The name of a module that holds linears isn't among them: whoever
+    ignores "model.layers.0" means its linears, which only "model.layers.0.*" matches.
     """
     names = list(linears)
     for key, pattern in method.patterns():
         matched = [*names, *others] if key == "quantize.ignore" else names
-        if not any(fnmatchcase(name, pattern) for name in matched):
-            raise InputError(
-                f"pattern {pattern!r} matches no linear module",
-                where=key,
-                fix=f"Patterns are globs on full names such as {names[0]}.",
-            )
+        if any(fnmatchcase(name, pattern) for name in matched):
+            continue
+        fix = f"Patterns are globs on full names such as {names[0]}."
+        if any(fnmatchcase(name, f"{pattern}.*") for name in names):
+            fix = f"Write {pattern}.* for the linears in it."
+        raise InputError(f"pattern {pattern!r} matches no linear module", where=key, fix=fix)
 
 
 def _check_schemes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -117,3 +118,49 @@ def test_linears_that_fail_alike_are_named_together(tiny: Tiny) -> None:
     with pytest.raises(InputError, match=r"^model\.layers\.0\.mlp\.down_proj") as caught:
         plan(tiny, Override(match="*.mlp.down_proj", bits=5))
     assert str(caught.value.fix).endswith("The same holds for model.layers.*.mlp.down_proj.")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fix"),
+    [
+        ("model.layers.0", r"Write model\.layers\.0\.\* for the linears in it"),
+        ("model.layers.*.mlp", "for the linears in it"),
+        ("model", "for the linears in it"),
+        ("model.layers.0.mlp.up_proj.weight", "globs on full names"),
+        ("*.up_proj.weight", "globs on full names"),
+        ("", "globs on full names"),
+    ],
+)
+def test_ignoring_what_holds_linears_but_is_none_is_refused(
+    tiny: Tiny, pattern: str, fix: str
+) -> None:
+    """Accepted, it would leave nothing out, and nobody would be told."""
+    checkpoint = Checkpoint(tiny("llama"))
+    method = Rtn(
+        method="rtn",
+        bits=4,
+        group_size=32,
+        symmetric=True,
+        format="gptq",
+        ignore=["lm_head", pattern],
+    )
+    with pytest.raises(InputError, match="matches no linear module") as caught:
+        plan_linears(method, Skeleton(checkpoint), checkpoint)
+    assert re.search(fix, str(caught.value.fix))
+
+
+@pytest.mark.parametrize(
+    "pattern", ["model.norm", "*layernorm*", "model.embed_tokens.weight", "model.layers.0.*"]
+)
+def test_ignoring_what_is_never_quantized_is_no_mistake(tiny: Tiny, pattern: str) -> None:
+    checkpoint = Checkpoint(tiny("llama"))
+    method = Rtn(
+        method="rtn",
+        bits=4,
+        group_size=32,
+        symmetric=True,
+        format="gptq",
+        ignore=["lm_head", pattern],
+    )
+    schemes = plan_linears(method, Skeleton(checkpoint), checkpoint).schemes
+    assert len(schemes) == (14 if pattern == "model.layers.0.*" else 21)
