@@ -13,13 +13,14 @@ from quantkit.base.files import read_json
 from quantkit.base.names import dtype_name
 from quantkit.checkpoint.header import TensorEntry, read_header
 from quantkit.checkpoint.weight_files import check_is_model, check_overlaps, weight_files
+from quantkit.checkpoint.wrappers import unwrap_entries
 
 
 class Checkpoint:
     """A Hugging Face model directory in safetensors, in one file or in shards.
 
     config: the content of config.json; files: that hold the tensors; entries: of the tensors, by
-    key. Implements ``Weights``.
+    key, without the names of a wrapper that the model was saved in. Implements ``Weights``.
     """
 
     format = "safetensors"
@@ -35,12 +36,13 @@ class Checkpoint:
         check_is_model(directory)
         self.config = read_json(directory / "config.json")
         self.files = weight_files(directory, self.config)
-        self.entries: dict[str, TensorEntry] = {}
+        entries: dict[str, TensorEntry] = {}
         headers = {file: read_header(file) for file in self.files}
         check_overlaps(directory, {file: header.keys() for file, header in headers.items()})
         # As in transformers, the last file counts where an indexed tensor is in several.
         for header in headers.values():
-            self.entries.update(header)
+            entries.update(header)
+        self.entries = unwrap_entries(directory, entries)
 
     def keys(self) -> Iterable[str]:
         return self.entries.keys()

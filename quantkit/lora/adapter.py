@@ -9,8 +9,10 @@ beside them: whole modules, biases, rows of embeddings. The files and the arithm
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,22 +20,28 @@ from quantkit.base.errors import InputError
 from quantkit.checkpoint.header import read_header
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.source import folder_name
-from quantkit.lora.config import LoraConfig
+from quantkit.checkpoint.wrappers import unwrap
+from quantkit.lora.config import CONFIG_FILE, LoraConfig
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
 _PREFIX = "base_model.model."
+# Old versions of PEFT, and state dicts saved without it, have an adapter's name in its keys.
 _FACTOR = re.compile(
-    r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A"
-    r"|lora_embedding_B|lora_magnitude_vector(\.weight)?|token_adapter\.trainable_tokens_delta)"
+    r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B"
+    r"|lora_magnitude_vector|token_adapter\.trainable_tokens_delta)"
+    r"(?:\.(?P<adapter>(?!(?:weight|bias)$)[^.]+))?(?P<leaf>\.weight|\.bias)?"
 )
 # Saved, but without effect on the result: VeLoRA's compression of activations for the backward
 # pass, and modules as they were before training.
 _UNUSED = re.compile(r".+\.(lora_velora_embed(\.[^.]+)?|original_module\..+)")
+_SAVED = ".modules_to_save."
 _WRAPPERS = re.compile(r"\.(token_adapter|base_layer|modules_to_save)(?=\.)")
+_DEFAULT = "default"  # the name that PEFT gives an adapter, and the only one that it looks for
 _FIELDS = {
     "lora_A.weight": "a",
     "lora_B.weight": "b",
+    "lora_B.bias": "added",
     "lora_embedding_A": "a",
     "lora_embedding_B": "b",
     "lora_magnitude_vector": "magnitude",
@@ -61,7 +69,8 @@ class Part:
 class Adapter(Checkpoint):
     """A LoRA directory as PEFT saves it: adapter_config.json and adapter_model.safetensors.
 
-    lora: its config; weight: a factor of what it adds; parts: what it does, by parameter name.
+    lora: its config; weight: a factor of what it adds; parts: what it does, by parameter name;
+    strange: keys that PEFT wouldn't know, and so would leave out.
     """
 
     format = "lora"
@@ -82,8 +91,11 @@ class Adapter(Checkpoint):
         self.files = [_weights_file(directory)]
         self.entries = read_header(self.files[0])
         self.parts: dict[str, Part] = {}
+        self.strange: list[str] = []
+        self._older: dict[str, str] = {}
+        named = self._named()
         for key in self.entries:
-            self._sort(key)
+            self._sort(key, named)
         if not self.parts:
             raise InputError("holds no tensors that change a parameter", subject=str(self.files[0]))
         for name, part in self.parts.items():
@@ -99,26 +111,91 @@ class Adapter(Checkpoint):
         """The adapter at ``path``; ``weight`` multiplies what it adds."""
         return cls(Path(path), weight)
 
-    def _sort(self, key: str) -> None:
-        """Enter a tensor in ``parts``: its key tells what it does."""
-        name = key.removeprefix(_PREFIX)
+    def _named(self) -> str | None:
+        """The name that the keys of the factors have in them, if any.
+
+        Raises InputError for several.
+        """
+        matches = [_FACTOR.fullmatch(unwrap(key)[0]) for key in self.entries]
+        names = sorted({match["adapter"] for match in matches if match and match["adapter"]})
+        if len(names) > 1:
+            raise InputError(
+                f"holds several adapters: {', '.join(names)}",
+                subject=str(self.files[0]),
+                fix="Save each one alone: save_pretrained(DIR, selected_adapters=[NAME]).",
+            )
+        return names[0] if names else None
+
+    def _sort(self, key: str, named: str | None) -> None:
+        """Enter a tensor in ``parts``: its key tells what it does.
+
+        named: the adapter's name, where keys have it.
+        """
+        whole, wrappers = unwrap(key)
+        name = whole
+        while name.startswith(_PREFIX):
+            name = name.removeprefix(_PREFIX)
         if _UNUSED.fullmatch(name):
             return
+        if wrappers or _PREFIX + name != whole or named not in (None, _DEFAULT):
+            self.strange.append(key)
         if match := _FACTOR.fullmatch(name):
-            if match["part"] == "lora_B.bias":
-                self._part(match["module"] + ".bias").added = key
-            else:
-                setattr(self._part(match["module"] + ".weight"), _FIELDS[match["part"]], key)
-        elif ".lora_" in name:
+            field = _FIELDS.get(match["part"] + (match["leaf"] or ""))
+            if field is not None:
+                leaf = ".bias" if field == "added" else ".weight"
+                return self._enter(match["module"] + leaf, field, key)
+        if ".lora_" in name:
             raise InputError(
                 f"tensor {key} belongs to a variant of LoRA that can't be merged",
                 where=str(self.files[0]),
             )
-        else:
-            self._part(_WRAPPERS.sub("", name)).replaced = key
+        saved = rf"\.modules_to_save\.({re.escape(named or _DEFAULT)}|{_DEFAULT})(?=\.)"
+        self._enter(_WRAPPERS.sub("", re.sub(saved, "", name)), "replaced", key)
 
-    def _part(self, name: str) -> Part:
-        return self.parts.setdefault(name, Part())
+    def _enter(self, name: str, field: str, key: str) -> None:
+        part = self.parts.setdefault(name, Part())
+        if (other := getattr(part, field)) is not None:
+            # Beside resized embeddings PEFT saves a module twice; it loads the plain key.
+            if _SAVED in other and _SAVED not in key:
+                part.replaced = key
+            if (_SAVED in other) != (_SAVED in key):
+                return
+            raise InputError(
+                f"holds both {other} and {key}, which would do the same to {name}",
+                subject=str(self.files[0]),
+                fix="Leave only the one that counts.",
+            )
+        setattr(part, field, key)
+
+    def resolve(self, find: Callable[[str], str]) -> None:
+        """Call the parameters in ``parts`` as the base does: ``find`` gives a name of the base's.
+
+        Raises InputError where two become one, and where the config gives a module another rank or
+        scale under its older name.
+        """
+        parts: dict[str, Part] = {}
+        for name, part in self.parts.items():
+            found = find(name)
+            old, new = name.rpartition(".")[0], found.rpartition(".")[0]
+            if found in parts:
+                raise InputError(f"changes {found} under two names", subject=str(self.files[0]))
+            if part.a and self.lora.settings_of(old) != self.lora.settings_of(new):
+                raise InputError(
+                    f"gives {old} another rank or alpha than {new}, which it is called today",
+                    subject=str(self.directory / CONFIG_FILE),
+                    fix="Write today's names into rank_pattern and alpha_pattern.",
+                )
+            if found != name and (found.endswith(f".{name}") or name.endswith(f".{found}")):
+                keys = dataclasses.astuple(part)  # PEFT adds and takes away no base model's prefix
+                self.strange += [key for key in keys if key and key not in self.strange]
+            parts[found] = part
+            self._older[found] = name
+        self.parts = parts
+
+    def targets(self, name: str) -> bool:
+        """Whether the config's target_modules names a parameter of ``parts``, by either name."""
+        names = {name, self._older.get(name, name)}
+        return any(self.lora.targets_module(n.removesuffix(".weight")) for n in names)
 
     def _check(self, name: str, part: Part) -> None:
         """Refuse factors without their counterpart, and of another rank than the config's."""

@@ -205,7 +205,7 @@ def _same_tokens(one: Change, other: Change) -> bool:
 
 def is_embedding(part: Part) -> bool:
     """Whether the factors are an embedding's, whose weight has a row for each input."""
-    return part.a is not None and part.a.endswith(".lora_embedding_A")
+    return part.a is not None and ".lora_embedding_A" in part.a
 
 
 def _misfit(

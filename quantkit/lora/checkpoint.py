@@ -16,7 +16,7 @@ from quantkit.checkpoint.sidecars import brings_tokenizer
 from quantkit.checkpoint.source import folder_name
 from quantkit.lora.adapter import Adapter
 from quantkit.lora.changes import Factors
-from quantkit.lora.checks import check_base_name, check_combination, check_targets
+from quantkit.lora.checks import check_base_name, check_combination, check_keys, check_targets
 from quantkit.lora.modules import Modules
 from quantkit.lora.placement import Placement, set_field
 
@@ -75,6 +75,9 @@ class AdaptedCheckpoint(Checkpoint):
 
     def _check(self, base_name: str) -> list[str]:
         warnings = []
+        for adapter in self.adapters:
+            adapter.resolve(self._modules.find)
+            warnings += check_keys(adapter)
         if len(self.adapters) > 1 or any(adapter.weight != 1 for adapter in self.adapters):
             warnings += check_combination(self.adapters)
         for adapter in self.adapters:

@@ -80,12 +80,29 @@ def check_targets(adapter: Adapter, base: Checkpoint, modules: Modules) -> list[
             fix="The adapter is incomplete, or was trained for another base.",
         )
     shared = set(modules.vocabulary) if lora.tied else set()
-    if extra := sorted(present - wanted - shared):
+    if extra := sorted(n for n in present - wanted - shared if not adapter.targets(n)):
         return [
             f"{adapter.name} has factors for {listed(extra)}, which its "
             "target_modules doesn't name; they are merged"
         ]
     return []
+
+
+def check_keys(adapter: Adapter) -> list[str]:
+    """Warn of tensors that are merged though PEFT leaves them out, and of settings left open."""
+    warnings = []
+    if adapter.lora.assumed:
+        warnings.append(
+            f"the config of {adapter.name} leaves open what PEFT takes as "
+            f"{' and '.join(adapter.lora.assumed)}; so does this merge"
+        )
+    if adapter.strange:
+        warnings.append(
+            f"{adapter.name} has {len(adapter.strange)} of {len(adapter.entries)} tensors under "
+            f"keys that aren't PEFT's, such as {adapter.strange[0]}: PEFT ignores them for most "
+            "models, and here they are merged"
+        )
+    return warnings
 
 
 def check_base_name(adapter: Adapter, base: Checkpoint, name: str) -> list[str]:

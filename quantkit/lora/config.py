@@ -29,6 +29,7 @@ _UNMERGEABLE = {
     "use_bdlora": "block-diagonal LoRA isn't supported",
     "use_qalora": "QA-LoRA pools its inputs",
 }
+_DEFAULTS = {"r": 8, "lora_alpha": 8}  # of PEFT
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -42,7 +43,7 @@ class LoraConfig:
     modules without factors, likewise; saved: modules that are replaced as a whole; layers: the only
     ones with factors, none for all; tokens: the trained rows by an embedding's name, which is ""
     for the input embedding; tied: whether the output embedding shares the input embedding's
-    factors and rows.
+    factors and rows; assumed: what it doesn't say, with the default that PEFT has for it.
     """
 
     base: str | None
@@ -60,6 +61,7 @@ class LoraConfig:
     layers_pattern: tuple[str, ...]
     tokens: Mapping[str, tuple[int, ...]]
     tied: bool
+    assumed: tuple[str, ...]
 
     @classmethod
     def read(cls, directory: Path) -> LoraConfig:
@@ -83,14 +85,16 @@ class LoraConfig:
 
     @classmethod
     def _of(cls, values: dict[str, Any]) -> LoraConfig:
+        assumed = tuple(f"{k} {v}" for k, v in _DEFAULTS.items() if k not in values)
+        values = _DEFAULTS | values
         targets = values.get("target_modules")
         tokens = values.get("trainable_token_indices") or {}
         if isinstance(tokens, list):
             tokens = {"": tokens}
         config = cls(
             base=values.get("base_model_name_or_path") or None,
-            rank=int(values.get("r", 8)),
-            alpha=float(values.get("lora_alpha", 8)),
+            rank=int(values["r"]),
+            alpha=float(values["lora_alpha"]),
             rank_pattern=dict(values.get("rank_pattern") or {}),
             alpha_pattern=dict(values.get("alpha_pattern") or {}),
             rslora=bool(values.get("use_rslora")),
@@ -103,6 +107,7 @@ class LoraConfig:
             layers_pattern=tuple(_strings(values.get("layers_pattern"))),
             tokens={name: _integers(rows) for name, rows in tokens.items()},
             tied=bool(values.get("ensure_weight_tying")),
+            assumed=assumed,
         )
         if min([config.rank, *config.rank_pattern.values()]) < 1:
             raise ValueError("a rank is less than 1")
@@ -111,6 +116,10 @@ class LoraConfig:
             if isinstance(expression, str):  # a list of names holds no expressions
                 re.compile(expression)
         return config
+
+    def settings_of(self, module: str) -> tuple[int, float]:
+        """The rank and the scale of one module's factors."""
+        return self.rank_of(module), self.scale_of(module)
 
     def rank_of(self, module: str) -> int:
         """The rank of one module's factors."""

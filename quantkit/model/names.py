@@ -9,7 +9,7 @@ result.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -44,21 +44,14 @@ def match_names(model: PreTrainedModel, checkpoint: Described) -> dict[str, str]
     Tied parameters have the key of the tensor that they share. Raises InputError when a key or a
     parameter is left over, when shapes differ, or when transformers would fuse tensors.
     """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, rename_source_key
-
     where = str(checkpoint.directory)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    transforms = get_model_conversion_mapping(model)
-    converters = [t for t in transforms if isinstance(t, WeightConverter)]
-    renamings = [t for t in transforms if not isinstance(t, WeightConverter)]
+    rename = renaming(model)
     ignored = [re.compile(p) for p in model._keys_to_ignore_on_load_unexpected or ()]
     names: dict[str, str] = {}
     left_over = []
     for key in sorted(checkpoint.keys()):
-        name, fusion = rename_source_key(
-            key, renamings, converters, model.base_model_prefix, dict(wanted)
-        )
+        name, fusion = rename(key)
         if fusion is not None:
             raise InputError(
                 f"transformers fuses {key} with other tensors when it loads "
@@ -94,9 +87,47 @@ def match_names(model: PreTrainedModel, checkpoint: Described) -> dict[str, str]
         raise InputError(
             f"{' and '.join(problems)} (model type {model.config.model_type})",
             where=where,
-            fix="Is the download complete, and do config.json and the weights belong together?",
+            fix=_common_prefix(list(checkpoint.keys()), wanted, rename)
+            or "Is the download complete, and do config.json and the weights belong together?",
         )
     return names
+
+
+def renaming(model: PreTrainedModel) -> Callable[[str], tuple[str, str | None]]:
+    """A function from a key to the name that transformers gives it when it loads ``model``.
+
+    The second is None, or names what would be fused with other tensors.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, rename_source_key
+
+    wanted = dict.fromkeys(model.state_dict(), True)
+    transforms = get_model_conversion_mapping(model)
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    renamings = [t for t in transforms if not isinstance(t, WeightConverter)]
+
+    def rename(key: str) -> tuple[str, str | None]:
+        name, fusion = rename_source_key(
+            key, renamings, converters, model.base_model_prefix, wanted
+        )
+        return name, fusion
+
+    return rename
+
+
+def _common_prefix(
+    keys: Collection[str], wanted: Collection[str], rename: Callable[[str], tuple[str, str | None]]
+) -> str | None:
+    """What to do about a name before all keys without which they are the model's; else None."""
+    prefix = next(iter(keys), "").partition(".")[0] + "."
+    bare = [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
+    inside = len(bare) == len(keys) and all(rename(key)[0] in wanted for key in bare)
+    if not inside or any(rename(key)[0] in wanted for key in keys):
+        return None
+    return (
+        f"All its keys begin with {prefix!r}, which a wrapper of the model put there: save the "
+        "model that is inside, or take it off the keys."
+    )
 
 
 def refuse_experts(model: nn.Module, model_type: str, where: str) -> None:

@@ -24,8 +24,10 @@ IN_SAFETENSORS = [
 TWO_BITS = ["quantize.bits=2", "quantize.format=gptq"]
 
 
-def make(recipe: str, out: Path, settings: list[str] | None = None) -> QuantizedManifest:
-    """The demo by a recipe, at ``out``; returns the manifest."""
-    job = prepare(load_recipe(recipe, settings), "demo")
+def make(
+    recipe: str, out: Path, settings: list[str] | None = None, model: str = "demo"
+) -> QuantizedManifest:
+    """The demo, or another ``model``, by a recipe, at ``out``; returns the manifest."""
+    job = prepare(load_recipe(recipe, settings), model)
     # Without the cache, or the second of two runs would not calibrate.
     return quantize(job, out, device="cpu", force=False, progress=Silent(), cache=False)

@@ -19,6 +19,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.source import folder_name
 from quantkit.checkpoint.weights import TensorSource
 from quantkit.formats.gguf.architectures.architecture import (
+    EMBEDDING,
     OUTPUT,
     Architecture,
     CheckpointTensor,
@@ -33,6 +34,7 @@ from quantkit.formats.gguf.tokenizer import plan_tokenizer
 from quantkit.formats.gguf.transforms import Keep, Transform
 from quantkit.methods.ggml.library import load_gguf
 from quantkit.methods.ggml.types import row_bytes
+from quantkit.model.skeleton import Skeleton
 
 # Buffers that old checkpoints carry. llama.cpp computes them.
 _UNUSED_SUFFIXES = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
@@ -188,7 +190,12 @@ def _tensors(
     tensors = list(architecture.tensors(config, sizes))
     output = CheckpointTensor(head, OUTPUT, (sizes.vocabulary, sizes.hidden), Keep())
     present = {key for key in source.entries if not key.endswith(_UNUSED_SUFFIXES)}
-    expected = [*tensors, output] if head in present else tensors
+    if any(tensor.key not in present for tensor in tensors):
+        # Under other names, which transformers knows too.
+        keys = Skeleton(source).names
+        tensors = [replace(tensor, key=keys.get(tensor.key, tensor.key)) for tensor in tensors]
+        output = replace(output, key=keys.get(head, head))
+    expected = [*tensors, output] if output.key in present else tensors
     shapes = {tensor.key: tensor.shape for tensor in expected}
     missing = [key for key in shapes if key not in present]
     leftover = sorted(present - set(shapes))
@@ -205,7 +212,8 @@ def _tensors(
             raise InputError(
                 f"{key} is {source.shape(key)}; config.json asks for {shape}", where=where
             )
-    return [*tensors, *_output(source, architecture, config, output)]
+    embedding = next(tensor.key for tensor in tensors if tensor.name == EMBEDDING)
+    return [*tensors, *_output(source, architecture, config, output, embedding)]
 
 
 def _output(
@@ -213,24 +221,31 @@ def _output(
     architecture: Architecture,
     config: Mapping[str, Any],
     output: CheckpointTensor,
+    embedding: str,
 ) -> list[CheckpointTensor]:
-    """The output matrix where the file needs one of its own, or nothing."""
+    """The output matrix where the file needs one of its own, or nothing.
+
+    embedding: the key of the input embedding.
+    """
     where = str(source.directory)
     present = output.key in source.entries
-    embedding = f"{architecture.embedding}.weight"
     if not config.get("tie_word_embeddings", False):
         if not present:
             raise InputError(f"lacks {output.key}, and its embeddings aren't tied", subject=where)
         if architecture.output == "never":
             raise architecture.cannot_hold("an output matrix of its own")
         return [output]
-    if present and not torch.equal(source.read(embedding), source.read(output.key)):
+    if present and not _equal(source, embedding, output.key):
         raise InputError(
             f"ties its embeddings, yet {output.key} differs from {embedding}",
             subject=where,
             fix='Set "tie_word_embeddings": false in config.json if both were trained.',
         )
     return [replace(output, key=embedding)] if architecture.output == "needed" else []
+
+
+def _equal(source: Checkpoint, one: str, other: str) -> bool:
+    return one == other or torch.equal(source.read(one), source.read(other))
 
 
 def _planned(tensor: CheckpointTensor, choice: Choice) -> GgufTensorPlan:
