@@ -117,7 +117,9 @@ def _applied(model: nn.Module, adapted: AdaptedCheckpoint) -> Iterator[None]:
     for name, module in model.named_modules():
         weight, bias = f"{name}.weight", f"{name}.bias"
         if "weight" in module._parameters and adapted.touches(weight):
-            hook = partial(_add, partial(adapted.factors, weight))
+            # The module's own weight may be a part of it, or none: both ends are read in slices.
+            stored = partial(adapted.read_unmerged, adapted.key(weight))
+            hook = partial(_add, partial(adapted.factors, weight), stored)
             handles.append(module.register_forward_hook(hook))
         if "bias" in module._parameters and adapted.touches(bias):
             hook = partial(_shift, partial(adapted.added, bias))
@@ -138,11 +140,15 @@ def _shift(
 
 def _add(
     read: Callable[[], Factors | None],
+    read_weight: Callable[[], Tensor],
     module: nn.Module,
     inputs: tuple[Any, ...],
     output: Tensor,
 ) -> Tensor:
-    """The output of ``module`` with its adapters, from its ``inputs`` and ``output`` without."""
+    """The output of ``module`` with its adapters, from its ``inputs`` and ``output`` without.
+
+    read, read_weight: give what the adapters add, and the weight that they add it to.
+    """
     factors = read()
     if factors is None:
         return output
@@ -158,8 +164,7 @@ def _add(
     update = update * factors.scale
     if factors.magnitude is None:
         return output + update
-    weight = module._parameters["weight"]
-    assert weight is not None
+    weight = read_weight()
     stored = weight.T if factors.transposed else weight
     lengths = (stored + factors.scale * factors.b @ factors.a).norm(dim=1)
     shift = torch.zeros(()) if bias is None else bias

@@ -16,7 +16,13 @@ from quantkit.checkpoint.sidecars import brings_tokenizer
 from quantkit.checkpoint.source import folder_name
 from quantkit.lora.adapter import Adapter
 from quantkit.lora.changes import Factors
-from quantkit.lora.checks import check_base_name, check_combination, check_keys, check_targets
+from quantkit.lora.checks import (
+    check_base_name,
+    check_combination,
+    check_effect,
+    check_keys,
+    check_targets,
+)
 from quantkit.lora.modules import Modules
 from quantkit.lora.placement import Placement, set_field
 
@@ -52,16 +58,19 @@ class AdaptedCheckpoint(Checkpoint):
         adapters are combined as PEFT's ``add_weighted_adapter(combination_type="linear")`` does.
 
         Raises InputError when a tensor of an adapter has no parameter or doesn't fit, when
-        adapters can't be combined, and with ``strict`` where there would be a warning.
+        adapters can't be combined or one changes nothing, and with ``strict`` where there would be
+        a warning.
         """
         self.base = base
         self.adapters = list(adapters)
         self.directory, self.files, self.format = base.directory, base.files, base.format
         self._modules = Modules(model, names)
         self.warnings = self._check(base_name or folder_name(base.directory))
+        placement = Placement(base, self.adapters, self._modules)
+        for adapter in self.adapters:
+            self.warnings += check_effect(adapter, base, self._modules)
         if strict and self.warnings:
             raise InputError(self.warnings[0], where=str(self.adapters[0].directory))
-        placement = Placement(base, self.adapters, self._modules)
         self._placement = placement
         self.entries, self.config = placement.entries, placement.config
         self.untied = placement.untied

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from quantkit.base.errors import InputError
 from quantkit.base.names import listed
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.source import folder_name
-from quantkit.lora.adapter import Adapter
+from quantkit.lora.adapter import Adapter, Part
+from quantkit.lora.changes import Change
 from quantkit.lora.modules import Modules
 
 
@@ -103,6 +106,71 @@ def check_keys(adapter: Adapter) -> list[str]:
             "models, and here they are merged"
         )
     return warnings
+
+
+def check_effect(adapter: Adapter, base: Checkpoint, modules: Modules) -> list[str]:
+    """Warn of factors that add nothing. Raises InputError where the whole adapter changes nothing.
+
+    B is zero before training, and stays so where no gradient reaches it; but all of B are zero
+    where an adapter was saved from a sharded model without gathering it.
+    """
+    pairs = {name: part for name, part in adapter.parts.items() if part.a and part.b}
+    idle = [name for name, part in pairs.items() if _adds_nothing(adapter, name, part)]
+    if len(idle) == len(pairs) and not any(
+        _has_effect(adapter, name, part, base, modules) for name, part in adapter.parts.items()
+    ):
+        raise InputError(
+            f"changes nothing: {_why_nothing(adapter, len(pairs))}",
+            subject=str(adapter.directory),
+            fix="Save it again after training, and under FSDP or DeepSpeed with the whole state "
+            "dict gathered; or leave it out, for the base alone.",
+        )
+    if not idle:
+        return []
+    return [
+        f"{adapter.name} adds nothing to {len(idle)} of the {len(pairs)} weights that it has "
+        f"factors for, since A or B is zero: {listed(sorted(idle))}"
+    ]
+
+
+def _why_nothing(adapter: Adapter, pairs: int) -> str:
+    if adapter.weight == 0:
+        return "its weight is 0"
+    if not pairs:
+        return "what it replaces is what the base has"
+    if adapter.lora.alpha == 0:
+        return "its lora_alpha is 0"
+    return f"A or B is zero in all of its {pairs} pairs of factors"
+
+
+def _adds_nothing(adapter: Adapter, name: str, part: Part) -> bool:
+    scale = adapter.weight * adapter.lora.scale_of(name.rpartition(".")[0])
+    return scale == 0 or not all(adapter.read(key).any() for key in (part.b, part.a) if key)
+
+
+def _has_effect(
+    adapter: Adapter, name: str, part: Part, base: Checkpoint, modules: Modules
+) -> bool:
+    """Whether something other than factors changes the base's parameter."""
+    module = name.rpartition(".")[0]
+    change = Change(module, module in modules.conv1d, None, [(adapter, part)])
+    if part.added and (added := change.added()) is not None and added.any():
+        return True
+    if not (part.replaced or part.tokens or part.magnitude):
+        return False
+    weight = base.read(modules.names[name])
+    replaced = change.replaced()
+    if replaced is not None and (
+        replaced.shape != weight.shape or not torch.equal(replaced.to(weight.dtype), weight)
+    ):
+        return True
+    if part.tokens:
+        return not torch.equal(change.with_tokens(weight.clone()), weight)
+    if (factors := change.factors()) is None:
+        return False
+    # With nothing added, only magnitudes are left; they may have been rounded when they were saved.
+    weight = weight.float()
+    return not torch.allclose(factors.merge(weight.clone(), torch.float32), weight, rtol=1e-2)
 
 
 def check_base_name(adapter: Adapter, base: Checkpoint, name: str) -> list[str]:
