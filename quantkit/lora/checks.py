@@ -115,6 +115,8 @@ def check_effect(adapter: Adapter, base: Checkpoint, modules: Modules) -> list[s
     where an adapter was saved from a sharded model without gathering it.
     """
     pairs = {name: part for name, part in adapter.parts.items() if part.a and part.b}
+    if pairs and adapter.weight == 0:  # asked for
+        return [f"{adapter.name} adds nothing: its weight is 0"]
     idle = [name for name, part in pairs.items() if _adds_nothing(adapter, name, part)]
     if len(idle) == len(pairs) and not any(
         _has_effect(adapter, name, part, base, modules) for name, part in adapter.parts.items()
@@ -134,8 +136,6 @@ def check_effect(adapter: Adapter, base: Checkpoint, modules: Modules) -> list[s
 
 
 def _why_nothing(adapter: Adapter, pairs: int) -> str:
-    if adapter.weight == 0:
-        return "its weight is 0"
     if not pairs:
         return "what it replaces is what the base has"
     if adapter.lora.alpha == 0:
