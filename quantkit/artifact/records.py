@@ -111,6 +111,7 @@ def _calibration(recipe: Recipe, rows: Rows | None) -> CalibrationRecord | None:
         rows_wanted=settings.samples,
         sequence_length=settings.sequence_length,
         seed=settings.seed,
+        beginning=rows.beginning,
     )
 
 

@@ -18,13 +18,8 @@ def mistaken_content(path: Path) -> InputError | None:
     """
     with path.open("rb") as file:
         begins = file.read(len(_POINTER))
-    if begins == _POINTER:
-        return InputError(
-            "is a Git LFS pointer, not the file itself",
-            subject=str(path),
-            fix="Run `git lfs install` and `git lfs pull` in the repository, or download the "
-            "model with huggingface_hub.",
-        )
+    if pointer := lfs_pointer(begins, path, "model"):
+        return pointer
     if begins.startswith(_BOM) and path.suffix == ".json":
         return InputError(
             "begins with a byte order mark, which transformers and PEFT can't read",
@@ -39,3 +34,18 @@ def mistaken_content(path: Path) -> InputError | None:
             fix=f"Save it as UTF-8: iconv -f UTF-16 -t UTF-8 {path}",
         )
     return None
+
+
+def lfs_pointer(begins: bytes, path: Path, kind: str) -> InputError | None:
+    """The error for a file that ``begins`` as a Git LFS pointer; None for any other.
+
+    kind: what the file should be of, for the message.
+    """
+    if not begins.startswith(_POINTER):
+        return None
+    return InputError(
+        "is a Git LFS pointer, not the file itself",
+        subject=str(path),
+        fix="Run `git lfs install` and `git lfs pull` in the repository, or download the "
+        f"{kind} with huggingface_hub.",
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,18 @@ from quantkit.model.limits import Limits
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of tokens. ids: (rows, sequence_length) int64; digest: SHA-256 of the data set."""
+    """Rows of tokens.
+
+    ids: (rows, sequence_length) int64; digest: SHA-256 of the data set; found: what it held, in
+    words for people; beginning: the tokens that every row begins with, None where none were asked
+    for; remark: what a reader of figures on these rows should know.
+    """
 
     ids: Tensor
     digest: str
+    found: str = ""
+    beginning: tuple[str, ...] | None = None
+    remark: str | None = None
 
     @property
     def count(self) -> int:
@@ -58,6 +68,7 @@ def pack_rows(
     sequence_length: int,
     rows: int | None,
     seed: int | None,
+    bos: bool = False,
     limits: Limits | None = None,
 ) -> Rows:
     """Tokenize a data set and cut it into rows of ``sequence_length``.
@@ -66,44 +77,112 @@ def pack_rows(
     token and cut; tokens after the last whole row are dropped. ``rows`` is the largest number of
     rows returned (None: all); the text may hold fewer. The result depends on these arguments alone.
 
-    limits: of the model, whose embedding must have every token.
+    bos: begin every document, and every row that a document is continued in, with what the
+    tokenizer puts before a text (see ``beginning_of``); limits: of the model, whose embedding must
+    have every token.
 
     Raises InputError for a data set that can't be read, for text too short for one row, and for a
     token that the model lacks.
     """
-    documents, digest = read_dataset(dataset)
+    texts = read_dataset(dataset)
+    documents = list(texts.documents)
     if seed is not None:
         random.Random(seed).shuffle(documents)
-    separator = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    ids: list[int] = []
-    # Large data sets aren't tokenized further than needed.
-    enough = None if rows is None else rows * sequence_length
-    for document in documents:
-        if enough is not None and len(ids) >= enough:
-            break
-        # Chat templates write their own special tokens, and texts are separated below.
-        tokens = tokenizer.encode(_rendered(document, tokenizer), add_special_tokens=False)
-        tokens += separator
-        if limits is not None:
-            limits.check_ids(tokens, tokenizer, document.where)
-        ids += tokens
-    count = len(ids) // sequence_length
-    if rows is not None:
-        count = min(count, rows)
-    if count == 0:
+    added = beginning_of(tokenizer)
+    begin = added if bos else []
+    if len(begin) >= sequence_length:
         raise InputError(
-            f"holds {len(ids)} tokens, less than one row of {sequence_length}",
+            f"the tokenizer begins every text with {len(begin)} tokens, which leaves no room in "
+            f"rows of {sequence_length}",
+            where=str(dataset),
+            fix="Set a longer sequence_length.",
+        )
+    # Large data sets aren't tokenized further than needed.
+    table: list[list[int]] = []
+    row: list[int] = []
+    for ids in _tokenized(documents, tokenizer, begin, limits):
+        done = 0
+        while done < len(ids):
+            if not row and ids[done : done + len(begin)] != begin:
+                row = list(begin)
+            taken = ids[done : done + sequence_length - len(row)]
+            row, done = row + taken, done + len(taken)
+            if len(row) == sequence_length:
+                table.append(row)
+                row = []
+        if rows is not None and len(table) >= rows:
+            table = table[:rows]
+            break
+    if not table:
+        raise InputError(
+            f"holds {len(row)} tokens, less than one row of {sequence_length}",
             subject=str(dataset),
             fix="Give more text or a shorter sequence_length.",
         )
-    table = torch.tensor(ids[: count * sequence_length]).view(count, sequence_length)
-    return Rows(table, digest)
+    found = texts.found
+    if not _has_template(tokenizer) and any(d.plain is not None for d in documents):
+        found += ", joined as plain text: the model has no chat template"
+    named = tuple(map(str, tokenizer.convert_ids_to_tokens(added)))
+    remark = None
+    if named and not bos:
+        remark = f"rows don't begin with {' '.join(named)}, as this tokenizer begins texts"
+    elif named:
+        found += f"; rows begin with {' '.join(named)}"
+    return Rows(torch.tensor(table), texts.digest, found, named if bos else None, remark)
 
 
-def _rendered(document: Document, tokenizer: Any) -> str:
+def count_tokens(
+    dataset: Dataset, tokenizer: Any, *, bos: bool = False, limits: Limits | None = None
+) -> int:
+    """How many tokens a data set has, before it is cut into rows: see ``pack_rows``."""
+    begin = beginning_of(tokenizer) if bos else []
+    documents = read_dataset(dataset).documents
+    return sum(map(len, _tokenized(documents, tokenizer, begin, limits)))
+
+
+def beginning_of(tokenizer: Any) -> list[int]:
+    """The ids that a tokenizer puts before a text by itself: BOS, nothing, or several tokens."""
+    bare, full = (list(tokenizer.encode("a", add_special_tokens=added)) for added in (False, True))
+    for place in range(len(full) - len(bare) + 1):
+        if full[place : place + len(bare)] == bare:
+            return full[:place]
+    # The text itself is tokenized otherwise behind special tokens.
+    special = set(tokenizer.all_special_ids)
+    return list(itertools.takewhile(special.__contains__, full))
+
+
+def _tokenized(
+    documents: Iterable[Document], tokenizer: Any, begin: list[int], limits: Limits | None
+) -> Iterator[list[int]]:
+    """The ids of each document, its end-of-sequence token included."""
+    separator = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    if begin and separator == begin[:1]:
+        separator = []  # what ends a document begins the next
+    for document in documents:
+        text, templated = _rendered(document, tokenizer)
+        # Chat templates write their own special tokens, and texts are separated below.
+        ids = list(tokenizer.encode(text, add_special_tokens=False))
+        if not templated and ids[: len(begin)] != begin:
+            ids = begin + ids
+        if not (begin and ids[-1:] == separator):
+            ids += separator
+        if limits is not None:
+            limits.check_ids(ids, tokenizer, document.where)
+        yield ids
+
+
+def _has_template(tokenizer: Any) -> bool:
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def _rendered(document: Document, tokenizer: Any) -> tuple[str, bool]:
+    """A document's text, and whether the model's chat template wrote it."""
     if isinstance(document.content, str):
-        return document.content
-    return render_chat(document.content, tokenizer, document.where, add_generation_prompt=False)
+        return document.content, False
+    if document.plain is not None and not _has_template(tokenizer):
+        return document.plain, False
+    messages, where = document.content, document.where
+    return render_chat(messages, tokenizer, where, add_generation_prompt=False), True
 
 
 def render_chat(
@@ -121,21 +200,26 @@ def render_chat(
     leaves the tools out.
     """
 
-    def render(tools: list[dict[str, Any]] | None) -> str:
+    def render(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
         text: str = tokenizer.apply_chat_template(
             messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
         )
         return text
 
     try:
-        text = render(tools)
-        # A template that doesn't know tools drops them without an error.
-        ignored = bool(tools) and render(None) == text
+        text = render(messages, tools)
     except Exception as error:  # a template is code, and may raise anything
         raise InputError(
             f"the model's chat template can't render the messages ({error})", where=where
         ) from error
-    if ignored:
-        raise InputError("the model's chat template leaves the tools out", where=where)
+    # A template that doesn't know tools, or calls of them, drops them without an error.
+    uncalled = [{k: v for k, v in message.items() if k != "tool_calls"} for message in messages]
+    for what, without in (("tools", (messages, None)), ("tool calls", (uncalled, tools))):
+        try:
+            ignored = without != (messages, tools) and render(*without) == text
+        except Exception:
+            ignored = False  # it does look at them
+        if ignored:
+            raise InputError(f"the model's chat template leaves the {what} out", where=where)
     check_text(text, where)
     return text

@@ -24,7 +24,8 @@ _SHOWN = 5
 @handles_errors
 def suite_init_command(
     prompts: Annotated[
-        Path, typer.Argument(help="A prompt a line, or a .jsonl file of prompts or messages.")
+        Path,
+        typer.Argument(help="A prompt a line, or JSON, CSV or Parquet with prompts or messages."),
     ],
     baseline: BaselineOpt,
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory to make.")],

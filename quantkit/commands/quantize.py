@@ -282,8 +282,12 @@ def _calibration_rows(job: Job, progress: Progress) -> Rows | None:
         sequence_length=settings.sequence_length,
         rows=settings.samples,
         seed=settings.seed,
+        bos=settings.bos,
         limits=job.limits,
     )
+    progress.note(f"calibration text: {rows.found}")
+    if rows.remark is not None:
+        progress.note(f"calibration {rows.remark}: set calibration.bos to true")
     if rows.count < settings.samples:
         name = dataset.name if isinstance(dataset, Path) else str(dataset)
         progress.note(

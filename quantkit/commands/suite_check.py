@@ -68,9 +68,10 @@ def _gates(loaded: LoadedSuite, allow_code: bool) -> Part:
 
 
 def _likelihood(loaded: LoadedSuite, allow_code: bool) -> Part:
-    documents, digest = read_dataset(loaded.likelihood_dataset())
-    words = sum(len(document.words.split()) for document in documents)
-    return f"likelihood: {len(documents)} documents, {words:,} words, {digest[:12]}", documents
+    texts = read_dataset(loaded.likelihood_dataset())
+    words = sum(len(document.words.split()) for document in texts.documents)
+    note = f"likelihood: {texts.found}; {words:,} words, {texts.digest[:12]}"
+    return note, texts.documents
 
 
 def _cases(loaded: LoadedSuite, allow_code: bool) -> Part:
@@ -99,7 +100,7 @@ def _overlap(loaded: LoadedRecipe, texts: Sequence[Document]) -> str:
     name, dataset = loaded.recipe.name, loaded.calibration_dataset()
     if dataset is None:
         return f"{name}: has no calibration text"
-    overlaps = find_overlaps(texts, read_dataset(dataset)[0])
+    overlaps = find_overlaps(texts, read_dataset(dataset).documents)
     if overlaps:
         raise InputError(
             f"{len(overlaps)} of the suite's {len(texts)} texts overlap with {dataset}\n"

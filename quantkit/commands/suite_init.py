@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,15 @@ import torch
 from quantkit.base.errors import InputError
 from quantkit.base.output import check_output, new_directory
 from quantkit.base.progress import Progress
-from quantkit.calibration.text import load_tokenizer, pack_rows
+from quantkit.calibration.text import count_tokens, load_tokenizer
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.documents.content import locate_file, read_bytes
+from quantkit.documents.dataset import check_exists, read_dataset
+from quantkit.documents.forms import asked_of, is_blank
+from quantkit.documents.records import Record, counted, read_records
 from quantkit.engines import transformers as hf
 from quantkit.judging.answers import Answer
-from quantkit.judging.cases import Case, check_prompts, load_cases
+from quantkit.judging.cases import Case, cases_of, check_prompts, load_cases
 from quantkit.judging.regression import answer_cases
 from quantkit.lora.open import tokenizer_directory
 from quantkit.model.device import resolve_device
@@ -74,16 +77,22 @@ def init_suite(
 ) -> NewSuite:
     """Ask the baseline each prompt, greedily in float32, and write a suite of its answers.
 
-    prompts: a text file with one prompt a line, or a .jsonl file of cases whose ``check`` may be
-    left out; lines are asked through the chat template where the model has one. name: the suite's,
-    that of ``out`` if None. text: held-out text for likelihoods; the prompts and answers if None.
+    prompts: a text with one prompt a line, cases whose ``check`` may be left out, or records of
+    text, whose answers are left out; texts are asked through the chat template where the model has
+    one. name: the suite's, that of ``out`` if None. text: held-out text for likelihoods; the
+    prompts and answers if None.
 
     Raises QuantkitError; nothing is written then.
     """
     check_output(out, "a suite", SUITE, force=force)
+    if text is not None:
+        text = locate_file(str(text), Path.cwd())
+        check_exists(text)
+        progress.note(f"likelihood text: {read_dataset(text).found}")
     tokenizer = load_tokenizer(tokenizer_directory(baseline))
     chat = getattr(tokenizer, "chat_template", None) is not None
-    asked = _read_prompts(prompts, max_new_tokens, chat)
+    asked, found = _read_prompts(locate_file(str(prompts), Path.cwd()), max_new_tokens, chat)
+    progress.note(f"prompts: {found}")
     hf.check_memory(baseline.parameters(), torch.float32, "recording answers")
     skeleton = Skeleton(baseline, torch.float32)
     limits = Limits.of(skeleton, baseline)
@@ -103,12 +112,12 @@ def init_suite(
     with new_directory(out) as directory:
         cases = [_with_check(c, a) for c, a in zip(asked, answers, strict=True)]
         _write_lines(directory / CASES, cases)
-        dataset = TEXT if text is None else f"text{text.suffix or '.txt'}"
+        dataset = TEXT if text is None else f"text{''.join(text.suffixes[-2:]) or '.txt'}"
         if text is None:
             documents = [_document(c, a) for c, a in zip(asked, answers, strict=True)]
             _write_lines(directory / TEXT, documents)
         else:
-            shutil.copyfile(text, directory / dataset)
+            (directory / dataset).write_bytes(read_bytes(text))
         length = _row_length(directory / dataset, tokenizer, limits)
         content = _SUITE.format(name=_suite_name(name or out), dataset=dataset, length=length)
         (directory / SUITE).write_text(content, encoding="utf-8")
@@ -126,21 +135,30 @@ def _suite_name(name: str | Path) -> str:
     return re.sub(r"[^a-z0-9._+-]+", "-", text.lower()).strip("-._+") or "suite"
 
 
-def _read_prompts(path: Path, max_new_tokens: int, chat: bool) -> list[Case]:
-    """Prompts as cases. Their check, until the answer is known: similar to the baseline's."""
+def _read_prompts(path: Path, max_new_tokens: int, chat: bool) -> tuple[list[Case], str]:
+    """Prompts as cases, and what was found. Their check, until the answer is known: similarity.
+
+    chat: whether texts are asked through the chat template.
+    """
     asked = {"max_new_tokens": max_new_tokens, "check": {"similarity": _SIMILARITY}}
 
-    def parse(number: int, line: str) -> Any:
-        named = {"id": f"prompt-{number:03}", **asked}
-        if path.suffix == ".jsonl":
-            value = json.loads(line)
-            return {**named, **value} if isinstance(value, dict) else value
-        text = line.strip()
-        if chat:
-            return {**named, "messages": [{"role": "user", "content": text}]}
-        return {**named, "prompt": text}
+    def parse(record: Record) -> Any:
+        named = {"id": f"prompt-{record.number:03}", **asked}
+        value = asked_of(record.value)
+        if isinstance(value, dict):
+            return {**named, **value}
+        if isinstance(value, str) and chat:
+            return {**named, "messages": [{"role": "user", "content": value}]}
+        return {**named, "prompt": value} if isinstance(value, str) else value
 
-    return load_cases(path, parse=parse)
+    found = read_records(path)
+    kept = tuple(r for r in found.records if r.problem is not None or not is_blank(r.value))
+    if found.records and not kept:
+        raise InputError("holds only blank prompts", subject=str(path))
+    cases = cases_of(replace(found, records=kept), path, allow_code=False, parse=parse)
+    what = f"{path.name}: {found.shape}, {counted(len(cases), 'prompt')}"
+    blank = len(found.records) - len(kept)
+    return cases, f"{what}; {counted(blank, 'blank one')} dropped" if blank else what
 
 
 def _with_check(case: Case, answer: Answer) -> dict[str, Any]:
@@ -164,9 +182,7 @@ def _document(case: Case, answer: Answer) -> dict[str, Any]:
 
 def _row_length(dataset: Path, tokenizer: Any, limits: Limits) -> int:
     """The longest row length that gives enough rows for an interval, in tokens."""
-    tokens = pack_rows(
-        dataset, tokenizer, sequence_length=1, rows=None, seed=None, limits=limits
-    ).count
+    tokens = count_tokens(dataset, tokenizer, bos=True, limits=limits)
     limit = limits.positions or _LENGTHS[0]
     for length in _LENGTHS:
         if length <= limit and tokens >= _ROWS * length:
@@ -195,6 +211,8 @@ likelihood:
   # enough to begin with; intervals can be relied on from a few dozen rows.
   dataset: {dataset}
   sequence_length: {length}
+  # Rows begin as the tokenizer begins a text: with BOS, where it adds one.
+  bos: true
 regression:
   # Short answers must be repeated exactly, long ones must be similar to the baseline's. Read
   # them: a wrong answer that was recorded is a wrong answer that is required. Mark what must

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,9 +13,18 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Tag
 
 from quantkit.base.errors import InputError
-from quantkit.base.files import sha256
+from quantkit.documents.content import (
+    check_readable,
+    digest_of_file,
+    locate_file,
+    missing_file,
+)
+from quantkit.documents.forms import Form, Message, form_of
 from quantkit.documents.hub import HubDataset, library, read_column
+from quantkit.documents.records import counted, first_line, listed, read_records
 from quantkit.documents.text import check_text
+
+_FORMS = "docs/recipes.md has the forms of texts that are read."
 
 Dataset = Path | HubDataset
 # The type of a document's key ``dataset``. Tags in <> are no keys: errors leave them out.
@@ -27,26 +38,23 @@ def resolve_dataset(dataset: str | HubDataset, directory: Path) -> Dataset:
     """A document's ``dataset``, with its path relative to the document's ``directory``."""
     if isinstance(dataset, HubDataset):
         return dataset.relative_to(directory)
-    return (directory / dataset).resolve()
+    return locate_file(dataset, directory)
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document of a data set: text, or chat messages. where: its file and line, or its row."""
+    """One document of a data set: text, or chat messages.
+
+    where: its file and line, or its row; plain: the text to take for messages where the model has
+    no chat template, None where it needs one.
+    """
 
     where: str
-    content: str | list[dict[str, Any]]
+    content: str | list[Message]
+    plain: str | None = None
 
     def __post_init__(self) -> None:
-        """Raises InputError for messages that aren't objects, and for halves of characters."""
-        if isinstance(self.content, list):
-            odd = [value for value in self.content if not isinstance(value, dict)]
-            if odd:
-                raise InputError(
-                    f"messages holds {json.dumps(odd[0])}, which is no object",
-                    where=self.where,
-                    fix='Write each message as {"role": "user", "content": "…"}.',
-                )
+        """Raises InputError for halves of characters."""
         check_text(self.content, self.where)
 
     @property
@@ -57,95 +65,116 @@ class Document:
         return "\n".join(str(message.get("content", "")) for message in self.content)
 
 
+@dataclass(frozen=True)
+class Texts:
+    """The documents of a data set in their order.
+
+    digest: of the data set; found: in which shape they were, and how many were blank and dropped,
+    in words for people.
+    """
+
+    documents: list[Document]
+    digest: str
+    found: str
+
+
 def check_exists(dataset: Dataset) -> None:
     """Raise InputError where the file or folder isn't there, MachineError without ``datasets``."""
     if isinstance(dataset, Path):
-        if not dataset.is_file():
-            raise _missing(dataset)
+        check_readable(dataset)
         return
     library()
     if dataset.is_folder and not Path(dataset.hub).is_dir():
-        raise _missing(Path(dataset.hub))
+        raise missing_file(Path(dataset.hub))
 
 
-def read_dataset(dataset: Dataset) -> tuple[list[Document], str]:
-    """The documents of a data set in their order, and its digest.
+def read_dataset(dataset: Dataset) -> Texts:
+    """The documents of a data set. Blank ones are dropped.
 
-    Each line of a .jsonl file is an object with ``text``, or with ``messages`` for the chat
-    template; any other file is one document of plain text. The digest is the sha256 of the file,
-    or that of the documents as JSON lines for a data set of the Hub.
+    The content of a file decides its shape (see ``read_records``), and each record's keys its form
+    (see ``form_of``); plain text is one document. The digest is the sha256 of the file, or that of
+    the documents as JSON lines for a data set of the Hub.
 
     Raises InputError for what can't be read, is malformed or empty; MachineError without
     ``datasets``, or where the Hub can't be reached.
     """
     if isinstance(dataset, HubDataset):
         return _from_hub(dataset)
-    try:
-        raw = dataset.read_bytes()
-        text = raw.decode("utf-8")
-    except FileNotFoundError:
-        raise _missing(dataset) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"can't be read as UTF-8 text ({error})", subject=str(dataset)) from error
-    if not text.strip():
-        raise InputError("is empty", subject=str(dataset), fix="Give it text.")
-    if dataset.suffix != ".jsonl":
-        documents = [Document(str(dataset), text)]
-    else:
-        documents = [
-            _from_line(line, f"{dataset}:{number}")
-            for number, line in enumerate(text.split("\n"), 1)
-            if line.strip()
-        ]
-    return documents, hashlib.sha256(raw).hexdigest()
+    found = read_records(dataset)
+    name = dataset.name if dataset.is_file() else str(dataset)  # a pipe's last part says nothing
+    if found.text is not None:
+        document = Document(str(dataset), found.text)
+        return Texts([document], found.digest, f"{name}: {found.shape}, 1 document")
+    found.check()
+    records = [(record.where, record.value) for record in found.records]
+    documents, what = _documents(records, str(dataset))
+    return Texts(documents, found.digest, f"{name}: {found.shape}, {what}")
 
 
 def digest_of(dataset: Dataset) -> str:
     """The digest of a data set, as ``read_dataset`` gives it."""
     if isinstance(dataset, HubDataset):
-        return read_dataset(dataset)[1]
-    return sha256(dataset)
+        return read_dataset(dataset).digest
+    return digest_of_file(dataset)
 
 
-def _missing(path: Path) -> InputError:
-    return InputError(
-        "no such file" if path.suffix else "no such file or folder",
-        where=str(path),
-        fix="Paths in a YAML file are relative to that file.",
-    )
+def _documents(
+    records: Iterable[tuple[str, Any]], name: str, fix: str | None = None
+) -> tuple[list[Document], str]:
+    """The documents that records hold, each given with its place, and what was found, in words.
+
+    name: of the data set. Raises InputError where a record can't be used, or none holds text.
+    """
+    forms: list[tuple[str, Form]] = []
+    problems: list[tuple[str, str]] = []
+    begin: Any = None
+    for number, (where, value) in enumerate(records):
+        begin = value if number == 0 else begin
+        try:
+            forms.append((where, form_of(value)))
+        except ValueError as error:
+            problems.append((where, str(error)))
+    if problems and not forms:
+        where, why = problems[0]
+        shown = first_line(json.dumps(begin, ensure_ascii=False, default=str))
+        raise InputError(
+            f"{why}; nothing in it can be used, and it begins with {shown}", where=where, fix=_FORMS
+        )
+    if problems:
+        raise listed(problems, _FORMS)
+    kept = [(where, form) for where, form in forms if not form.is_blank]
+    if not kept:
+        what = "holds only blank records" if forms else "is empty"
+        raise InputError(what, subject=name, fix=fix or "Give it text.")
+    kinds = Counter(form.kind for _, form in kept)
+    parts = [f"{count:,} of {kind}" for kind, count in kinds.most_common()]
+    one = counted(len(kept), "document")
+    what = f"{one} of {kept[0][1].kind}" if len(kinds) == 1 else f"{one} ({', '.join(parts)})"
+    if blank := len(forms) - len(kept):
+        what += f"; {counted(blank, 'blank one')} dropped"
+    return [Document(where, form.content, form.plain) for where, form in kept], what
 
 
-def _from_line(line: str, where: str) -> Document:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"isn't valid JSON ({error})", subject=where) from error
-    for key, kind in (("text", str), ("messages", list)):
-        if isinstance(value, dict) and isinstance(value.get(key), kind):
-            return Document(where, value[key])
-    raise InputError('isn\'t an object with "text" or "messages"', subject=where)
-
-
-def _from_hub(dataset: HubDataset) -> tuple[list[Document], str]:
+def _from_hub(dataset: HubDataset) -> Texts:
     check_exists(dataset)
-    values = read_column(dataset)
-    documents = []
+    # A row without a text is a blank one.
+    values = ["" if value is None else value for value in read_column(dataset)]
     for number, value in enumerate(values):
-        where = f"{dataset} row {number}"
-        if not isinstance(value, str | list) or (
-            isinstance(value, list) and not all(isinstance(part, dict) for part in value)
-        ):
-            raise InputError("is neither text nor a list of chat messages", subject=where)
-        if value and (isinstance(value, list) or value.strip()):
-            documents.append(Document(where, value))
-    if not documents:
-        raise InputError("is empty", subject=str(dataset), fix="Is it the right split and column?")
+        if not isinstance(value, str | list):
+            raise InputError(
+                "is neither text nor a list of chat messages", subject=f"{dataset} row {number}"
+            )
+    records = [(f"{dataset} row {number}", value) for number, value in enumerate(values)]
+    documents, found = _documents(records, str(dataset), "Is it the right split and column?")
     digest = hashlib.sha256()
-    for document in documents:
-        digest.update(json.dumps(document.content, ensure_ascii=False).encode() + b"\n")
+    for value in values:
+        if value and (isinstance(value, list) or value.strip()):
+            text = json.dumps(value, ensure_ascii=False)
+            digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
     if dataset.join is not None:
         texts = [document.content for document in documents]
         if not all(isinstance(text, str) for text in texts):
             raise InputError("join needs text, and these are messages", where=str(dataset))
         documents = [Document(str(dataset), dataset.join.join(str(text) for text in texts))]
-    return documents, digest.hexdigest()
+        found += ", joined to one"
+    return Texts(documents, digest.hexdigest(), f"{dataset}: {found}")

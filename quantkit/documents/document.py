@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantkit.base.errors import InputError
 from quantkit.base.files import with_home
+from quantkit.documents.content import locate_file
 from quantkit.documents.explain import explain
 
 
@@ -122,7 +123,7 @@ def apply_setting(data: dict[str, Any], setting: str) -> None:
 def _from_here(dataset: Any) -> Any:
     """A data set of the command line, whose path is relative to the working directory."""
     if isinstance(dataset, str):
-        return str(Path(dataset).resolve())
+        return str(locate_file(dataset, Path.cwd()))
     if isinstance(dataset, dict) and str(dataset.get("hub", "")).startswith("."):
         return {**dataset, "hub": str(Path(dataset["hub"]).resolve())}
     return dataset

@@ -1,10 +1,9 @@
-"""Regression cases: prompts with checks of the answers, read from a JSONL file."""
+"""Regression cases: prompts with checks of the answers, read from a file of records."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,12 +12,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from quantkit.base.errors import InputError
 from quantkit.calibration.text import render_chat
 from quantkit.documents.explain import explain
+from quantkit.documents.forms import messages_of
+from quantkit.documents.records import Record, Records, first_line, listed, read_records
 from quantkit.documents.text import lone_surrogate, surrogate_message
 from quantkit.judging.checks import Check
 from quantkit.model.limits import Limits
 from quantkit.results.comparison import CaseInput
 
-_SHOWN = 10  # problems of a file that are listed
+
+def _messages(value: Any) -> Any:
+    return messages_of(value) if isinstance(value, list) else value
 
 
 class Case(BaseModel):
@@ -28,7 +31,7 @@ class Case(BaseModel):
 
     id: str
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: Annotated[list[dict[str, Any]] | None, BeforeValidator(_messages)] = None
     tools: list[dict[str, Any]] | None = None
     check: Annotated[
         list[Check],
@@ -84,49 +87,51 @@ class Case(BaseModel):
         return next((c.choice.options for c in self.check if c.choice is not None), None)
 
 
-def _parse(number: int, line: str) -> Any:
-    return json.loads(line)
+def _value(record: Record) -> Any:
+    return record.value
 
 
-def load_cases(
-    path: Path, *, allow_code: bool = False, parse: Callable[[int, str], Any] = _parse
-) -> list[Case]:
-    """Read a JSONL file of cases, with the schemas and functions that their checks name.
+def load_cases(path: Path, *, allow_code: bool = False) -> list[Case]:
+    """Read a file of cases, with the schemas and functions that their checks name.
 
-    allow_code: whether ``python`` checks may be imported and run; parse: turns the number and the
-    text of a line into the keys of a case. Raises InputError that lists the first ten mistakes,
-    each with its line and key.
+    allow_code: whether ``python`` checks may be imported and run. Raises InputError that lists the
+    first ten mistakes, each with its line and key.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"can't be read ({error})", subject=str(path)) from error
+    found = read_records(path)
+    if found.text is not None:
+        raise InputError(
+            f"holds {found.shape}, and no cases; its first line is {first_line(found.text)}",
+            subject=str(path),
+            fix="Write a case a line, as JSON: docs/suites.md has every key.",
+        )
+    return cases_of(found, path, allow_code=allow_code)
+
+
+def cases_of(
+    found: Records, path: Path, *, allow_code: bool, parse: Callable[[Record], Any] = _value
+) -> list[Case]:
+    """The cases in the records of the file at ``path``, as ``load_cases`` gives them.
+
+    parse: turns a record into the keys of a case; it may raise ValueError.
+    """
     cases: dict[str, Case] = {}
-    problems: list[str] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    problems: list[tuple[str, str]] = []
+    for record in found.records:
         try:
-            case = _case(partial(parse, number, line), path.parent, allow_code)
-            case._where = f"{path}:{number}"
+            if record.problem is not None:
+                raise _Malformed([record.problem])
+            case = _case(parse, record, path.parent, allow_code)
+            case._where = record.where
             if case.id in cases:
                 raise _Malformed([f"id: {case.id!r} is used twice"])
             cases[case.id] = case
         except _Malformed as error:
-            problems += [f"{path}:{number}: {problem}" for problem in error.problems]
+            problems += [(record.where, problem) for problem in error.problems]
     if problems:
-        raise _error_of(problems, "docs/suites.md has every key.")
+        raise listed(problems, "docs/suites.md has every key.")
     if not cases:
         raise InputError("holds no cases", subject=str(path))
     return list(cases.values())
-
-
-def _error_of(problems: Sequence[str], fix: str) -> InputError:
-    """The error that lists the first ten problems, each of which begins with its line."""
-    more = len(problems) - _SHOWN
-    shown = [*problems[:_SHOWN], *([f"and {more} more"] if more > 0 else [])]
-    where, _, first = shown[0].partition(": ")
-    return InputError("\n".join([first, *shown[1:]]), where=where, fix=fix)
 
 
 class _Malformed(Exception):
@@ -137,11 +142,13 @@ class _Malformed(Exception):
         super().__init__("; ".join(problems))
 
 
-def _case(parse: Callable[[], Any], directory: Path, allow_code: bool) -> Case:
+def _case(
+    parse: Callable[[Record], Any], record: Record, directory: Path, allow_code: bool
+) -> Case:
     try:
-        value = parse()
-    except json.JSONDecodeError as error:
-        raise _Malformed([f"the line isn't valid JSON ({error})"]) from error
+        value = parse(record)
+    except ValueError as error:
+        raise _Malformed([str(error)]) from error
     try:
         case = Case.model_validate(value)
     except ValidationError as error:
@@ -187,7 +194,7 @@ def check_prompts(cases: Sequence[Case], tokenizer: Any, limits: Limits) -> None
 
     It lists the first ten that are too long, each with its line.
     """
-    problems: list[str] = []
+    problems: list[tuple[str, str]] = []
     for case in cases:
         sequences = [encode_prompt(case, tokenizer)]
         new_tokens = case.max_new_tokens
@@ -197,9 +204,9 @@ def check_prompts(cases: Sequence[Case], tokenizer: Any, limits: Limits) -> None
         for ids in sequences:
             limits.check_ids(ids, tokenizer, case.where)
         if why := limits.too_long(max(map(len, sequences)), new_tokens):
-            problems.append(f"{case.where}: {why}")
+            problems.append((case.where, why))
     if problems:
-        raise _error_of(problems, "Shorten the prompts, or lower max_new_tokens.")
+        raise listed(problems, "Shorten the prompts, or lower max_new_tokens.")
 
 
 def encode_options(
@@ -222,9 +229,8 @@ def encode_options(
 
 
 def case_inputs(path: Path) -> tuple[CaseInput, ...]:
-    """The cases of a JSONL file as text for a report; ``load_cases`` must accept the file."""
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    return tuple(_input(json.loads(line)) for line in lines if line.strip())
+    """The cases of a file as text for a report; ``load_cases`` must accept the file."""
+    return tuple(_input(record.value) for record in read_records(path).records)
 
 
 def _input(case: dict[str, Any]) -> CaseInput:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from quantkit.base.errors import InputError
-from quantkit.calibration.text import pack_rows
+from quantkit.calibration.text import Rows, pack_rows
 from quantkit.model.limits import Limits, check_length
 from quantkit.model.stream import Batch, Stream, slices
 from quantkit.recipes.suite import LoadedSuite
@@ -25,8 +25,8 @@ from quantkit.results.quality import KlDivergence, Perplexity, Quality, RowSums
 TOKENS_PER_BATCH = 2048
 
 
-def held_out_rows(loaded: LoadedSuite, limits: Limits, tokenizer: Any) -> Tensor:
-    """The suite's held-out text as token ids, (rows, sequence_length) int64.
+def held_out_rows(loaded: LoadedSuite, limits: Limits, tokenizer: Any) -> Rows:
+    """The suite's held-out text as rows of tokens.
 
     limits: the model's. Raises InputError where the text fills fewer than two rows.
     """
@@ -39,6 +39,7 @@ def held_out_rows(loaded: LoadedSuite, limits: Limits, tokenizer: Any) -> Tensor
         sequence_length=likelihood.sequence_length,
         rows=likelihood.rows,
         seed=None,  # held-out text keeps its order
+        bos=likelihood.bos,
         limits=limits,
     )
     if rows.count < 2:
@@ -47,7 +48,7 @@ def held_out_rows(loaded: LoadedSuite, limits: Limits, tokenizer: Any) -> Tensor
             subject=str(dataset),
             fix="Give more text or a shorter sequence_length.",
         )
-    return rows.ids
+    return rows
 
 
 @dataclass(frozen=True)

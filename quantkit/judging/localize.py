@@ -95,7 +95,7 @@ class _Search:
         path = Path(variant.path)
         tokenizer = load_tokenizer(tokenizer_directory(baseline))
         skeletons = Skeleton(baseline, torch.float32), Skeleton(baseline, torch.float32)
-        rows = held_out_rows(loaded, Limits.of(skeletons[0], baseline), tokenizer)
+        rows = held_out_rows(loaded, Limits.of(skeletons[0], baseline), tokenizer).ids
         rows = rows[: max(2, _TOKENS // rows.shape[1])]
         self.rows = len(rows)
         artifact = open_artifact(path)

@@ -127,7 +127,7 @@ def check_overlap(
         elif dataset is not None:
             key = str(dataset)
             if key not in known:
-                known[key] = find_overlaps(judged, read_dataset(dataset)[0])
+                known[key] = find_overlaps(judged, read_dataset(dataset).documents)
             if overlaps := known[key]:
                 remarks.append(_remark(artifact, name, overlaps, len(judged), allow))
     return remarks

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from quantkit.base.errors import InputError
 from quantkit.base.names import dtype_name
 from quantkit.base.parallel import return_large_blocks
 from quantkit.base.progress import Progress
-from quantkit.calibration.text import load_tokenizer
+from quantkit.calibration.text import Rows, load_tokenizer
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.weights import Weights
 from quantkit.documents.dataset import Document, read_dataset
@@ -74,8 +73,11 @@ def judge_quality(
     """
     return_large_blocks()
     judge = _Judge.prepare(baseline, loaded, device, allow_code=allow_code)
+    progress.note(f"likelihood text: {judge.rows.found}")
     named = named_artifacts(artifacts, baseline)
     remarks = check_overlap(named, judge.texts, allow=allow_overlap)
+    if judge.rows.remark is not None:
+        remarks.append(f"likelihood {judge.rows.remark}: set likelihood.bos to true in the suite.")
     sources = [(name, open_artifact(path)) for name, path in named.items()]
     for _, source in sources:
         judge.check_fits(source)
@@ -113,13 +115,13 @@ class _Run:
 class _Judge:
     """The suite's inputs, which every model gets, and the device that all of them compute on.
 
-    rows: held-out text, (rows, tokens) int64; texts: all text of the suite, as documents; end:
-    ids of the tokens that end an answer; dtype: the baseline's own.
+    rows: held-out text; texts: all text of the suite, as documents; end: ids of the tokens that end
+    an answer; dtype: the baseline's own.
     """
 
     checkpoint: Checkpoint
     tokenizer: Any
-    rows: Tensor
+    rows: Rows
     texts: list[Document]
     cases: list[Case] | None
     harness: Harness | None
@@ -145,7 +147,7 @@ class _Judge:
         limits = Limits.of(skeleton, checkpoint)
         tokenizer = load_tokenizer(tokenizer_directory(checkpoint))
         rows = held_out_rows(loaded, limits, tokenizer)
-        texts = read_dataset(loaded.likelihood_dataset())[0]
+        texts = list(read_dataset(loaded.likelihood_dataset()).documents)
         cases = tasks = None
         if suite.regression is not None:
             path = loaded.resolve(suite.regression.cases)
@@ -191,7 +193,7 @@ class _Judge:
         answers = ran = None
         steps = self.layers + bool(self.cases) + bool(self.harness)
         with progress.task(f"judge {label}", steps) as task:
-            states = final_states(stream, self.rows, partial(task.advance, doing="likelihood"))
+            states = final_states(stream, self.rows.ids, partial(task.advance, doing="likelihood"))
             with stream.whole() if self.cases or self.harness else nullcontext() as model:
                 if self.cases is not None:
                     generate = partial(hf.generate, model, end=self.end)
@@ -240,4 +242,9 @@ class _Judge:
         tasks = None
         if run.harness is not None and reference.harness is not None:
             tasks = harness.pair_runs(run.harness, reference.harness)
-        return replace(divergence.quality(dtype_name(dtype)), regression=result, harness=tasks)
+        return replace(
+            divergence.quality(dtype_name(dtype)),
+            regression=result,
+            harness=tasks,
+            beginning=self.rows.beginning,
+        )

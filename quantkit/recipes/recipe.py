@@ -42,11 +42,16 @@ class Calibration(Strict):
     """Text that inputs are measured on: rows of ``sequence_length`` tokens."""
 
     dataset: DatasetKey = Field(
-        description="a .jsonl or .txt file, relative to the recipe, or a data set of the Hub"
+        description="a file of text, relative to the recipe, or a data set of the Hub"
     )
     samples: Annotated[int, Field(ge=1)] = 128
     sequence_length: Annotated[int, Field(ge=8)] = 512
     seed: int = 0
+    bos: bool = Field(
+        default=False,
+        description="begin rows and documents as the tokenizer begins a text: with BOS, if it adds "
+        "one",
+    )
 
 
 class Recipe(Versioned):

@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field, model_validator
 
 from quantkit.base import resources
+from quantkit.documents.content import locate_file
 from quantkit.documents.dataset import Dataset, DatasetKey, resolve_dataset
 from quantkit.documents.document import Strict, Versioned, find_document, read_yaml, validate
 from quantkit.results.metrics import INTERVAL_METRICS, METRICS, has_interval, is_metric
@@ -22,6 +23,11 @@ class Likelihood(Strict):
     sequence_length: Annotated[int, Field(ge=8)] = 512
     rows: Annotated[int, Field(ge=2)] | None = Field(
         default=None, description="how many rows, from the first one on; all when left out"
+    )
+    bos: bool = Field(
+        default=False,
+        description="begin rows and documents as the tokenizer begins a text: with BOS, if it adds "
+        "one",
     )
 
 
@@ -120,7 +126,7 @@ class LoadedSuite(BaseModel):
 
     def resolve(self, relative: str) -> Path:
         """The absolute path of one that the suite's file names."""
-        return (self.path.parent / relative).resolve()
+        return locate_file(relative, self.path.parent)
 
     def harness_tasks(self) -> HarnessTasks | None:
         section = self.suite.harness

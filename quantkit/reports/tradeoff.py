@@ -11,7 +11,7 @@ from typing import Any
 
 from quantkit.results.comparison import Comparison, Variant
 from quantkit.results.cost import Cost
-from quantkit.results.manifest import MANIFEST, QuantizedManifest
+from quantkit.results.manifest import MANIFEST, CalibrationRecord, QuantizedManifest
 from quantkit.results.quality import Quality
 from quantkit.results.verdict import Verdict
 
@@ -209,10 +209,15 @@ def _calibration(variant: Variant) -> Item:
         statement = f"none: the recipe chooses codes by the weights alone ({manifest.method})"
         return Item(topic, statement, f"{variant.path}/{MANIFEST}: recipe")
     short = text.rows < text.rows_wanted
-    statement = f"{text.rows} rows of {text.sequence_length} tokens"
+    statement = f"{text.rows} rows of {text.sequence_length} tokens{_beginning(text)}"
     statement += f" ({text.rows_wanted} were asked for)" if short else ""
     statement += f", text sha256 {text.dataset_sha256[:12]}…"
     return Item(topic, statement, evidence, holds=not short)
+
+
+def _beginning(rows: CalibrationRecord | Quality) -> str:
+    """What rows of tokens begin with, where that is known to be something."""
+    return f", each begun with {' '.join(rows.beginning)}" if rows.beginning else ""
 
 
 def _evaluation(comparison: Comparison, variant: Variant, place: str) -> Item:
@@ -220,6 +225,7 @@ def _evaluation(comparison: Comparison, variant: Variant, place: str) -> Item:
     if quality is None or comparison.suite is None:
         return Item(topic, None, missing="not judged by a suite")
     text = f"suite {comparison.suite}: {quality.rows} rows of {quality.sequence_length} tokens"
+    text += _beginning(quality)
     if quality.regression:
         text += f", {quality.regression.total} cases"
     if quality.harness:

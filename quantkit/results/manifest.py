@@ -54,7 +54,9 @@ class AdapterRecord:
 class CalibrationRecord:
     """The text that an artifact was calibrated on, and how many rows of it.
 
-    rows_wanted: what the recipe asked for; the text may have had fewer.
+    rows_wanted: what the recipe asked for; the text may have had fewer; beginning: the tokens that
+    the tokenizer puts before a text, and with which every row begins; None where the recipe didn't
+    ask for it.
     """
 
     dataset_sha256: str
@@ -62,6 +64,10 @@ class CalibrationRecord:
     rows_wanted: int
     sequence_length: int
     seed: int
+    beginning: tuple[str, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return _without_none(_json(self))
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,7 @@ class QuantizedManifest:
         return {
             "schema": self.schema,
             **_json(self),
+            "calibration": self.calibration.to_json() if self.calibration else None,
             "layers": [layer.to_json() for layer in self.layers],
             "summary": self.summary.to_json(),
         }

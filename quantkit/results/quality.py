@@ -88,6 +88,7 @@ class Quality:
     """How a model predicts and answers, compared with the baseline on the same inputs.
 
     dtype: in which it computed; rows and sequence_length: the likelihood text's shape in tokens;
+    beginning: the tokens that every row begins with, None where the suite didn't ask for any;
     intervals: the 95% interval of each metric that has one, by the metric's name; slices: all
     cases, then those of each tag.
     """
@@ -103,6 +104,7 @@ class Quality:
     intervals: dict[str, Interval] = field(default_factory=dict)
     slices: tuple[Slice, ...] = ()
     harness: HarnessResult | None = None
+    beginning: tuple[str, ...] | None = None
 
     @property
     def kl_interval(self) -> Interval | None:
@@ -126,6 +128,8 @@ class Quality:
     def to_json(self) -> dict[str, Any]:
         """All fields, and beside them the figures that follow from them."""
         result = asdict(self)
+        if self.beginning is None:
+            del result["beginning"]
         if self.kl_divergence is not None:
             ends = {end: self.metric(name) for name, end in KL_ENDS.items()}
             result["kl_divergence"] |= ends

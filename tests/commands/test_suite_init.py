@@ -61,6 +61,29 @@ def test_init_takes_cases_without_checks_and_text_of_ones_own(tmp_path: Path) ->
     assert "cut at the limit" in result.stderr and "plain" in result.stderr
 
 
+def test_init_asks_what_records_of_text_ask(tmp_path: Path) -> None:
+    prompts, out = tmp_path / "chats.json", tmp_path / "mine"
+    turns = [{"from": "human", "value": PROMPTS[2]}] * 2
+    asked = [
+        {"instruction": PROMPTS[0], "input": "", "output": "green"},
+        {"id": 7, "conversations": [*turns, {"from": "gpt", "value": "6"}]},
+        {"prompt": "The owl is", "completion": " white"},
+        {"text": " "},
+        PROMPTS[3],
+    ]
+    prompts.write_text(json.dumps(asked), encoding="utf-8-sig")
+    result = run(*("suite", "init", prompts, "--baseline", "demo", "--out", out))
+    assert result.exit_code == 0, result.output
+    assert "prompts: chats.json: a JSON array, 4 prompts; 1 blank one dropped" in result.stderr
+    user = [[{"role": "user", "content": PROMPTS[i]}] for i in (0, 2, 3)]
+    assert [(c.id, c.messages, c.prompt) for c in load_cases(out / "cases.jsonl")] == [
+        ("prompt-001", user[0], None),
+        ("prompt-002", user[1] * 2, None),
+        ("prompt-003", None, "The owl is"),
+        ("prompt-005", user[2], None),
+    ]
+
+
 def test_init_leaves_nothing_behind_when_it_can_not(tmp_path: Path) -> None:
     prompts, out = tmp_path / "p.jsonl", tmp_path / "mine"
     arguments = ("suite", "init", prompts, "--baseline", "demo", "--out", out)

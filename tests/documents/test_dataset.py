@@ -40,15 +40,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_rows_become_documents_and_a_digest(folder: Path) -> None:
     plain = HubDataset(hub=str(folder), config="plain")
-    documents, digest = read_dataset(plain)
-    assert [d.content for d in documents] == [text for text in TEXTS if text.strip()]
-    assert digest == digest_of(plain) and len(digest) == 64
-    first = plain.model_copy(update={"rows": 4})  # streamed
-    assert [d.content for d in read_dataset(first)[0]] == ["The cat is black.", "The owl is white."]
-    assert read_dataset(first)[1] != digest
-    (joined,), same = read_dataset(plain.model_copy(update={"join": "\n\n"}))
-    assert joined.content == "The cat is black.\n\nThe owl is white.\n\nThe fox is red."
-    assert same == digest
+    texts = read_dataset(plain)
+    assert [d.content for d in texts.documents] == [text for text in TEXTS if text.strip()]
+    assert texts.found.endswith(":plain:train:text: 3 documents of text; 2 blank ones dropped")
+    assert texts.digest == digest_of(plain) and len(texts.digest) == 64
+    first = read_dataset(plain.model_copy(update={"rows": 4}))  # streamed
+    assert [d.content for d in first.documents] == ["The cat is black.", "The owl is white."]
+    assert first.digest != texts.digest
+    joined = read_dataset(plain.model_copy(update={"join": "\n\n"}))
+    (document,) = joined.documents
+    assert document.content == "The cat is black.\n\nThe owl is white.\n\nThe fox is red."
+    assert joined.digest == texts.digest
 
 
 def test_messages_go_through_the_template(folder: Path) -> None:
@@ -56,7 +58,7 @@ def test_messages_go_through_the_template(folder: Path) -> None:
     tokenizer = load_tokenizer(demo_model())
     rows = pack_rows(chat, tokenizer, sequence_length=8, rows=None, seed=None)
     assert tokenizer.decode(rows.ids[0]).startswith("<|user|>\nHello 0<|end|>")
-    assert rows.digest == read_dataset(chat)[1]
+    assert rows.digest == read_dataset(chat).digest
 
 
 def test_what_can_not_be_read_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +122,7 @@ def test_a_recipe_calibrates_on_a_folder(folder: Path, tmp_path: Path) -> None:
     loaded = load_recipe(recipe_with({"hub": "./set", "config": "plain"}, tmp_path))
     dataset = loaded.calibration_dataset()
     assert isinstance(dataset, HubDataset) and dataset.hub == str(folder)
-    assert len(read_dataset(dataset)[0]) == 3
+    assert len(read_dataset(dataset).documents) == 3
     # paths given on the command line are relative to the working directory
     plain = load_recipe("gptq-w4-g128", ["calibration.dataset={hub: ./x}"]).calibration_dataset()
     assert isinstance(plain, HubDataset) and plain.hub.endswith("/x")

@@ -36,7 +36,7 @@ def test_documents(tmp_path: Path, line: str, message: str) -> None:
         read_dataset(path)
     assert caught.value.where == f"{path}:3" and message in caught.value.what
     path.write_text(GOOD)
-    assert read_dataset(path)[0][0].content == "a whole owl: 🦉"
+    assert read_dataset(path).documents[0].content == "a whole owl: 🦉"
     recipe = ("--set", f"calibration.dataset={path}", "--out", tmp_path / "out", "--no-cache")
     path.write_text(f"{line}\n")
     said = refused(2, "quantize", "gptq-w4-g128", "--model", "demo", *recipe)
