@@ -166,7 +166,7 @@ def test_calibration_text_that_is_missing_malformed_or_too_short(tmp_path: Path)
     assert "nowhere.txt: no such file" in message
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "fine"}\n{"txt": 1}\n')
-    assert "bad.jsonl:2 isn't an object with" in refused(2, *base, f"calibration.dataset={bad}")
+    assert "bad.jsonl:2: has none of the keys" in refused(2, *base, f"calibration.dataset={bad}")
     short = tmp_path / "short.txt"
     short.write_text("too short")
     assert "less than one row of 512" in refused(2, *base, f"calibration.dataset={short}")

@@ -271,10 +271,11 @@ def test_every_recipe_is_fixed_in_its_own_language(
     assert found.changes == (change,)
     assert found.added_bytes > 0
     fixed = recipe_from(found.content, Path("fixed.yaml"))
-    assert fixed.version == "1.1.0" and fixed.name.endswith("-fixed")
+    minor = int(given.version.split(".")[1])
+    assert fixed.version == f"1.{minor + 1}.0" and fixed.name.endswith("-fixed")
     assert found.nbytes == plan_recipe(fixed, Checkpoint(demo_model()), "demo").nbytes
     again = fix(fixed, [module], [f"{module}.weight"], Checkpoint(demo_model()), "demo")
-    assert again.content["name"] == fixed.name and again.content["version"] == "1.2.0"
+    assert again.content["name"] == fixed.name and again.content["version"] == f"1.{minor + 2}.0"
 
 
 def test_a_loss_that_is_spread_is_not_patched(tmp_path: Path, suite: Path) -> None:
