@@ -1,5 +1,5 @@
 # The same targets for people and for CI. `make` alone explains them.
-.PHONY: help setup test test-engines lint format recipes check infer-quant bench-peers build clean
+.PHONY: help setup test test-fuzz test-engines lint format recipes check infer-quant bench-peers build clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -15,6 +15,7 @@ RECIPES ?= awq-w4-g128 gptq-w4-g128 nf4 gguf-q4-k-m
 OUT ?= reports/infer-quant
 BENCH ?=
 ENGINES ?=
+SEED ?=
 ADAPTED = $(if $(ADAPTER),--adapter "$(ADAPTER)")
 ARTIFACTS = $(foreach recipe,$(RECIPES),$(OUT)/artifacts/$(basename $(notdir $(recipe))))
 
@@ -37,6 +38,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 test: setup ## Run the tests
 	$(BIN)/python -m pytest
+
+# Thirteen kinds of files, and a few seconds to make them: three minutes.
+test-fuzz: setup ## Damage files of every kind for three minutes: no command may crash on one
+	@seed=$(SEED); seed=$${seed:-$$(date +%s)}; echo "make test-fuzz SEED=$$seed"; \
+	QUANTKIT_FUZZ_SECONDS=13 QUANTKIT_FUZZ_SEED=$$seed $(BIN)/python -m pytest tests/cli/test_fuzz.py
 
 test-engines: setup ## Run artifacts in vLLM, transformers and llama.cpp: docs/compatibility.md
 	$(BIN)/python -m tests.compatibility.run $(if $(ENGINES),--engines $(ENGINES)) \

@@ -6,6 +6,7 @@ import errno
 import functools
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -48,13 +49,21 @@ def with_home(path: str | Path) -> Path:
         ) from None
 
 
+def is_file_name(name: str) -> bool:
+    """Whether the system could have a file of this name, which JSON or YAML gave."""
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:  # half of a character
+        return False
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises InputError that names the file (and line) if it isn't one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError("no such file", where=str(path)) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of bytes, of JSON, and of its depth
         if mistaken := mistaken_content(path):
             raise mistaken from error
         raise InputError(f"isn't valid JSON ({error})", subject=str(path)) from error

@@ -7,6 +7,7 @@ length of the header, the header as JSON, then the data.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             )
         try:
             header = json.loads(file.read(length))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise InputError("the header isn't JSON", where=str(path), fix=again) from error
     if not isinstance(header, dict):
         raise InputError("the header isn't a JSON object", where=str(path), fix=again)
@@ -72,8 +73,8 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         if key == "__metadata__":
             continue
         try:
-            start, end = value["data_offsets"]
-            shape, label = tuple(value["shape"]), value["dtype"]
+            start, end = _counts(value["data_offsets"])
+            shape, label = _counts(value["shape"]), str(value["dtype"])
         except (LookupError, TypeError, ValueError) as error:
             raise InputError(
                 f"the header's entry of {key} is malformed", where=str(path), fix=again
@@ -88,7 +89,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         if label not in DTYPES:
             raise InputError(f"tensor {key} has the unknown dtype {label}", where=str(path))
         dtype = DTYPES[label]
-        if torch.Size(shape).numel() * dtype.itemsize != end - start:
+        if math.prod(shape) * dtype.itemsize != end - start:
             raise InputError(
                 f"tensor {key} has the shape {shape}, and its byte range is of another size",
                 where=str(path),
@@ -96,3 +97,22 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             )
         entries[key] = TensorEntry(path, dtype, shape, 8 + length + start, end - start)
     return entries
+
+
+def check_layers(key: str, layers: int, tensors: int, where: str) -> None:
+    """Raise InputError for more layers than tensors: their names alone might take hours to make."""
+    if layers > tensors:
+        raise InputError(
+            f"{key} is {layers}, and there are only {tensors} tensors",
+            where=where,
+            fix="Do the settings and the weights belong together?",
+        )
+
+
+def _counts(values: object) -> tuple[int, ...]:
+    """A list of whole numbers that aren't negative. Raises TypeError or ValueError for others."""
+    if not isinstance(values, list) or any(type(value) is not int for value in values):
+        raise TypeError(values)
+    if any(value < 0 or value >= 1 << 63 for value in values):
+        raise ValueError(values)
+    return tuple(values)

@@ -35,6 +35,12 @@ class Checkpoint:
             raise InputError("no such directory", where=str(directory))
         check_is_model(directory)
         self.config = read_json(directory / "config.json")
+        if not isinstance(self.config.get("quantization_config") or {}, dict):
+            raise InputError(
+                f"quantization_config is {self.config['quantization_config']!r}, no JSON object",
+                where=str(directory / "config.json"),
+                fix="Remove that key from a checkpoint that isn't quantized.",
+            )
         self.files = weight_files(directory, self.config)
         entries: dict[str, TensorEntry] = {}
         headers = {file: read_header(file) for file in self.files}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.base.contents import mistaken_content
+from quantkit.base.errors import InputError
 from quantkit.base.files import read_json, read_optional_json, write_json
 from quantkit.results.manifest import MANIFEST, RUN
 
@@ -55,12 +56,21 @@ def sidecars(source: Path) -> list[Path]:
 def check_sidecars(directory: Path) -> None:
     """Raise InputError where transformers couldn't read a file of the tokenizer, nor its settings.
 
-    That is a Git LFS pointer, or JSON that begins with a byte order mark.
+    That is a Git LFS pointer, JSON that begins with a byte order mark, or a longest length that
+    isn't a number, which transformers takes and then compares with the lengths of texts.
     """
     for name in sorted(_TOKENIZER | _TEMPLATES | {"generation_config.json"}):
         path = directory / name
         if path.is_file() and (mistaken := mistaken_content(path)):
             raise mistaken
+    path = directory / "tokenizer_config.json"
+    longest = read_optional_json(path).get("model_max_length") or 0
+    if not isinstance(longest, int | float):
+        raise InputError(
+            f"model_max_length is {longest!r}, which isn't a number",
+            where=str(path),
+            fix="Set it to the number of tokens that the model was trained for, or remove it.",
+        )
 
 
 def copy_sidecars(source: Path, target: Path, adapter: Path | None = None) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.base.errors import CheckpointWarning, InputError
-from quantkit.base.files import read_json
+from quantkit.base.files import is_file_name, read_json
 from quantkit.checkpoint.header import INDEX_FILE, SINGLE_FILE
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -136,8 +136,10 @@ def check_overlaps(directory: Path, tensors: Mapping[Path, Collection[str]]) -> 
 def _named(directory: Path, name: str) -> list[Path]:
     where = str(directory / "config.json")
     path = directory / name
-    if not path.resolve().is_relative_to(directory.resolve()) or not name.endswith(
-        (".safetensors", _INDEX_SUFFIX)
+    if (
+        not is_file_name(name)
+        or not path.resolve().is_relative_to(directory.resolve())
+        or not name.endswith((".safetensors", _INDEX_SUFFIX))
     ):
         raise InputError(
             f"transformers_weights is {name!r}, which is neither a safetensors file of this "
@@ -154,7 +156,7 @@ def _shards(directory: Path, index: Path) -> list[Path]:
     if (
         not isinstance(mapping, dict)
         or not mapping
-        or not all(isinstance(name, str) for name in mapping.values())
+        or not all(isinstance(name, str) and is_file_name(name) for name in mapping.values())
     ):
         raise InputError(
             "holds no weight_map that tells the file of every tensor",

@@ -144,7 +144,7 @@ def _tokenizer(directory: Path) -> dict[str, Any]:
     vocabulary = model.get("vocab") or {}
     special = {name: _text(settings.get(name)) for name in _SPECIAL}
     facts = {
-        "class": settings.get("tokenizer_class"),
+        "class": _text(settings.get("tokenizer_class")),
         "kind": model.get("type"),
         "tokens": len(vocabulary) or None,
         "added_tokens": len(content.get("added_tokens") or []) or None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -16,6 +16,7 @@ from quantkit.base.errors import InputError
 from quantkit.base.files import with_home
 from quantkit.documents.content import locate_file
 from quantkit.documents.explain import explain
+from quantkit.documents.text import lone_surrogate, surrogate_message
 
 
 class Strict(BaseModel):
@@ -72,12 +73,30 @@ def find_document(name_or_path: str, folder: Path, kind: str) -> Path:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key given twice is an error; PyYAML takes the last one."""
+    """YAML in which a key given twice is an error; PyYAML takes the last one.
+
+    So is text that neither a file can hold nor a system can take for a file's name.
+    """
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        value = super().construct_scalar(node)
+        what = None
+        if isinstance(value, str) and "\0" in value:
+            what = "text holds the character of code 0"
+        elif half := lone_surrogate(value):
+            what = surrogate_message(half)
+        if what is not None:
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is neither text nor a number", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key!r} is given twice", key_node.start_mark
@@ -90,7 +109,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds. Raises InputError for a file that isn't one."""
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of bytes, dates and depth
         raise InputError(f"isn't valid YAML: {error}", subject=str(path)) from error
     if not isinstance(data, dict):
         raise InputError("holds no mapping of keys to values", subject=str(path))
@@ -106,8 +125,8 @@ def apply_setting(data: dict[str, Any], setting: str) -> None:
     if not equals or not key:
         raise InputError("isn't key=value", subject=f"--set {setting}")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = yaml.load(text, _UniqueKeys)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError("its value isn't valid YAML", where=f"--set {setting}") from error
     *parents, last = key.split(".")
     target: Any = data

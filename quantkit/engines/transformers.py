@@ -63,6 +63,10 @@ def generate(
             max_new_tokens=limit,
             eos_token_id=list(end) or None,
             pad_token_id=0,  # what an answer that has ended is filled up with; any id would do
+            # Or a config's own output_attentions would change what is returned.
+            return_dict_in_generate=False,
+            output_attentions=False,
+            output_hidden_states=False,
         )
         for start in range(0, len(indices), _BATCH):
             chosen = indices[start : start + _BATCH]

@@ -49,3 +49,8 @@ def dialect_of(quantization: Mapping[str, Any], where: str) -> Dialect:
             f"is quantized as {error.kind}, which can't be read; formats that can: {readable}",
             subject=where,
         ) from None
+    except (LookupError, ArithmeticError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"quantization_config isn't one of {method} ({type(error).__name__}: {error})",
+            where=where,
+        ) from error

@@ -7,7 +7,8 @@ checkpoint belong to which linear.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
@@ -62,10 +63,8 @@ class PackedCheckpoint:
         linear = self._quantized(key)
         if linear is None:
             return self.checkpoint.shape(key)
-        try:
+        with self._fitting(linear.module):
             return self._format.weight_shape(linear)
-        except KeyError as error:
-            raise self._lacks(error) from error
 
     def scheme(self, key: str) -> str:
         """What a weight is rounded to, such as ``int4 g128 sym``; its dtype where it isn't."""
@@ -83,10 +82,9 @@ class PackedCheckpoint:
 
     def scheme_of(self, key: str) -> object:
         """The grid or other scheme that a quantized weight is rounded to."""
-        try:
-            return self._format.scheme(self._linear(key.removesuffix(".weight")))
-        except KeyError as error:
-            raise self._lacks(error) from error
+        linear = self._linear(key.removesuffix(".weight"))
+        with self._fitting(linear.module):
+            return self._format.scheme(linear)
 
     def stored_bytes(self, key: str) -> int:
         """Bytes of all tensors that a weight is stored as."""
@@ -111,10 +109,9 @@ class PackedCheckpoint:
 
     def read_quantized(self, key: str) -> Quantized:
         """The codes of a quantized weight. Raises InputError for a damaged or unknown layout."""
-        try:
-            return self._format.unpack(self._linear(key.removesuffix(".weight")))
-        except KeyError as error:
-            raise self._lacks(error) from error
+        linear = self._linear(key.removesuffix(".weight"))
+        with self._fitting(linear.module):
+            return self._format.unpack(linear)
 
     def input_rounding(self, key: str) -> InputRounding | None:
         """What engines do to the inputs of the linear of weight ``key``; None for nothing."""
@@ -136,8 +133,21 @@ class PackedCheckpoint:
             read=lambda suffix: self.checkpoint.read(f"{module}.{suffix}"),
         )
 
-    def _lacks(self, error: KeyError) -> InputError:
-        return InputError(f"tensor {error.args[0]} is missing", where=str(self.directory))
+    @contextmanager
+    def _fitting(self, module: str) -> Iterator[None]:
+        """Raise InputError where a linear's tensors aren't there, or aren't those of its format."""
+        try:
+            yield
+        except KeyError as error:
+            raise InputError(
+                f"tensor {error.args[0]} is missing", where=str(self.directory)
+            ) from error
+        except (LookupError, ArithmeticError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"the tensors of {module} aren't those of the format {self.format} ({error})",
+                where=str(self.directory),
+                fix="Is the download complete, and do config.json and the weights belong together?",
+            ) from error
 
 
 def open_artifact(path: Path) -> Weights:

@@ -92,7 +92,7 @@ class LoraConfig:
         if isinstance(tokens, list):
             tokens = {"": tokens}
         config = cls(
-            base=values.get("base_model_name_or_path") or None,
+            base=_text(values.get("base_model_name_or_path")) or None,
             rank=int(values["r"]),
             alpha=float(values["lora_alpha"]),
             rank_pattern=dict(values.get("rank_pattern") or {}),
@@ -102,9 +102,9 @@ class LoraConfig:
             fan_in_fan_out=bool(values.get("fan_in_fan_out")),
             targets=None if targets in (None, "all-linear") else _names(targets),
             excluded=_names(values.get("exclude_modules")),
-            saved=tuple(values.get("modules_to_save") or ()),
+            saved=_strings(values.get("modules_to_save")),
             layers=_integers(values.get("layers_to_transform")),
-            layers_pattern=tuple(_strings(values.get("layers_pattern"))),
+            layers_pattern=_strings(values.get("layers_pattern")),
             tokens={name: _integers(rows) for name, rows in tokens.items()},
             tied=bool(values.get("ensure_weight_tying")),
             assumed=assumed,
@@ -205,12 +205,21 @@ def _pattern(patterns: Iterable[str], module: str) -> str:
     return module
 
 
+def _text(value: Any) -> str | None:
+    if not isinstance(value, str | None):
+        raise TypeError(f"{value!r} is no name of a model")
+    return value
+
+
 def _names(value: Any) -> str | tuple[str, ...]:
-    return value if isinstance(value, str) else tuple(value or ())
+    return value if isinstance(value, str) else _strings(value)
 
 
-def _strings(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else list(value or ())
+def _strings(value: Any) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else tuple(value or ())
+    if odd := [name for name in names if not isinstance(name, str)]:
+        raise TypeError(f"{odd[0]!r} is no name of a module")
+    return names
 
 
 def _integers(value: Any) -> tuple[int, ...]:

@@ -108,7 +108,7 @@ def _table(name: str, module: nn.Module) -> int | None:
 def _positions(config: Any) -> int | None:
     """The positions that a config names, those to which its rope is stretched included."""
     named = getattr(config, "max_position_embeddings", None)
-    if not isinstance(named, int) or isinstance(named, bool):
+    if not isinstance(named, int) or isinstance(named, bool) or named < 1:
         return None
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     kind, factor = rope.get("rope_type", rope.get("type")), rope.get("factor")

@@ -12,6 +12,7 @@ from torch import nn
 
 from quantkit.base.errors import InputError
 from quantkit.base.files import read_json
+from quantkit.checkpoint.header import check_layers
 from quantkit.model.names import Described, match_names, refuse_experts
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Skeleton:
         encoder-decoders, mixtures of experts, and checkpoints whose keys don't match the model.
         """
         self.directory = checkpoint.directory
-        self.model = _empty_model(checkpoint.directory, dtype)
+        self.model = _empty_model(checkpoint, dtype)
         self.config: Any = self.model.config
         where = str(checkpoint.directory)
         if getattr(self.config, "is_encoder_decoder", False):
@@ -65,10 +66,12 @@ class Skeleton:
         return self.names[name]
 
 
-def _empty_model(directory: Path, dtype: torch.dtype | None) -> PreTrainedModel:
-    from huggingface_hub.errors import StrictDataclassError
+def _empty_model(checkpoint: Described, dtype: torch.dtype | None) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from quantkit.model.refusals import refused_config
+
+    directory, tensors = checkpoint.directory, len(list(checkpoint.keys()))
     config_file = directory / "config.json"
     _check_dtype(config_file)
     try:
@@ -76,20 +79,17 @@ def _empty_model(directory: Path, dtype: torch.dtype | None) -> PreTrainedModel:
         # Or transformers would build the quantized model, with its packed linears.
         if hasattr(config, "quantization_config"):
             del config.quantization_config
+        layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+        if isinstance(layers, int):
+            check_layers("num_hidden_layers", layers, tensors, str(config_file))
         with _parameters_on_meta():
             model = AutoModelForCausalLM.from_config(
                 config, dtype=dtype or config.dtype or torch.float32
             )
-    except StrictDataclassError as error:
-        raise InputError(
-            f"transformers refuses it: {' '.join(str(error).split())}",
-            where=str(config_file),
-            fix="Correct that key: a number has no quotes, and a count no decimal point.",
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise InputError(
-            f"transformers can't build a decoder from it: {error}", where=str(config_file)
-        ) from error
+    except InputError:
+        raise
+    except Exception as error:  # a model's own code may raise anything
+        raise refused_config(error, config_file) from error
     return model.eval()
 
 
@@ -99,7 +99,8 @@ def _check_dtype(config_file: Path) -> None:
     # The older name counts only where there is nothing under the newer one.
     key = "torch_dtype" if config.get("dtype") is None else "dtype"
     value = config.get(key)
-    if isinstance(value, str) and not isinstance(getattr(torch, value, None), torch.dtype):
+    known = isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype)
+    if value is not None and not known:
         raise InputError(
             f"{key} is {value!r}, which isn't a dtype that transformers can load",
             where=str(config_file),

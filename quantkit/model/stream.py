@@ -27,6 +27,7 @@ from quantkit.base.parallel import Ahead, return_free_blocks
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.weights import TensorSource
 from quantkit.model.parameters import Parameters
+from quantkit.model.refusals import running
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stubs import Call, Stop, Stubs, same_arguments
 
@@ -113,7 +114,8 @@ class Stream:
     def run(self, index: int, block: nn.Module, batch: Batch, hidden: Tensor) -> Tensor:
         """The output of ``block`` for hidden states (rows, tokens, hidden_size) of ``batch``."""
         call = batch.calls[index]
-        output = block(hidden, *call.args, **call.kwargs)
+        with running(self.skeleton.model, self.skeleton.directory):
+            output = block(hidden, *call.args, **call.kwargs)
         result: Tensor = output[0] if isinstance(output, tuple) else output
         return result
 
@@ -181,12 +183,16 @@ class Stream:
     def whole(self) -> Iterator[PreTrainedModel]:
         """The model with all its weights in memory, for engines that must hold it.
 
-        It raises InputError for ids that its embedding has no rows for.
+        It raises InputError for ids that its embedding has no rows for, and so does the context
+        where transformers can't run it.
         """
         embedding = self.skeleton.model.get_input_embeddings()
         check = embedding.register_forward_pre_hook(self._check_ids)
         try:
-            with self._parameters.loaded(list(self.skeleton.names)):
+            with (
+                self._parameters.loaded(list(self.skeleton.names)),
+                running(self.skeleton.model, self.skeleton.directory),
+            ):
                 yield self.skeleton.model
         finally:
             check.remove()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from quantkit.base.errors import InputError
+from quantkit.model.refusals import running
 from quantkit.model.skeleton import Skeleton
 
 if TYPE_CHECKING:
@@ -49,8 +50,13 @@ class Stubs:
         """The hidden states (rows, tokens, hidden_size) that the first layer gets for ``ids``
         (rows, tokens), and the arguments of every layer.
 
-        Raises InputError for a model whose layers can't be run one by one.
+        Raises InputError for a model whose layers can't be run one by one, and for one that
+        transformers can't run.
         """
+        with running(self._model, self._directory):
+            return self._record(ids)
+
+    def _record(self, ids: Tensor) -> tuple[Tensor, list[Call]]:
         for returns_tuple in (False, True):
             # Some families' layers return a tuple, others a tensor. Returning the wrong kind
             # changes the shape that the next layer sees, so a trial tells which it is.
@@ -91,6 +97,7 @@ class Stubs:
             self._replaced(stub),
             forward_as(self._model.get_output_embeddings(), project),
             forward_as(embedding, embed),
+            running(self._model, self._directory),
         ):
             logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
             return logits

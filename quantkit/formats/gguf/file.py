@@ -15,6 +15,7 @@ from torch import Tensor
 
 from quantkit.base.errors import InputError
 from quantkit.base.names import listed
+from quantkit.checkpoint.header import check_layers
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.source import folder_name
 from quantkit.checkpoint.weights import TensorSource
@@ -141,9 +142,19 @@ def plan_file(
     """
     recipe = find_mix(mix)
     where = str(source.directory)
+    config_file = str(source.directory / "config.json")
     architecture = architecture_of(source.config)
     config = with_defaults(architecture, source.config)
-    dimensions = architecture.dimensions(config)
+    try:
+        dimensions = architecture.dimensions(config)
+        check_layers("num_hidden_layers", dimensions.layers, len(source.entries), config_file)
+        of_config = architecture.metadata(config, dimensions)
+        constants = architecture.constants(config, dimensions)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"holds a value that no model has ({type(error).__name__}: {error})",
+            subject=config_file,
+        ) from error
     name = name or folder_name(source.directory.resolve())
     tokenizer = plan_tokenizer(source.directory, dimensions.vocabulary, name, pre_tokenizer)
     metadata = {
@@ -151,11 +162,10 @@ def plan_file(
         "general.name": name,
         "general.file_type": recipe.file_type,
         "general.quantization_version": int(load_gguf().GGML_QUANT_VERSION),
-        **architecture.metadata(config, dimensions),
+        **of_config,
         **tokenizer.metadata,
     }
     stored = _tensors(source, architecture, config, dimensions)
-    constants = architecture.constants(config, dimensions)
     shapes = {tensor.name: tensor.shape for tensor in stored}
     shapes |= {gguf: tuple(tensor.shape) for gguf, tensor in constants.items()}
     traits = ModelTraits(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from quantkit.base.errors import InputError
+from quantkit.checkpoint.header import check_layers
 from quantkit.formats.gguf.architectures.architecture import EMBEDDING, Dimensions
 from quantkit.formats.gguf.architectures.table import find_architecture
 from quantkit.formats.gguf.header import Header, read_header, unreadable
@@ -150,6 +151,7 @@ class GgufWeights:
         except InputError as error:
             raise InputError(error.what, where=where, fix=error.fix) from error
         self._dimensions = self.header.dimensions()
+        check_layers("block_count", self._dimensions.layers, len(self.header.entries), where)
         keys = self._architecture.names(self._dimensions.layers)
         unknown = [
             entry.name

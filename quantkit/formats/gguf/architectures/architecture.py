@@ -257,7 +257,10 @@ def _as_written(name: str, value: Any) -> Any:
 
 
 def _number(config: Config, key: str) -> int:
-    return int(_real(config, key))
+    value = int(_real(config, key))
+    if not 0 <= value < 1 << 32:
+        raise InputError(f"{key} is {value}, which GGUF has no number for", where="config.json")
+    return value
 
 
 def _real(config: Config, key: str) -> float:

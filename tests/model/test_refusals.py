@@ -1,0 +1,117 @@
+"""Configs that transformers can't build or run: the key is named, or what transformers said.
+
+Oracle: transformers itself, which fails on each of them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from quantkit.base.errors import InputError
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.model.refusals import running
+from quantkit.model.skeleton import Skeleton
+from quantkit.model.stream import Stream
+from tests.helpers.tiny import Tiny
+
+
+def changed(source: Path, target: Path, changes: dict[str, Any]) -> Path:
+    shutil.copytree(source, target)
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, **changes}))
+    return target
+
+
+def by_transformers(directory: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    with warnings.catch_warnings(action="ignore"):
+        model = AutoModelForCausalLM.from_pretrained(directory)
+        model(input_ids=torch.arange(8)[None])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"pad_token_id": 96}, "pad_token_id is 96 there"),
+        ({"pad_token_id": 4096}, "pad_token_id is 4096 there"),
+        ({"vocab_size": 96.0}, "'vocab_size' expected int, got float (value: 96.0)"),
+        ({"intermediate_size": "96"}, "'intermediate_size' expected int, got str"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0 there"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads is 0 there"),
+        ({"head_dim": 0}, "head_dim is 0 there"),
+        ({"hidden_size": -64}, "hidden_size is -64 there"),
+        ({"hidden_act": "swish9"}, "hidden_act is 'swish9' there"),
+        (
+            {"rope_parameters": {"rope_type": "ntk", "rope_theta": 1e4}},
+            "rope_parameters.rope_type is 'ntk' there",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": "10000"}},
+            "rope_parameters.rope_theta is '10000' there",
+        ),
+        ({"num_attention_heads": 3}, "not a multiple of the number of attention heads (3)"),
+        ({"dtype": 16}, "dtype is 16, which isn't a dtype"),
+    ],
+)
+def test_keys_that_transformers_fails_at_are_named(
+    tiny: Tiny, tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    directory = changed(tiny("llama"), tmp_path / "model", changes)
+    with pytest.raises(Exception):  # noqa: B017 (of any class)
+        by_transformers(directory)
+    with pytest.raises(InputError) as caught:
+        Skeleton(Checkpoint(directory))
+    assert named in f"{caught.value} {caught.value.fix}"
+    assert str(directory / "config.json") in str(caught.value)
+
+
+def test_more_layers_than_tensors_are_refused_before_they_are_built(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    directory = changed(tiny("llama"), tmp_path / "model", {"num_hidden_layers": 10**8})
+    with pytest.raises(InputError, match="num_hidden_layers is 100000000, and there are only 30"):
+        Skeleton(Checkpoint(directory))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        ("llama", {"return_dict": False}),
+        ("qwen3", {"return_dict": False}),
+        ("gemma2", {"return_dict": False}),
+    ],
+)
+def test_models_that_transformers_cannot_run(
+    tiny: Tiny, tmp_path: Path, model_type: str, changes: dict[str, Any]
+) -> None:
+    directory = changed(tiny(model_type), tmp_path / "model", changes)
+    with pytest.raises(Exception) as theirs:
+        by_transformers(directory)
+    checkpoint = Checkpoint(directory)
+    stream = Stream(Skeleton(checkpoint), checkpoint, torch.device("cpu"))
+    with pytest.raises(InputError, match=r"config\.json: transformers can't run") as ours:
+        stream.begin(torch.arange(8)[None], 1)
+        with stream.head() as logits, stream.block(0):
+            logits(stream.begin(torch.arange(8)[None], 1)[0], slice(0, 8))
+    assert str(theirs.value) in str(ours.value)
+
+
+def test_a_failure_of_our_own_is_raised_as_it_is() -> None:
+    from transformers.activations import ACT2FN
+
+    model, here = torch.nn.Linear(1, 1), Path("model")
+    with pytest.raises(ZeroDivisionError), running(model, here):
+        _ = 1 // 0
+    refused = pytest.raises(InputError, match=r"model/config\.json: transformers can't run Linear")
+    with refused, running(model, here):
+        ACT2FN["swish9"]
+    with pytest.raises(RuntimeError), running(model, here):
+        torch.empty(1 << 60)
