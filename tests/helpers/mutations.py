@@ -84,7 +84,7 @@ def texts(draw: DrawFn, value: Any, extra: Mapping[str, Sequence[Any]] | None = 
 def damaged(draw: DrawFn, data: bytes, starts: Sequence[int] = ()) -> Content:
     """``data`` cut short, or with some bytes changed, mostly at one of the places ``starts``."""
     start = draw(st.integers(0, len(data)))
-    if starts and draw(st.integers(0, 4)):
+    if draw(st.integers(0, 4)) and starts:
         start = starts[draw(st.integers(0, len(starts) - 1))]
     kind = draw(st.integers(0, 3))
     if kind == 0:
