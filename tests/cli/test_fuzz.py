@@ -65,7 +65,7 @@ def test_config(sources: Sources) -> None:
         answers("inspect", model)
 
     config = json.loads((sources.model / "config.json").read_text())
-    fuzz(mutations.texts(config, MORE_CONFIG), attempt, 60)
+    fuzz(mutations.texts(config, MORE_CONFIG), attempt, 30)
 
 
 def test_config_of_an_artifact(sources: Sources) -> None:
@@ -79,7 +79,7 @@ def test_config_of_an_artifact(sources: Sources) -> None:
 
     config = json.loads((sources.artifact / "config.json").read_text())
     kinds = [config | {"quantization_config": settings} for settings in QUANTIZATIONS]
-    fuzz(st.sampled_from([config, *kinds]).flatmap(mutations.texts), attempt, 12)
+    fuzz(st.sampled_from([config, *kinds]).flatmap(mutations.texts), attempt, 8)
 
 
 def test_tokenizer_config(sources: Sources) -> None:
@@ -90,7 +90,7 @@ def test_tokenizer_config(sources: Sources) -> None:
         answers("inspect", model)
 
     content = json.loads((sources.model / "tokenizer_config.json").read_text())
-    fuzz(mutations.texts(content), attempt, 12)
+    fuzz(mutations.texts(content), attempt, 8)
 
 
 def test_adapter_config(sources: Sources) -> None:
@@ -100,7 +100,7 @@ def test_adapter_config(sources: Sources) -> None:
         answers("merge", sources.model, adapter, "--out", out, out=out)
 
     content = json.loads((sources.adapter / "adapter_config.json").read_text())
-    fuzz(mutations.texts(content, MORE_ADAPTER), attempt, 60)
+    fuzz(mutations.texts(content, MORE_ADAPTER), attempt, 30)
 
 
 @pytest.mark.parametrize("kind", ["model", "adapter", "artifact"])
@@ -121,7 +121,7 @@ def test_safetensors_headers(sources: Sources, kind: str) -> None:
             suite = sources.suite / "suite.yaml"
             answers("eval", changed, "--baseline", sources.model, "--suite", suite)
 
-    fuzz(mutations.safetensors(Content(file.read_bytes())), attempt, 25)
+    fuzz(mutations.safetensors(Content(file.read_bytes())), attempt, 16)
 
 
 def test_index(sources: Sources) -> None:
@@ -148,7 +148,7 @@ def test_gguf_headers(sources: Sources) -> None:
 
     header = read_header(file)
     names = [*header.metadata, *(tensor.name for tensor in header.tensors)]
-    fuzz(mutations.gguf(Content(file.read_bytes()), names), attempt, 20)
+    fuzz(mutations.gguf(Content(file.read_bytes()), names), attempt, 12)
 
 
 def test_recipes(sources: Sources) -> None:
@@ -181,4 +181,4 @@ def test_json_lines(sources: Sources, name: str) -> None:
         answers("suite", "check", suite)
         answers("eval", sources.artifact, "--baseline", sources.model, "--suite", suite)
 
-    fuzz(mutations.lines(rows), attempt, 10)
+    fuzz(mutations.lines(rows), attempt, 6)
