@@ -121,4 +121,5 @@ def describe_inputs(
 
 def _digest(files: dict[str, str]) -> str:
     text = "\n".join(f"{name} {digest}" for name, digest in sorted(files.items()))
-    return hashlib.sha256(text.encode()).hexdigest()
+    # Names of files may be any bytes.
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -57,6 +58,31 @@ def is_file_name(name: str) -> bool:
         return False
 
 
+def openable(path: Path) -> Path:
+    """``path``, or a link to it where its name isn't UTF-8: some libraries open no other names.
+
+    The links are removed when the process ends.
+    """
+    if _is_utf8(path):
+        return path
+    if _is_utf8(path.name) and not path.is_dir():
+        return openable(path.parent) / path.name
+    link = Path(_links().name, hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16])
+    link = link.with_suffix(path.suffix if _is_utf8(path.suffix) else "")
+    with suppress(FileExistsError):
+        link.symlink_to(path.absolute())
+    return link
+
+
+def _is_utf8(name: str | Path) -> bool:
+    return not _SURROGATE.search(str(name))
+
+
+@functools.cache
+def _links() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="quantkit-")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises InputError that names the file (and line) if it isn't one."""
     try:
@@ -100,7 +126,8 @@ def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        # Names of files in it keep their bytes.
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape")
         partial.replace(path)
     except OSError as error:
         with suppress(OSError):

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load, save_file
 
 from quantkit.base.errors import MachineError
-from quantkit.base.files import read_json, sha256, write_json
+from quantkit.base.files import openable, read_json, sha256, write_json
 from quantkit.base.parallel import Ahead
 from quantkit.calibration.statistics import InputStatistics, Kind, new_moment
 
@@ -229,7 +229,7 @@ class CacheWriter:
         path = self._path / _file_name(index)
         try:
             self._path.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, path)
+            save_file(tensors, openable(self._path) / path.name)
             self._digests[path.name] = sha256(path)
         except Exception:  # safetensors has exceptions of its own, and no run fails for its cache
             return False

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from quantkit.base.errors import InputError
+from quantkit.base.files import openable
 from quantkit.checkpoint.sidecars import check_sidecars
 from quantkit.checkpoint.tokenizer_files import check_packages
 from quantkit.documents.dataset import Dataset, Document, read_dataset
@@ -49,7 +50,7 @@ def load_tokenizer(directory: Path) -> Any:
 
     try:
         check_sidecars(directory)
-        return AutoTokenizer.from_pretrained(directory)
+        return AutoTokenizer.from_pretrained(openable(directory))
     except InputError:
         raise
     except Exception as error:  # a tokenizer's own code may raise anything

@@ -100,11 +100,12 @@ def folder_name(path: Path) -> str:
     """The name of a directory or file: the last part of its path.
 
     The Hub's cache keeps models as ``models--OWNER--NAME/snapshots/COMMIT``; the name of such a
-    directory is NAME.
+    directory is NAME. Bytes that aren't UTF-8 become _, since GGUF and reports hold the name.
     """
     path = path.resolve() if path.name in ("", "..") else path.absolute()
     snapshot = hub_snapshot(path)
-    return path.name if snapshot is None else snapshot.partition("@")[0].rpartition("/")[2]
+    name = path.name if snapshot is None else snapshot.partition("@")[0].rpartition("/")[2]
+    return re.sub("[\ud800-\udfff]", "_", name)
 
 
 def hub_snapshot(path: Path) -> str | None:

@@ -112,7 +112,7 @@ def init_suite(
     with new_directory(out) as directory:
         cases = [_with_check(c, a) for c, a in zip(asked, answers, strict=True)]
         _write_lines(directory / CASES, cases)
-        dataset = TEXT if text is None else f"text{''.join(text.suffixes[-2:]) or '.txt'}"
+        dataset = TEXT if text is None else f"text{_suffixes(text)}"
         if text is None:
             documents = [_document(c, a) for c, a in zip(asked, answers, strict=True)]
             _write_lines(directory / TEXT, documents)
@@ -127,6 +127,12 @@ def init_suite(
     checks = Counter(name for case in cases for check in case["check"] for name in check)
     cut = [c.id for c, a in zip(asked, answers, strict=True) if a.tokens >= c.max_new_tokens]
     return NewSuite(out / SUITE, len(cases), dict(checks), tuple(cut))
+
+
+def _suffixes(path: Path) -> str:
+    """The last suffixes of a text's name, such as .jsonl.gz."""
+    suffixes = "".join(path.suffixes[-2:])
+    return suffixes if suffixes.isascii() and suffixes else ".txt"
 
 
 def _suite_name(name: str | Path) -> str:

@@ -124,6 +124,12 @@ def apply_setting(data: dict[str, Any], setting: str) -> None:
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise InputError("isn't key=value", subject=f"--set {setting}")
+    if lone_surrogate(text) is not None:
+        raise InputError(
+            "isn't UTF-8, as a recipe must be",
+            subject=f"--set {setting}",
+            fix="Give the file a name in UTF-8, or a link to it that has one.",
+        )
     try:
         value = yaml.load(text, _UniqueKeys)
     except (yaml.YAMLError, ValueError, RecursionError) as error:

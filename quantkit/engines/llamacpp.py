@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from quantkit.base.errors import InputError, not_installed
+from quantkit.base.files import openable
 
 _ERRORS_ONLY = 1  # llama.cpp's log verbosity
 _ALL = 2**31 - 1  # of the vocabulary, however large
@@ -91,7 +92,7 @@ class LlamaCpp:
         if not path.is_file():
             raise InputError("no such file", where=str(path))
         parameters = xllamacpp.CommonParams()
-        parameters.model.path = str(path)
+        parameters.model.path = str(openable(path))
         parameters.n_ctx = context * parallel
         parameters.n_parallel = parallel
         parameters.verbosity = _ERRORS_ONLY

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.base.errors import InputError
+from quantkit.base.files import openable
 from quantkit.engines import worker
 from quantkit.results.cost import Cost
 
@@ -132,7 +133,9 @@ def _measure_torch(probe: Probe) -> Cost:
         check_engine(probe.engine, Path(probe.path))
         name = probe.engine
         model = AutoModelForCausalLM.from_pretrained(
-            probe.path, dtype="auto", device_map=None if probe.device == "cpu" else probe.device
+            openable(Path(probe.path)),
+            dtype="auto",
+            device_map=None if probe.device == "cpu" else probe.device,
         )
         model.eval()
     from quantkit.model.limits import fixed_positions

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.base.errors import InputError, QuantkitError
+from quantkit.base.files import openable
 from quantkit.engines import worker
 
 
@@ -59,7 +60,7 @@ def _llamacpp(trial: Trial) -> Answers:
 def _transformers(trial: Trial) -> Answers:
     from transformers import AutoModelForCausalLM
 
-    path = Path(trial.path)
+    path = openable(Path(trial.path))
     gguf = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
     folder = path.parent if gguf else path
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **gguf).eval()

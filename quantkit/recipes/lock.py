@@ -78,7 +78,7 @@ def check_lock(folder: Path, lock: Path) -> LockReport:
 def read_lock(lock: Path) -> dict[Entry, str]:
     """The digests of a lock file by entry. Raises InputError for a line that isn't an entry."""
     entries: dict[Entry, str] = {}
-    for number, line in enumerate(lock.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_lines(lock), 1):
         fields = line.split()
         if not fields or fields[0].startswith("#"):
             continue
@@ -93,6 +93,10 @@ def read_lock(lock: Path) -> dict[Entry, str]:
             raise InputError(f"{' '.join(entry)} is locked twice", where=f"{lock}:{number}")
         entries[tuple(entry)] = digest
     return entries
+
+
+def _lines(lock: Path) -> list[str]:
+    return lock.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
 
 
 def write_lock(lock: Path, report: LockReport) -> None:

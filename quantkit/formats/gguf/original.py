@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.base.errors import InputError
-from quantkit.base.files import read_optional_json
+from quantkit.base.files import openable, read_optional_json
 from quantkit.checkpoint.sidecars import check_sidecars, has_vocabulary
 from quantkit.checkpoint.tokenizer_files import check_packages
 
@@ -77,7 +77,7 @@ def _load(directory: Path) -> Any:
     check_sidecars(directory)
     try:
         return AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
+            openable(directory), local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # a tokenizer's own code may raise anything
         check_packages(directory)
@@ -90,7 +90,7 @@ def _load(directory: Path) -> Any:
             ) from error
     _check_tokenizer_json(directory / "tokenizer.json")
     try:  # a class that transformers knows only with the model's own code
-        return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+        return PreTrainedTokenizerFast.from_pretrained(openable(directory), local_files_only=True)
     except Exception as error:  # what is wrong in the files beside tokenizer.json shows in any way
         raise InputError(
             f"transformers can't load the tokenizer ({type(error).__name__}: {error})",
@@ -103,7 +103,7 @@ def _check_tokenizer_json(path: Path) -> None:
     from tokenizers import Tokenizer
 
     try:
-        Tokenizer.from_file(str(path))
+        Tokenizer.from_file(str(openable(path)))
     except Exception as error:  # the library has no class of its own for this
         raise InputError(
             f"the tokenizers library can't read it ({error})", where=str(path)
