@@ -10,6 +10,7 @@ from quantkit.base.files import digests
 from quantkit.base.version import __version__
 from quantkit.calibration.text import Rows
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.sidecars import more_templates
 from quantkit.lora.adapter import Adapter
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.lora.config import CONFIG_FILE
@@ -79,10 +80,13 @@ def record_adapter(adapter: Adapter) -> AdapterRecord:
 
 
 def record_files(directory: Path) -> dict[str, FileRecord]:
-    """Every file of a finished directory, by name."""
-    files = sorted(path for path in directory.iterdir() if path.is_file())
-    sha256 = digests(files)
-    return {path.name: FileRecord(path.stat().st_size, sha256[path.name]) for path in files}
+    """Every file of a finished directory, by its path in it."""
+    own = sorted(path for path in directory.iterdir() if path.is_file())
+    files = [*own, *more_templates(directory).values()]
+    return {
+        name: FileRecord((directory / name).stat().st_size, sha256)
+        for name, sha256 in digests(files, directory).items()
+    }
 
 
 def weights_bytes(directory: Path) -> int:

@@ -25,7 +25,7 @@ from quantkit.calibration.needs import Needs
 from quantkit.calibration.passing import CalibrationPass
 from quantkit.calibration.text import Rows
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.checkpoint.sidecars import sidecars
+from quantkit.checkpoint.sidecars import Sidecars, more_templates
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.model.stream import Stream
 
@@ -103,10 +103,12 @@ def describe_inputs(
     """
     adapters = checkpoint.adapters if isinstance(checkpoint, AdaptedCheckpoint) else []
     files = checkpoint_digests(checkpoint)
+    root = checkpoint.directory
+    own = dict(Sidecars.of(root).files)  # without an adapter's
     inputs = {
         "recipe": recipe,
         "checkpoint": _digest(files),
-        "tokenizer and other files": _digest(digests(sidecars(checkpoint.directory))),
+        "tokenizer and other files": _digest(digests(own.values(), root)),
         "device": device.type,
         "quantkit": __version__,
         **library_versions(),
@@ -114,7 +116,9 @@ def describe_inputs(
     if rows is not None:
         inputs["calibration rows"] = hashlib.sha256(rows.ids.numpy().tobytes()).hexdigest()
     for number, adapter in enumerate(adapters, 1):
-        found = digests([p for p in adapter.directory.iterdir() if p.is_file()])
+        root = adapter.directory
+        own = {p.name: p for p in root.iterdir() if p.is_file()} | more_templates(root)
+        found = digests(own.values(), root)
         inputs[f"adapter {number}"] = _digest({**found, "weight": str(adapter.weight)})
     return inputs, files
 

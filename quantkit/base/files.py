@@ -157,11 +157,12 @@ def _sha256(path: Path, size: int, modified: int, changed: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digests(paths: Iterable[Path]) -> dict[str, str]:
-    """sha256 of files, by their names."""
+def digests(paths: Iterable[Path], root: Path | None = None) -> dict[str, str]:
+    """sha256 of files, by their names, or by their paths from ``root`` on."""
     paths = list(paths)
+    names = [path.name if root is None else path.relative_to(root).as_posix() for path in paths]
     with ThreadPoolExecutor() as pool:
-        return dict(zip([path.name for path in paths], pool.map(sha256, paths), strict=True))
+        return dict(zip(names, pool.map(sha256, paths), strict=True))
 
 
 def holds(path: Path, start: int, nbytes: int, digest: str) -> bool:

@@ -12,6 +12,7 @@ from quantkit.base.errors import InputError
 from quantkit.base.files import read_json
 from quantkit.base.names import dtype_name
 from quantkit.checkpoint.header import TensorEntry, read_header
+from quantkit.checkpoint.sidecars import Sidecars
 from quantkit.checkpoint.weight_files import check_is_model, check_overlaps, weight_files
 from quantkit.checkpoint.wrappers import unwrap_entries
 
@@ -49,6 +50,16 @@ class Checkpoint:
         for header in headers.values():
             entries.update(header)
         self.entries = unwrap_entries(directory, entries)
+
+    @property
+    def sidecars(self) -> Sidecars:
+        """The files beside the weights."""
+        return Sidecars.of(self.directory)
+
+    @property
+    def tokenizer(self) -> Path:
+        """The directory with its tokenizer, chat templates and generation config."""
+        return self.directory
 
     def keys(self) -> Iterable[str]:
         return self.entries.keys()

@@ -1,8 +1,14 @@
-"""The files beside the weights: tokenizer, chat template, generation config, and config.json."""
+"""The files beside the weights: tokenizer, chat templates, generation config, and config.json.
+
+``Sidecars.of`` is the one rule for which of them go with a base and an adapter: what is written
+with an artifact, and what tokenizes the text that it is calibrated and judged on.
+"""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +37,101 @@ _VOCABULARIES = {
     "vocab.txt",
     "tekken.json",
 }
+_SETTINGS = "tokenizer_config.json"
 _TOKENIZER = _VOCABULARIES | {
-    "tokenizer_config.json",
+    _SETTINGS,
     "special_tokens_map.json",
     "added_tokens.json",
     "merges.txt",
 }
-_TEMPLATES = {"chat_template.jinja", "chat_template.json"}
+_TEMPLATE = "chat_template.jinja"
+_TEMPLATES = {_TEMPLATE, "chat_template.json"}
+MORE_TEMPLATES = "additional_chat_templates"  # a folder of *.jinja, each a template by its name
 
 
-def sidecars(source: Path) -> list[Path]:
+@dataclass(frozen=True)
+class Sidecars:
+    """The files that go with a model, by their path in its directory.
+
+    files: where each is; settings: of tokenizer_config.json, where they are those of two files.
+    """
+
+    files: Mapping[str, Path]
+    settings: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, base: Path, adapter: Path | None = None) -> Sidecars:
+        """All files of ``base`` but weights and configs, with the tokenizer of ``adapter``.
+
+        An adapter's tokenizer replaces the base's as a whole, if it brings a vocabulary, and single
+        files of it otherwise. Its chat templates replace all of the base's; without any, the
+        base's stay, also those that are in a tokenizer_config.json that is replaced.
+        """
+        files = _unchanged(base)
+        if adapter is None:
+            return cls(files)
+        brought = _brought(adapter)
+        templates = _template_files(brought)
+        replaced = _TOKENIZER if brought.keys() & _VOCABULARIES else set()
+        if templates or _inline_template(adapter):
+            replaced = replaced | _template_files(files)
+        kept = {name: path for name, path in files.items() if name not in replaced}
+        chosen = cls(kept | brought)
+        inline = _inline_template(base)
+        if inline and not _template_files(chosen.files) and not _inline_template(adapter):
+            path = chosen.files.get(_SETTINGS)
+            if path is None or path.parent != base:
+                settings = {} if path is None else read_json(path)
+                return cls(chosen.files, {**settings, "chat_template": inline})
+        return chosen
+
+    def copy(self, target: Path, *, link: bool = False) -> None:
+        """Copy all of them into a directory, or link to them."""
+        for name, path in sorted(self.files.items()):
+            (target / name).parent.mkdir(exist_ok=True)
+            if link:
+                (target / name).symlink_to(path.absolute())
+            else:
+                shutil.copyfile(path, target / name)
+        if self.settings is not None:
+            (target / _SETTINGS).unlink(missing_ok=True)
+            write_json(target / _SETTINGS, self.settings)
+
+
+def _unchanged(source: Path) -> dict[str, Path]:
     """The files of a checkpoint that an artifact needs unchanged: all but weights and configs."""
-    return [
-        path
+    files = {
+        path.name: path
         for path in sorted(source.iterdir())
         if path.is_file()
         and path.suffix not in _WEIGHTS
         and path.name not in _NOT_COPIED
         and not path.name.endswith(".index.json")
         and not path.name.startswith(".")
-    ]
+    }
+    return files | more_templates(source)
+
+
+def _brought(adapter: Path) -> dict[str, Path]:
+    """The files of a tokenizer and its chat templates in an adapter's directory."""
+    names = sorted(_TOKENIZER | _TEMPLATES)
+    files = {name: adapter / name for name in names if (adapter / name).is_file()}
+    return files | more_templates(adapter)
+
+
+def more_templates(directory: Path) -> dict[str, Path]:
+    """The chat templates with names of their own in a directory, by their path in it."""
+    paths = sorted((directory / MORE_TEMPLATES).glob("*.jinja"))
+    return {f"{MORE_TEMPLATES}/{path.name}": path for path in paths if path.is_file()}
+
+
+def _template_files(names: Iterable[str]) -> set[str]:
+    return {n for n in names if n in _TEMPLATES or n.startswith(f"{MORE_TEMPLATES}/")}
+
+
+def _inline_template(directory: Path) -> Any:
+    """The chat template, or several by name, in tokenizer_config.json; None without one."""
+    return read_optional_json(directory / _SETTINGS).get("chat_template") or None
 
 
 def check_sidecars(directory: Path) -> None:
@@ -59,8 +140,8 @@ def check_sidecars(directory: Path) -> None:
     That is a Git LFS pointer, JSON that begins with a byte order mark, or a longest length that
     isn't a number, which transformers takes and then compares with the lengths of texts.
     """
-    for name in sorted(_TOKENIZER | _TEMPLATES | {"generation_config.json"}):
-        path = directory / name
+    names = sorted(_TOKENIZER | _TEMPLATES | {"generation_config.json"})
+    for path in (*(directory / name for name in names), *more_templates(directory).values()):
         if path.is_file() and (mistaken := mistaken_content(path)):
             raise mistaken
     path = directory / "tokenizer_config.json"
@@ -73,30 +154,9 @@ def check_sidecars(directory: Path) -> None:
         )
 
 
-def copy_sidecars(source: Path, target: Path, adapter: Path | None = None) -> list[str]:
-    """Copy the ``sidecars`` of a checkpoint; returns their names.
-
-    adapter: a directory whose tokenizer and chat template are copied instead of the
-    checkpoint's, where it has them.
-    """
-    chosen = {path.name: path for path in sidecars(source)}
-    if adapter is not None:
-        brought = {name for name in _TOKENIZER | _TEMPLATES if (adapter / name).is_file()}
-        # Files of two tokenizers don't fit together, so all of the checkpoint's go. Its chat
-        # template stays where the adapter has none.
-        replaced = _TOKENIZER if brought & _VOCABULARIES else set()
-        if brought & _TEMPLATES or _has_template(adapter):
-            replaced = replaced | _TEMPLATES
-        chosen = {name: path for name, path in chosen.items() if name not in replaced}
-        chosen |= {name: adapter / name for name in brought}
-    for name, path in sorted(chosen.items()):
-        shutil.copyfile(path, target / name)
-    return sorted(chosen)
-
-
 def brings_tokenizer(adapter: Path) -> bool:
-    """Whether an adapter directory holds a tokenizer or a chat template of its own."""
-    return any((adapter / name).is_file() for name in _TOKENIZER | _TEMPLATES)
+    """Whether an adapter directory holds a tokenizer or chat templates of its own."""
+    return bool(_brought(adapter))
 
 
 def has_vocabulary(directory: Path) -> bool:
@@ -108,20 +168,12 @@ def has_vocabulary(directory: Path) -> bool:
     return any(p.name in _VOCABULARIES or p.suffix in suffixes for p in directory.iterdir())
 
 
-def tokens_of(directory: Path) -> int | None:
-    """How many rows an embedding must have for the tokenizer.json there; None without one."""
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        return None
+def tokens_of(path: Path) -> int:
+    """How many rows an embedding must have for a tokenizer.json."""
     content = read_json(path)
     vocabulary = content.get("model", {}).get("vocab", {})
     ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
     return 1 + max([*ids, *(token["id"] for token in content.get("added_tokens", []))], default=-1)
-
-
-def _has_template(directory: Path) -> bool:
-    path = directory / "tokenizer_config.json"
-    return bool(read_optional_json(path).get("chat_template"))
 
 
 def write_config(target: Path, config: dict[str, Any], quantization: dict[str, Any] | None) -> None:

@@ -25,9 +25,10 @@ from quantkit.base.output import check_output, new_directory
 from quantkit.base.progress import Progress
 from quantkit.base.version import __version__
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.checkpoint.sidecars import check_sidecars, copy_sidecars, tokens_of, write_config
+from quantkit.checkpoint.sidecars import check_sidecars, write_config
 from quantkit.checkpoint.source import locate_model
 from quantkit.checkpoint.writer import TensorWriter
+from quantkit.commands.verify import check_written
 from quantkit.formats.packed import PackedCheckpoint
 from quantkit.judging.merge_proof import PASSES, prove
 from quantkit.lora.checkpoint import AdaptedCheckpoint
@@ -86,20 +87,20 @@ def merge(
     adapted = adapt(checkpoint, adapters, base, dtype=target, strict=strict)
     for warning in adapted.warnings:
         progress.note(warning)
-    _check_tokenizer(adapted)
     needed = int(adapted.nbytes() * _SLACK)
     check_output(out, "an artifact", MANIFEST, force=force, needed=needed)
     with new_directory(out) as directory, ThreadPoolExecutor(1) as pool:
         source = pool.submit(checkpoint_digests, checkpoint)
         records = [pool.submit(record_adapter, adapter) for adapter in adapted.adapters]
         _write(adapted, directory, max_shard_size or _largest_shard(adapted), progress)
-        copy_sidecars(checkpoint.directory, directory, adapted.brings)
+        adapted.sidecars.copy(directory)
         write_config(directory, adapted.config, None)
         result = _prove(adapted, directory, progress) if proof else None
         manifest = _manifest(directory, adapted, source, records, result)
         names = [str(adapter.directory) for adapter in adapted.adapters]
         run = run_record(started, model=base, device="cpu", adapters=names)
         write_manifest(directory, manifest, run)
+        check_written(directory, adapted, progress)
         return manifest
 
 
@@ -158,24 +159,6 @@ class _Unpacked(Checkpoint):
 
     def read(self, key: str) -> Tensor:
         return self._packed.read(key)
-
-
-def _check_tokenizer(adapted: AdaptedCheckpoint) -> None:
-    """Raise InputError where the result's tokenizer has more tokens than its embedding has rows."""
-    directory = adapted.brings
-    count = None if directory is None else tokens_of(directory)
-    if count is None:
-        directory, count = adapted.directory, tokens_of(adapted.directory)
-    # Some bases have more tokens than rows. That is theirs; an adapter mustn't make it so.
-    by_adapter = adapted.resized or directory != adapted.directory
-    if count is not None and by_adapter and count > adapted.vocabulary:
-        raise InputError(
-            f"the tokenizer has {count} tokens, and the merged model's embedding only "
-            f"{adapted.vocabulary} rows",
-            where=str(directory),
-            fix="Put the tokenizer that the adapter was trained with into its directory, or save "
-            "the adapter with save_embedding_layers=True.",
-        )
 
 
 def _largest_shard(adapted: AdaptedCheckpoint) -> int:

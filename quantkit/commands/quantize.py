@@ -23,14 +23,15 @@ from quantkit.base.progress import Progress
 from quantkit.base.version import __version__
 from quantkit.calibration.text import Rows, load_tokenizer, pack_rows
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.checkpoint.sidecars import check_sidecars, copy_sidecars
+from quantkit.checkpoint.sidecars import check_sidecars
 from quantkit.checkpoint.source import locate_model, model_name
+from quantkit.commands.verify import check_written
 from quantkit.documents.dataset import check_exists, digest_of
 from quantkit.engines.compatibility import loading_of
 from quantkit.formats.format import Contents
 from quantkit.formats.packed import open_artifact
 from quantkit.lora.checkpoint import AdaptedCheckpoint
-from quantkit.lora.open import Weighted, adapt, tokenizer_directory
+from quantkit.lora.open import Weighted, adapt
 from quantkit.model.device import resolve_device
 from quantkit.model.limits import Limits, check_length
 from quantkit.model.skeleton import Skeleton
@@ -93,7 +94,7 @@ def prepare(
         )
     check_sidecars(checkpoint.directory)
     if adapters:
-        checkpoint = _adapted(checkpoint, adapters, model, loaded, strict=strict)
+        checkpoint = _adapted(checkpoint, adapters, model, strict=strict)
     dataset = loaded.calibration_dataset()
     if dataset is not None:
         check_exists(dataset)
@@ -136,17 +137,14 @@ def _adapted(
     base: Checkpoint,
     adapters: Sequence[Weighted],
     model: str,
-    loaded: LoadedRecipe,
     *,
     strict: bool,
 ) -> AdaptedCheckpoint:
     """The checkpoint with adapters folded in. Raises InputError where it must be merged first."""
     checkpoint = adapt(base, adapters, model, strict=strict)
-    alone = loaded.recipe.quantize.format == "gguf" and checkpoint.brings is not None
-    if checkpoint.resized or alone:
-        what = "resizes the vocabulary" if checkpoint.resized else "brings a tokenizer of its own"
+    if checkpoint.resized:
         raise InputError(
-            f"{what}, which needs a merged checkpoint first",
+            "resizes the vocabulary, which needs a merged checkpoint first",
             where=", ".join(name for name, _ in adapters),
             fix="Run quantkit merge, then quantize the result.",
         )
@@ -186,7 +184,7 @@ def quantize(
             adapted = job.checkpoint if isinstance(job.checkpoint, AdaptedCheckpoint) else None
             for warning in adapted.warnings if adapted else ():
                 progress.note(warning)
-            copy_sidecars(job.checkpoint.directory, directory, adapted.brings if adapted else None)
+            job.checkpoint.sidecars.copy(directory)
             budget = memory_budget or psutil.virtual_memory().available // 2
             run = Run(
                 checkpoint=job.checkpoint,
@@ -201,6 +199,7 @@ def quantize(
             )
             layers = _write(run, job)
             _write_manifest(directory, job, files, rows, layers, str(where), started)
+            check_written(directory, job.checkpoint, progress)
         manifest = read_manifest(directory)
         assert isinstance(manifest, QuantizedManifest)
         return manifest
@@ -278,7 +277,7 @@ def _calibration_rows(job: Job, progress: Progress) -> Rows | None:
         return None
     rows = pack_rows(
         dataset,
-        load_tokenizer(tokenizer_directory(job.checkpoint)),
+        load_tokenizer(job.checkpoint.tokenizer),
         sequence_length=settings.sequence_length,
         rows=settings.samples,
         seed=settings.seed,

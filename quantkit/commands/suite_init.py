@@ -17,6 +17,7 @@ from quantkit.base.errors import InputError
 from quantkit.base.output import check_output, new_directory
 from quantkit.base.progress import Progress
 from quantkit.calibration.text import count_tokens, load_tokenizer
+from quantkit.checkpoint.end_tokens import end_tokens
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.documents.content import locate_file, read_bytes
 from quantkit.documents.dataset import check_exists, read_dataset
@@ -26,7 +27,6 @@ from quantkit.engines import transformers as hf
 from quantkit.judging.answers import Answer
 from quantkit.judging.cases import Case, cases_of, check_prompts, load_cases
 from quantkit.judging.regression import answer_cases
-from quantkit.lora.open import tokenizer_directory
 from quantkit.model.device import resolve_device
 from quantkit.model.limits import Limits
 from quantkit.model.skeleton import Skeleton
@@ -89,7 +89,7 @@ def init_suite(
         text = locate_file(str(text), Path.cwd())
         check_exists(text)
         progress.note(f"likelihood text: {read_dataset(text).found}")
-    tokenizer = load_tokenizer(tokenizer_directory(baseline))
+    tokenizer = load_tokenizer(baseline.tokenizer)
     chat = getattr(tokenizer, "chat_template", None) is not None
     asked, found = _read_prompts(locate_file(str(prompts), Path.cwd()), max_new_tokens, chat)
     progress.note(f"prompts: {found}")
@@ -98,7 +98,7 @@ def init_suite(
     limits = Limits.of(skeleton, baseline)
     check_prompts(asked, tokenizer, limits)
     stream = Stream(skeleton, baseline, resolve_device(device))
-    end = hf.end_tokens(baseline.directory, tokenizer)
+    end = end_tokens(baseline.tokenizer, tokenizer)
     with (
         progress.task("record the baseline's answers", len(asked)) as task,
         stream.whole() as model,

@@ -12,20 +12,20 @@ import torch
 from quantkit.artifact import tokenizer_checks
 from quantkit.artifact.findings import Check, Verification
 from quantkit.artifact.manifest import read_manifest
-from quantkit.base.errors import InputError
+from quantkit.base.errors import InputError, QuantkitError
 from quantkit.base.files import digests, read_json
 from quantkit.base.progress import Progress, Task
 from quantkit.calibration.text import load_tokenizer
+from quantkit.checkpoint.end_tokens import end_tokens
 from quantkit.checkpoint.header import INDEX_FILE, SINGLE_FILE
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.sidecars import has_vocabulary
 from quantkit.checkpoint.weights import Weights
-from quantkit.engines import transformers as hf
 from quantkit.engines.choose import LLAMACPP, check_engine, engine_for
 from quantkit.engines.trial import Trial, run_trial
 from quantkit.formats.gguf.reader import GgufWeights, gguf_files
 from quantkit.formats.gguf.templates import template_key, templates_of
 from quantkit.formats.packed import PackedCheckpoint, open_artifact
-from quantkit.lora.open import tokenizer_directory
 from quantkit.model.skeleton import Skeleton
 from quantkit.results.manifest import MANIFEST, RUN
 
@@ -69,6 +69,30 @@ def verify(
     return Verification(str(path), name, engine, tuple(results))
 
 
+def check_written(directory: Path, baseline: Checkpoint, progress: Progress) -> None:
+    """Check the tokenizer of what was just made of ``baseline``, as ``verify`` does.
+
+    Notes where the tokenizer can't be loaded here. Raises QuantkitError for what ``verify`` would
+    find wrong.
+    """
+    checks = ArtifactChecks(directory, directory, open_artifact(directory), baseline)
+    found: list[Check] = []
+    if has_vocabulary(baseline.tokenizer):
+        try:
+            found += checks.tokenizer()
+        except QuantkitError as error:
+            progress.note(f"the tokenizer wasn't compared with the model's: {error}")
+    for check in found:
+        if check.passed is False:
+            raise QuantkitError(
+                f"what was made of it isn't right ({check.name}: {check.detail}), and nothing was "
+                "written",
+                where=str(baseline.directory),
+                fix="Is its tokenizer complete, in files that transformers knows? Then please "
+                "report this.",
+            )
+
+
 @dataclass
 class ArtifactChecks:
     """The checks of one artifact. target: the path that engines load; source: its weights."""
@@ -90,8 +114,9 @@ class ArtifactChecks:
             yield from self._shards()
             return
         recorded = manifest.files
-        present = {file.name: file for file in self.path.iterdir() if file.name not in _NOT_LISTED}
-        current = digests([file for name, file in present.items() if name in recorded])
+        present = self._present({name.partition("/")[0] for name in recorded if "/" in name})
+        known = [file for name, file in present.items() if name in recorded]
+        current = digests(known, self.path)
         changed = [name for name, value in current.items() if value != recorded[name].sha256]
         yield _check(
             "digests", changed, f"{len(current)} files have the digests of {MANIFEST}", "changed"
@@ -102,6 +127,15 @@ class ArtifactChecks:
         yield _check(
             "files extra", sorted(present.keys() - recorded.keys()), "none", "not in the manifest"
         )
+
+    def _present(self, folders: set[str]) -> dict[str, Path]:
+        """The files of the artifact and of these folders of it, by their path in it."""
+        present: dict[str, Path] = {}
+        for path in self.path.iterdir():
+            inside = path.rglob("*") if path.name in folders and path.is_dir() else None
+            for file in [path] if inside is None else (p for p in inside if p.is_file()):
+                present[file.relative_to(self.path).as_posix()] = file
+        return {name: file for name, file in present.items() if name not in _NOT_LISTED}
 
     def _shards(self) -> Iterator[Check]:
         """Each tensor is in the shard that the index names."""
@@ -162,7 +196,7 @@ class ArtifactChecks:
         if self.baseline is None:
             yield Check("tokens", None, "no baseline to compare with")
             return
-        original = load_tokenizer(tokenizer_directory(self.baseline))
+        original = load_tokenizer(self.baseline.tokenizer)
         if isinstance(self.source, GgufWeights):
             metadata = self.source.header.metadata
             written = templates_of(metadata)
@@ -189,7 +223,7 @@ class ArtifactChecks:
         is_gguf = isinstance(self.source, GgufWeights)
         tokenizer = None
         if self.baseline is not None:
-            tokenizer = load_tokenizer(tokenizer_directory(self.baseline))
+            tokenizer = load_tokenizer(self.baseline.tokenizer)
         elif not is_gguf:
             tokenizer = load_tokenizer(self.directory)
         texts = []
@@ -200,7 +234,8 @@ class ArtifactChecks:
             if tokenizer
             else list(tokenizer_checks.PLAIN)
         )
-        end = hf.end_tokens(self.directory, tokenizer) if tokenizer else []
+        model = self.baseline.tokenizer if self.baseline else self.directory
+        end = end_tokens(model, tokenizer) if tokenizer else []
         given = [self._for_llama_cpp(tokenizer, text) for text in texts]
         trial = Trial(str(self.target), engine, tuple(asked), _NEW_TOKENS, tuple(end), tuple(given))
         try:

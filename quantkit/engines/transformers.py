@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -27,20 +26,6 @@ def check_memory(parameters: int, dtype: torch.dtype, purpose: str) -> None:
             f"{free / 1e9:.1f} GB are free",
             fix="Use a machine with more memory, or a suite without regression cases.",
         )
-
-
-def end_tokens(directory: Path, tokenizer: Any) -> list[int]:
-    """The tokens that end an answer: the generation config's, else the tokenizer's."""
-    from transformers import GenerationConfig
-
-    end: int | list[int] | None = None
-    if (directory / "generation_config.json").is_file():
-        end = GenerationConfig.from_pretrained(directory).eos_token_id
-    if end is None:
-        end = tokenizer.eos_token_id
-    if end is None:
-        return []
-    return [end] if isinstance(end, int) else list(end)
 
 
 @torch.inference_mode()

@@ -24,7 +24,6 @@ from quantkit.judging.intervals import with_intervals
 from quantkit.judging.likelihood import Divergence, held_out_rows
 from quantkit.judging.places import Place
 from quantkit.judging.restoring import Localizer
-from quantkit.lora.open import tokenizer_directory
 from quantkit.methods.registry import with_trait
 from quantkit.model.device import resolve_device
 from quantkit.model.limits import Limits
@@ -93,7 +92,7 @@ class _Search:
     ) -> None:
         self.variant, self.baseline, self.progress = variant, baseline, progress
         path = Path(variant.path)
-        tokenizer = load_tokenizer(tokenizer_directory(baseline))
+        tokenizer = load_tokenizer(baseline.tokenizer)
         skeletons = Skeleton(baseline, torch.float32), Skeleton(baseline, torch.float32)
         rows = held_out_rows(loaded, Limits.of(skeletons[0], baseline), tokenizer).ids
         rows = rows[: max(2, _TOKENS // rows.shape[1])]

@@ -16,6 +16,7 @@ from quantkit.base.names import dtype_name
 from quantkit.base.parallel import return_large_blocks
 from quantkit.base.progress import Progress
 from quantkit.calibration.text import Rows, load_tokenizer
+from quantkit.checkpoint.end_tokens import end_tokens
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.weights import Weights
 from quantkit.documents.dataset import Document, read_dataset
@@ -38,7 +39,6 @@ from quantkit.judging.naming import named_artifacts
 from quantkit.judging.overlap import case_documents, check_overlap
 from quantkit.judging.regression import answer_cases, judge_answers
 from quantkit.lora.checkpoint import AdaptedCheckpoint
-from quantkit.lora.open import tokenizer_directory
 from quantkit.model.device import resolve_device
 from quantkit.model.limits import Limits
 from quantkit.model.skeleton import Skeleton
@@ -145,7 +145,7 @@ class _Judge:
             )
         skeleton = Skeleton(checkpoint)
         limits = Limits.of(skeleton, checkpoint)
-        tokenizer = load_tokenizer(tokenizer_directory(checkpoint))
+        tokenizer = load_tokenizer(checkpoint.tokenizer)
         rows = held_out_rows(loaded, limits, tokenizer)
         texts = list(read_dataset(loaded.likelihood_dataset()).documents)
         cases = tasks = None
@@ -169,7 +169,7 @@ class _Judge:
             texts=texts,
             cases=cases,
             harness=tasks,
-            end=hf.end_tokens(checkpoint.directory, tokenizer),
+            end=end_tokens(checkpoint.tokenizer, tokenizer),
             device=resolve_device(device),
             dtype=skeleton.model.dtype,
             layers=len(skeleton.layers),

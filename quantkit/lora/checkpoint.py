@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from quantkit.base.errors import InputError
 from quantkit.base.names import dtype_name
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.checkpoint.sidecars import brings_tokenizer
+from quantkit.checkpoint.sidecars import Sidecars, brings_tokenizer, tokens_of, write_config
 from quantkit.checkpoint.source import folder_name
 from quantkit.lora.adapter import Adapter
 from quantkit.lora.changes import Factors
@@ -81,6 +82,8 @@ class AdaptedCheckpoint(Checkpoint):
             set_field(self.config, "dtype", dtype_name(dtype))
             placement.cast(dtype)
         self._whole: tuple[str, Tensor] | None = None
+        self._linked: TemporaryDirectory[str] | None = None
+        self._check_tokens()
 
     def _check(self, base_name: str) -> list[str]:
         warnings = []
@@ -94,16 +97,52 @@ class AdaptedCheckpoint(Checkpoint):
             warnings += check_base_name(adapter, self.base, base_name)
         return warnings
 
+    def _check_tokens(self) -> None:
+        """Raise InputError where the tokenizer has more tokens than the embedding has rows."""
+        files = self.sidecars.files
+        path = files.get("tokenizer.json")
+        # Some bases have more tokens than rows. That is theirs; an adapter mustn't make it so.
+        if path is None or not (self.resized or path.parent != self.directory):
+            return
+        if (count := tokens_of(path)) > self.vocabulary:
+            raise InputError(
+                f"the tokenizer has {count} tokens, and the model with the adapter has an "
+                f"embedding of only {self.vocabulary} rows",
+                where=str(path.parent),
+                fix="Put the tokenizer that the adapter was trained with into its directory, or "
+                "save the adapter with save_embedding_layers=True.",
+            )
+
     @property
     def changed(self) -> list[str]:
         """Keys of the tensors that the adapters change."""
         return list(self._placement.changes)
 
     @property
-    def brings(self) -> Path | None:
-        """The adapter directory whose tokenizer and chat template replace the base's."""
+    def sidecars(self) -> Sidecars:
+        """The files beside the weights: the base's, with the first tokenizer of an adapter."""
         directories = (adapter.directory for adapter in self.adapters)
-        return next((path for path in directories if brings_tokenizer(path)), None)
+        brings = next((path for path in directories if brings_tokenizer(path)), None)
+        return Sidecars.of(self.directory, brings)
+
+    @property
+    def tokenizer(self) -> Path:
+        """A directory with the sidecars: the base's own where no adapter brings any.
+
+        Another one is there as long as this checkpoint is.
+        """
+        sidecars = self.sidecars
+        if sidecars == Sidecars.of(self.directory):
+            return self.directory
+        if self._linked is None:
+            self._linked = TemporaryDirectory(prefix="quantkit-")
+            # Messages have its name.
+            names = [self.adapters[0].name, "on", folder_name(self.directory)]
+            target = Path(self._linked.name, "-".join(names))
+            target.mkdir()
+            sidecars.copy(target, link=True)
+            write_config(target, self.config, None)
+        return next(Path(self._linked.name).iterdir())
 
     def read(self, key: str) -> Tensor:
         """One tensor with the adapters in it, cast once to the dtype of its entry.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.checkpoint.sidecars import tokens_of
+from quantkit.checkpoint.sidecars import check_sidecars
 from quantkit.checkpoint.source import locate_adapter, locate_model, model_name
 from quantkit.lora.adapter import Adapter
 from quantkit.lora.checkpoint import AdaptedCheckpoint
@@ -39,6 +38,8 @@ def adapt(
     dtype, strict and the errors raised are those of ``AdaptedCheckpoint``.
     """
     opened = [Adapter.open(locate_adapter(name), weight) for name, weight in adapters]
+    for adapter in opened:
+        check_sidecars(adapter.directory)
     skeleton = Skeleton(base)
     return AdaptedCheckpoint(
         base,
@@ -49,10 +50,3 @@ def adapt(
         base_name=model_name(model),
         strict=strict,
     )
-
-
-def tokenizer_directory(checkpoint: Checkpoint) -> Path:
-    """The directory with a checkpoint's tokenizer, which an adapter may bring."""
-    if isinstance(checkpoint, AdaptedCheckpoint) and checkpoint.brings is not None:
-        return checkpoint.brings if tokens_of(checkpoint.brings) else checkpoint.directory
-    return checkpoint.directory

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from quantkit.artifact.records import checkpoint_digests
 from quantkit.base.errors import CheckpointWarning, InputError
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.checkpoint.sidecars import sidecars, write_config
+from quantkit.checkpoint.sidecars import Sidecars, write_config
 from quantkit.commands.verify import ArtifactChecks
 from tests.helpers.cli import refused, run
 from tests.helpers.tiny import Tiny
@@ -124,7 +124,7 @@ def test_an_adapter_beside_the_model_is_told(tiny: Tiny, tmp_path: Path) -> None
     (directory / "adapter_config.json").write_text("{}")
     with pytest.warns(CheckpointWarning, match="also holds an adapter"):
         Checkpoint(directory)
-    assert "adapter_config.json" not in [path.name for path in sidecars(directory)]
+    assert "adapter_config.json" not in Sidecars.of(directory).files
 
 
 def test_files_without_an_index_are_read_where_they_hold_different_tensors(

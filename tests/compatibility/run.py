@@ -26,6 +26,7 @@ from typing import Any
 from benchmarks import machine, processes
 from benchmarks.environments import EnvironmentFailed
 from quantkit.base.resources import demo_model, recipes, suites
+from quantkit.checkpoint.end_tokens import end_tokens
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.recipes.recipe import load_recipe
 from tests.compatibility import prediction
@@ -174,7 +175,6 @@ def run(
 def questions() -> Job:
     """The job of every engine, but for its path and dtype."""
     from quantkit.calibration.text import load_tokenizer, pack_rows
-    from quantkit.engines import transformers as hf
     from quantkit.judging.cases import encode_prompt, load_cases
 
     tokenizer = load_tokenizer(demo_model())
@@ -189,7 +189,7 @@ def questions() -> Job:
             :PROMPTS
         ],
         new_tokens=NEW_TOKENS,
-        end=hf.end_tokens(demo_model(), tokenizer),
+        end=end_tokens(demo_model(), tokenizer),
         rows=rows.ids.tolist(),
     )
 

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quantkit.base.resources import demo_model
+from quantkit.checkpoint.end_tokens import end_tokens
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.engines import int4
 from quantkit.engines import transformers as hf
@@ -32,7 +33,7 @@ def test_nf4_loads_with_plain_transformers_and_answers(artifacts: dict[str, Path
     suite = load_suite("demo")
     cases = load_cases(suite.resolve(present(suite.suite.regression).cases))[:12]
     prompts = [encode_prompt(case, tokenizer) for case in cases]
-    end = hf.end_tokens(artifacts["nf4"], tokenizer)
+    end = end_tokens(artifacts["nf4"], tokenizer)
     made = hf.generate(model, prompts, [case.max_new_tokens for case in cases], end)
     answers = [Answer(tokenizer.decode(ids, skip_special_tokens=True)) for ids in made]
     assert judge_answers(cases, answers, answers).passed >= 10
@@ -50,7 +51,7 @@ def test_the_gguf_in_llamacpp_gives_the_same_tokens(artifacts: dict[str, Path]) 
     cases = load_cases(suite.resolve(present(suite.suite.regression).cases))
     prompts = [encode_prompt(case, tokenizer) for case in cases]
     limits = [case.max_new_tokens for case in cases]
-    end = hf.end_tokens(directory, tokenizer)
+    end = end_tokens(directory, tokenizer)
     stream = Stream(
         Skeleton(Checkpoint(demo_model()), torch.float32), open_artifact(directory), CPU
     )

@@ -11,6 +11,7 @@ import torch
 
 from quantkit.base.resources import demo_model
 from quantkit.calibration.text import load_tokenizer
+from quantkit.checkpoint.end_tokens import end_tokens
 from quantkit.engines import transformers as hf
 from quantkit.judging.answers import Answer
 from quantkit.judging.cases import Case
@@ -58,7 +59,7 @@ def demo() -> Demo:
 
     tokenizer = load_tokenizer(demo_model())
     model = AutoModelForCausalLM.from_pretrained(demo_model(), dtype=torch.float32).eval()
-    end = hf.end_tokens(demo_model(), tokenizer)
+    end = end_tokens(demo_model(), tokenizer)
     return model, tokenizer, partial(hf.generate, model, end=end), partial(hf.score, model)
 
 

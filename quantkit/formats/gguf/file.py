@@ -156,7 +156,7 @@ def plan_file(
             subject=config_file,
         ) from error
     name = name or folder_name(source.directory.resolve())
-    tokenizer = plan_tokenizer(source.directory, dimensions.vocabulary, name, pre_tokenizer)
+    tokenizer = plan_tokenizer(source.tokenizer, dimensions.vocabulary, name, pre_tokenizer)
     metadata = {
         "general.type": "model",
         "general.name": name,

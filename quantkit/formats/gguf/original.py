@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.base.errors import InputError
-from quantkit.base.files import openable, read_optional_json
+from quantkit.base.files import openable
+from quantkit.checkpoint.end_tokens import end_tokens
 from quantkit.checkpoint.sidecars import check_sidecars, has_vocabulary
 from quantkit.checkpoint.tokenizer_files import check_packages
 
@@ -62,12 +63,13 @@ def read_original(directory: Path, vocab_size: int) -> Original:
     backend.no_truncation()
     backend.no_padding()
     data = json.loads(backend.to_str())
+    eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return Original(
         path,
         tokenizer,
         _without_defaults(data, directory, vocab_size),
         _templates(tokenizer),
-        _ends(directory, tokenizer.eos_token_id),
+        tuple(dict.fromkeys([*eos, *end_tokens(directory, tokenizer)])),
     )
 
 
@@ -135,15 +137,3 @@ def _templates(tokenizer: Any) -> dict[str, str]:
     if isinstance(template, str):
         return {"default": template}
     return {name: text for name, text in (template or {}).items() if isinstance(text, str)}
-
-
-def _ends(directory: Path, eos: int | None) -> tuple[int, ...]:
-    """The ids that end a generation, the tokenizer's EOS first."""
-    path = directory / "generation_config.json"
-    config = read_optional_json(directory / "config.json").get("eos_token_id")
-    # transformers makes a generation config of config.json only where there is no file of it.
-    listed = read_optional_json(path).get("eos_token_id") if path.is_file() else config
-    values = [eos, *(listed if isinstance(listed, list) else [listed])]
-    if all(value is None for value in values):
-        values = config if isinstance(config, list) else [config]
-    return tuple(dict.fromkeys(value for value in values if type(value) is int))

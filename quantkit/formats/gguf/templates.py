@@ -10,6 +10,7 @@ from typing import Any
 
 from quantkit.base.files import read_optional_json
 from quantkit.base.names import listed
+from quantkit.checkpoint.sidecars import more_templates
 from quantkit.formats.gguf.architectures.architecture import Metadata
 
 
@@ -57,6 +58,8 @@ def chat_template(directory: Path) -> str | None:
     file = directory / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
+    if more_templates(directory):  # with any file, the settings' own don't count
+        return None
     template = read_optional_json(directory / "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):  # named templates: the default is the one used for chat
         template = next((t["template"] for t in template if t.get("name") == "default"), None)
