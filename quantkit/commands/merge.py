@@ -33,6 +33,7 @@ from quantkit.formats.packed import PackedCheckpoint
 from quantkit.judging.merge_proof import PASSES, prove
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.lora.open import Weighted, adapt
+from quantkit.model.tying import settle_tying
 from quantkit.results.manifest import (
     MANIFEST,
     MERGE,
@@ -83,6 +84,7 @@ def merge(
         )
     checkpoint = _open_base(base, dequantize=dequantize_base)
     check_sidecars(checkpoint.directory)
+    settle_tying(checkpoint)
     target = None if dtype is None else _dtype(dtype)
     adapted = adapt(checkpoint, adapters, base, dtype=target, strict=strict)
     for warning in adapted.warnings:

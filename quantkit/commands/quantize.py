@@ -36,6 +36,7 @@ from quantkit.model.device import resolve_device
 from quantkit.model.limits import Limits, check_length
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream, slices
+from quantkit.model.tying import settle_tying
 from quantkit.plan.base import Plan
 from quantkit.plan.gguf import GgufFilePlan
 from quantkit.plan.linears import LinearPlan
@@ -93,6 +94,7 @@ def prepare(
             fix="Quantize the original BF16 checkpoint instead.",
         )
     check_sidecars(checkpoint.directory)
+    settle_tying(checkpoint)
     if adapters:
         checkpoint = _adapted(checkpoint, adapters, model, strict=strict)
     dataset = loaded.calibration_dataset()

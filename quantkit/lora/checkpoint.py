@@ -25,7 +25,8 @@ from quantkit.lora.checks import (
     check_targets,
 )
 from quantkit.lora.modules import Modules
-from quantkit.lora.placement import Placement, set_field
+from quantkit.lora.placement import Placement
+from quantkit.model.tying import set_field
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -18,6 +18,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.lora.adapter import Adapter
 from quantkit.lora.changes import Change
 from quantkit.lora.modules import Modules
+from quantkit.model.tying import set_field
 
 
 class Placement:
@@ -122,16 +123,6 @@ def _collect(base: Checkpoint, adapters: Sequence[Adapter], modules: Modules) ->
                 fix="It was trained for another base.",
             )
     return changes
-
-
-def set_field(config: dict[str, Any], field: str, value: object) -> None:
-    """Set a field where the config has it, which may be in its part for text."""
-    text = config.get("text_config")
-    if isinstance(text, dict) and field in text:
-        config["text_config"] = {**text, field: value}
-        if field not in config:
-            return
-    config[field] = value
 
 
 def _with(

@@ -134,8 +134,8 @@ def plan_file(
     an error. ``pre_tokenizer``: llama.cpp's name of the one to write, instead of the one that is
     shown to split text as the tokenizer does.
 
-    No weights are read, except an output matrix beside tied embeddings: it must equal the
-    embedding, and is then left out.
+    No weights are read, except an output matrix beside tied embeddings: it is left out where it
+    equals the embedding.
 
     Raises InputError for a model, a tokenizer, a mix or an override that can't be written, and
     when the checkpoint's keys and shapes are not exactly those that its config asks for.
@@ -239,18 +239,14 @@ def _output(
     """
     where = str(source.directory)
     present = output.key in source.entries
-    if not config.get("tie_word_embeddings", False):
+    # A config may tie what is stored twice and differs: as in transformers, both count then.
+    tied = config.get("tie_word_embeddings", False)
+    if not tied or (present and not _equal(source, embedding, output.key)):
         if not present:
             raise InputError(f"lacks {output.key}, and its embeddings aren't tied", subject=where)
         if architecture.output == "never":
             raise architecture.cannot_hold("an output matrix of its own")
         return [output]
-    if present and not _equal(source, embedding, output.key):
-        raise InputError(
-            f"ties its embeddings, yet {output.key} differs from {embedding}",
-            subject=where,
-            fix='Set "tie_word_embeddings": false in config.json if both were trained.',
-        )
     return [replace(output, key=embedding)] if architecture.output == "needed" else []
 
 
