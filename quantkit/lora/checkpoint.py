@@ -137,9 +137,9 @@ class AdaptedCheckpoint(Checkpoint):
             return self.directory
         if self._linked is None:
             self._linked = TemporaryDirectory(prefix="quantkit-")
-            # Messages have its name.
-            names = [self.adapters[0].name, "on", folder_name(self.directory)]
-            target = Path(self._linked.name, "-".join(names))
+            # Messages have its name, which no file system finds too long.
+            names = (self.adapters[0].name, folder_name(self.directory))
+            target = Path(self._linked.name, "-on-".join(name[:30] for name in names))
             target.mkdir()
             sidecars.copy(target, link=True)
             write_config(target, self.config, None)
