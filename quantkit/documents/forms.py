@@ -56,7 +56,7 @@ def _says(message: Message) -> bool:
 def form_of(value: Any) -> Form:
     """What a record says. Raises ValueError with the reason where it is in no known form."""
     if isinstance(value, str):
-        return Form("text", _bare(value))
+        return Form("text", without_mark(value))
     if isinstance(value, list):
         return Form("messages", messages_of(value))
     if not isinstance(value, dict):
@@ -95,7 +95,7 @@ def asked_of(value: Any) -> Any:
         return value
     if isinstance(form.content, str):  # a prompt, and what continues it
         prompt = next(item for key, item in value.items() if key.strip().lower() == _PROMPT)
-        return {_PROMPT: _bare(prompt)}
+        return {_PROMPT: without_mark(prompt)}
     messages = form.content
     while messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
@@ -122,7 +122,7 @@ def _unknown(value: Any) -> str:
     return f"has none of the keys {wanted}, but {', '.join(map(str, value)) or 'none'}"
 
 
-def _bare(text: str) -> str:
+def without_mark(text: str) -> str:
     """A text without the byte order mark that it may begin with."""
     return text.lstrip(MARK)
 
@@ -131,7 +131,7 @@ def _text(record: Mapping[str, Any]) -> Form | None:
     for key in _TEXTS:
         # A message alone has content too, and is no document.
         if isinstance(record.get(key), str) and not (key == "content" and "role" in record):
-            return Form("text", _bare(record[key]))
+            return Form("text", without_mark(record[key]))
     return None
 
 
@@ -155,10 +155,10 @@ def _continued(record: Mapping[str, Any]) -> Form | None:
     if isinstance(prompt, str):
         completion = record.get(_COMPLETION, record.get("response"))
         if completion is None:
-            return Form("prompts", _bare(prompt))
+            return Form("prompts", without_mark(prompt))
         if not isinstance(completion, str):
             raise ValueError("has a prompt that is text, and a completion that isn't")
-        return Form("prompts and completions", _bare(prompt) + completion)
+        return Form("prompts and completions", without_mark(prompt) + completion)
     if isinstance(prompt, list):
         completion = record.get(_COMPLETION)
         both = [*prompt, *(completion if isinstance(completion, list) else [])]
@@ -174,7 +174,7 @@ def _answered(record: Mapping[str, Any]) -> Form | None:
     answer = str(next((r for key in _ANSWERED if (r := record.get(key)) is not None), ""))
     given = record.get("input")
     question = "\n\n".join(
-        part for part in (_bare(asked), given) if isinstance(part, str) and part.strip()
+        part for part in (without_mark(asked), given) if isinstance(part, str) and part.strip()
     )
     messages = [{"role": "user", "content": question}] if question else []
     messages += [{"role": "assistant", "content": answer}] if answer.strip() else []
@@ -216,7 +216,7 @@ def _content(content: Any) -> str:
     if content is None:
         return ""
     if isinstance(content, str):
-        return _bare(content)
+        return without_mark(content)
     if isinstance(content, list):
         return "\n".join(map(_part, content))
     raise ValueError(f"messages holds the content {json.dumps(content)}, which is no text")

@@ -12,12 +12,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from quantkit.base.errors import InputError
 from quantkit.calibration.text import render_chat
 from quantkit.documents.explain import explain
-from quantkit.documents.forms import messages_of
+from quantkit.documents.forms import messages_of, without_mark
 from quantkit.documents.records import Record, Records, first_line, listed, read_records
 from quantkit.documents.text import lone_surrogate, surrogate_message
 from quantkit.judging.checks import Check
 from quantkit.model.limits import Limits
 from quantkit.results.comparison import CaseInput
+
+
+def _prompt(value: Any) -> Any:
+    return without_mark(value) if isinstance(value, str) else value
 
 
 def _messages(value: Any) -> Any:
@@ -30,7 +34,7 @@ class Case(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     id: str
-    prompt: str | None = None
+    prompt: Annotated[str | None, BeforeValidator(_prompt)] = None
     messages: Annotated[list[dict[str, Any]] | None, BeforeValidator(_messages)] = None
     tools: list[dict[str, Any]] | None = None
     check: Annotated[
@@ -244,7 +248,9 @@ def _input(case: dict[str, Any]) -> CaseInput:
         for check in ([checks] if isinstance(checks, dict) else checks)
         for name, value in check.items()
     ]
-    return CaseInput(case["id"], case.get("prompt") or "\n\n".join(parts), "; ".join(expected))
+    return CaseInput(
+        case["id"], without_mark(case.get("prompt") or "\n\n".join(parts)), "; ".join(expected)
+    )
 
 
 def _content(message: dict[str, Any]) -> str:

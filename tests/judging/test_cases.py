@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from pathlib import Path
@@ -118,6 +120,38 @@ def test_a_byte_order_mark_before_cases_is_none_of_their_text(tmp_path: Path, ne
     path.write_text(newline.join(lines), encoding="utf-8-sig", newline="")
     assert [case.id for case in load_cases(path)] == ["a", "b"]
     assert len(case_inputs(path)) == 2
+
+
+@pytest.mark.parametrize("shape", ["lines", "array", "csv", "utf-16"])
+def test_no_byte_order_mark_enters_a_prompt(tmp_path: Path, shape: str) -> None:
+    path = tmp_path / "cases"
+    cases = [
+        {"id": "a", "prompt": "\ufeffHello", "check": {"exact": "x"}},
+        {
+            "id": "b",
+            "messages": [{"role": "user", "content": "\ufeffHello"}],
+            "check": {"exact": "x"},
+        },
+    ]
+    lines = "".join("\ufeff" + json.dumps(case) + "\n" for case in cases)
+    if shape == "csv":
+        rows = (
+            [case.get(key, "") for key in ("id", "prompt", "messages", "check")] for case in cases
+        )
+        table = io.StringIO()
+        writer = csv.writer(table)
+        writer.writerow(["id", "prompt", "messages", "check"])
+        writer.writerows(
+            [cell if isinstance(cell, str) else json.dumps(cell) for cell in row] for row in rows
+        )
+        lines = "\ufeff" + table.getvalue()
+    if shape == "array":
+        lines = "\ufeff" + json.dumps(cases)
+    path.write_text(lines, encoding="utf-16-le" if shape == "utf-16" else "utf-8")
+    first, second = load_cases(path)
+    assert first.prompt == "Hello" and first.check[0].exact == "x"
+    assert second.messages == [{"role": "user", "content": "Hello"}]
+    assert next(iter(case_inputs(path))).prompt == "Hello"
 
 
 def test_no_cases_is_an_error(tmp_path: Path) -> None:
