@@ -7,6 +7,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,7 +126,7 @@ def test_a_byte_order_mark_before_cases_is_none_of_their_text(tmp_path: Path, ne
 @pytest.mark.parametrize("shape", ["lines", "array", "csv", "utf-16"])
 def test_no_byte_order_mark_enters_a_prompt(tmp_path: Path, shape: str) -> None:
     path = tmp_path / "cases"
-    cases = [
+    cases: list[dict[str, Any]] = [
         {"id": "a", "prompt": "\ufeffHello", "check": {"exact": "x"}},
         {
             "id": "b",
