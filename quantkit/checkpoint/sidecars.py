@@ -169,11 +169,22 @@ def has_vocabulary(directory: Path) -> bool:
 
 
 def tokens_of(path: Path) -> int:
-    """How many rows an embedding must have for a tokenizer.json."""
+    """How many rows an embedding must have for a tokenizer.json.
+
+    Raises InputError for what isn't one.
+    """
     content = read_json(path)
-    vocabulary = content.get("model", {}).get("vocab", {})
-    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-    return 1 + max([*ids, *(token["id"] for token in content.get("added_tokens", []))], default=-1)
+    try:
+        vocabulary = content["model"]["vocab"]
+        ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+        added = [token["id"] for token in content.get("added_tokens") or []]
+        return 1 + max([*ids, *added], default=-1)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"isn't a tokenizer of the tokenizers library ({type(error).__name__}: {error})",
+            subject=str(path),
+            fix="Save it again with the tokenizer's save_pretrained.",
+        ) from error
 
 
 def write_config(target: Path, config: dict[str, Any], quantization: dict[str, Any] | None) -> None:

@@ -179,7 +179,7 @@ class Adapter(Checkpoint):
             old, new = name.rpartition(".")[0], found.rpartition(".")[0]
             if found in parts:
                 raise InputError(f"changes {found} under two names", subject=str(self.files[0]))
-            if part.a and self.lora.settings_of(old) != self.lora.settings_of(new):
+            if part.a and old != new and self.lora.settings_of(old) != self.lora.settings_of(new):
                 raise InputError(
                     f"gives {old} another rank or alpha than {new}, which it is called today",
                     subject=str(self.directory / CONFIG_FILE),

@@ -111,6 +111,10 @@ class LoraConfig:
         )
         if min([config.rank, *config.rank_pattern.values()]) < 1:
             raise ValueError("a rank is less than 1")
+        if not all(
+            math.isfinite(alpha) for alpha in (config.alpha, *config.alpha_pattern.values())
+        ):
+            raise ValueError("an alpha isn't a finite number")
         expressions = [config.targets, config.excluded, *config.rank_pattern, *config.alpha_pattern]
         for expression in (*expressions, *config.saved, *config.layers_pattern):
             if isinstance(expression, str):  # a list of names holds no expressions

@@ -277,7 +277,10 @@ def test_ranks_that_disagree_are_refused(adapter: Path) -> None:
         Adapter.open(adapter)
 
 
-@pytest.mark.parametrize("change", [{"target_modules": "(q_proj"}, {"r": 0}, {"r": "many"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"target_modules": "(q_proj"}, {"r": 0}, {"lora_alpha": None}, {"lora_alpha": float("nan")}],
+)
 def test_a_config_that_makes_no_sense_is_refused(adapter: Path, change: dict[str, Any]) -> None:
     configure(adapter, **change)
     with pytest.raises(InputError, match="isn't a LoRA config"):

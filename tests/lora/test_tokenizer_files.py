@@ -201,6 +201,26 @@ def test_a_tokenizer_that_the_adapter_makes_too_large_is_refused(
         assert "the tokenizer has 97 tokens" in message and str(adapter) in message
 
 
+@pytest.mark.parametrize("text", ['{"model": null}', "{}", '{"model": {"vocab": 5}}'])
+def test_a_tokenizer_that_is_none_is_refused(
+    tiny: Tiny, trained: Path, tmp_path: Path, text: str
+) -> None:
+    base, adapter = made(tiny, trained, tmp_path)
+    (adapter / "tokenizer.json").write_text(text)
+    message = refused(2, "merge", base, adapter, "--out", tmp_path / "out")
+    assert "isn't a tokenizer of the tokenizers library" in message
+
+
+def test_names_of_templates_that_gguf_cant_tell_apart_are_noted(tmp_path: Path) -> None:
+    base = tmp_path / "demo"
+    shutil.copytree(demo_model(), base)
+    put(base, "base", "folder", vocabulary=0)
+    for name in ("a-b", "a_b"):
+        (base / "additional_chat_templates" / f"{name}.jinja").write_text(template(name))
+    result = run("quantize", "gguf-q8-0", "--model", base, "--out", tmp_path / "out")
+    assert result.exit_code == 0 and "only the last of each name" in result.stderr
+
+
 def test_what_isnt_the_models_is_found_before_it_is_published(
     tiny: Tiny, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
