@@ -39,6 +39,7 @@ from quantkit.model.stream import Stream, slices
 from quantkit.model.tying import settle_tying
 from quantkit.plan.base import Plan
 from quantkit.plan.gguf import GgufFilePlan
+from quantkit.plan.held import check_scales
 from quantkit.plan.linears import LinearPlan
 from quantkit.plan.recipe import plan_recipe
 from quantkit.recipes.recipe import LoadedRecipe
@@ -102,6 +103,7 @@ def prepare(
         check_exists(dataset)
     name = model_name(model)
     plan = plan_recipe(loaded.recipe, checkpoint, name)
+    check_scales(plan, checkpoint)
     job = Job(loaded, model, name, checkpoint, plan)
     if settings := loaded.recipe.calibration:
         check_length(settings.sequence_length, job.limits, "calibration")
