@@ -123,10 +123,26 @@ class BitsandbytesFormat(SafetensorsFormat):
         return Dialect("bitsandbytes", kind, dict(quantization), writer=None, method=kind)
 
     def loading(self, contents: Contents) -> tuple[Loading, ...]:
+        transformers = Loading("transformers", "yes", "with bitsandbytes and accelerate")
+        if any(map(_fails_on_cpu, contents.schemes, contents.shapes)):
+            why = (
+                "on CPU: rows must be divisible by 32, columns by the block size; on a GPU untried"
+            )
+            transformers = Loading("transformers", "no", why)
         return (
-            Loading("transformers", "yes", "with bitsandbytes and accelerate"),
+            transformers,
             Loading("vLLM", "no", "0.32 has no bitsandbytes method"),
         )
+
+
+def _fails_on_cpu(scheme: object, shape: Sequence[int]) -> bool:
+    """Whether the kernel for CPUs with bfloat16 can't lay out a linear's weight (out, in).
+
+    That is ``_convert_weight_packed_for_cpu`` of bitsandbytes 0.50, which fails as the model runs.
+    """
+    if not isinstance(scheme, Nf4Scheme):
+        return False
+    return shape[0] % 32 != 0 or shape[1] % scheme.block_size != 0
 
 
 def _unpack_int8(linear: StoredLinear) -> QuantizedTensor:

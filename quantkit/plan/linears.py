@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from quantkit.base.errors import InputError
-from quantkit.base.names import dtype_name
+from quantkit.base.names import dtype_name, listed
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.formats.format import Contents
 from quantkit.formats.registry import FORMATS
 from quantkit.methods.grids import Grid
 from quantkit.methods.linears import Scheme
@@ -103,6 +104,27 @@ def plan_linears(method: LinearMethod, skeleton: Skeleton, checkpoint: Checkpoin
         quantization_config=_config(
             method, default, schemes, [name for name in linears if name not in schemes], skeleton
         ),
+        notes=_notes(method, schemes, linears),
+    )
+
+
+def _notes(
+    method: LinearMethod,
+    schemes: Mapping[str, Scheme],
+    shapes: Mapping[str, tuple[int, int]],
+) -> tuple[str, ...]:
+    """Which linears transformers won't run, where its kernels are known to refuse their widths."""
+    refused: dict[str, str] = {}
+    for name, scheme in schemes.items():
+        for loading in FORMATS[method.format].loading(Contents([scheme], [shapes[name]])):
+            if loading.engine == "transformers" and loading.loads == "no":
+                refused[name] = loading.why
+    if not refused:
+        return ()
+    globs = list(dict.fromkeys(_INDEX.sub(".*.", name) for name in refused))
+    return (
+        f"transformers won't run the artifact {next(iter(refused.values()))}: {listed(globs)}. "
+        f"To leave them as they are, set quantize.ignore to {json.dumps(method.ignore + globs)}.",
     )
 
 

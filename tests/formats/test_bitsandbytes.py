@@ -13,7 +13,10 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from quantkit.base.progress import Silent
 from quantkit.commands.quantize import prepare, quantize
+from quantkit.formats.bitsandbytes import BitsandbytesFormat
+from quantkit.formats.format import Contents
 from quantkit.formats.packed import open_artifact
+from quantkit.methods.nf4 import Nf4Scheme
 from quantkit.recipes.recipe import load_recipe
 from tests.helpers.tiny import Tiny
 
@@ -55,3 +58,54 @@ def test_equal_to_save_pretrained(tiny: Tiny, tmp_path: Path, double: bool) -> N
     weights = open_artifact(tmp_path / "ours")
     key = "model.layers.0.mlp.down_proj.weight"
     assert weights.shape(key) == tuple(weights.read(key).shape) == (128, 192)
+
+
+@pytest.mark.parametrize(
+    ("shape", "block", "runs"),
+    [
+        ((64, 128), 64, True),
+        ((96, 256), 128, True),
+        ((48, 128), 64, False),  # "N must be divisible by block_n"
+        ((8, 64), 64, False),
+        ((64, 96), 64, False),  # blocks that begin in one row and end in the next
+        ((64, 192), 128, False),
+    ],
+)
+def test_widths_that_the_kernel_for_cpus_refuses(
+    shape: tuple[int, int], block: int, runs: bool
+) -> None:
+    """Oracle: bitsandbytes' own layer, as transformers makes and runs it."""
+    import bitsandbytes
+    from bitsandbytes.functional import has_avx512bf16
+
+    contents = Contents([Nf4Scheme(block, False)], [shape])
+    transformers, *_ = BitsandbytesFormat().loading(contents)
+    assert (transformers.loads == "yes") == runs
+    if not has_avx512bf16():
+        pytest.skip("this CPU has no bfloat16, so that bitsandbytes doesn't use the kernel")
+    layer = bitsandbytes.nn.Linear4bit(
+        shape[1], shape[0], bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
+    )
+    weight = torch.ones(shape, dtype=torch.bfloat16)
+    layer.weight = bitsandbytes.nn.Params4bit(
+        weight, requires_grad=False, quant_type="nf4", blocksize=block, compress_statistics=False
+    )
+    layer = layer.to("cpu").eval()
+    inputs = torch.ones(1, shape[1], dtype=torch.bfloat16)
+    with torch.inference_mode():
+        if runs:
+            layer(inputs)
+            return
+        with pytest.raises((AssertionError, RuntimeError)):
+            layer(inputs)
+
+
+def test_the_plan_names_linears_that_transformers_will_not_run(tiny: Tiny) -> None:
+    source = tiny("llama", torch.bfloat16, hidden_size=128, intermediate_size=208)
+    [note] = prepare(load_recipe("nf4"), str(source)).plan.notes
+    assert "transformers won't run the artifact on CPU" in note
+    ignore = 'quantize.ignore to ["lm_head", "model.layers.*.mlp.gate_proj"'
+    assert ignore in note and "down_proj" in note and "self_attn" not in note
+    settings = note.partition("set quantize.ignore to ")[2].rstrip(".")
+    job = prepare(load_recipe("nf4", [f"quantize.ignore={settings}"]), str(source))
+    assert not job.plan.notes and job.plan.quantized_bits_per_weight
