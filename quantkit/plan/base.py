@@ -38,7 +38,8 @@ class PlanRow:
 
     @property
     def bits_per_weight(self) -> float:
-        return 8 * self.nbytes / self.weights
+        """0 for tensors without elements, which checkpoints may hold."""
+        return 8 * self.nbytes / max(self.weights, 1)
 
 
 @dataclass(frozen=True)

@@ -221,3 +221,21 @@ def test_a_config_that_changes_how_a_model_is_run(sources: Sources, key: str) ->
     command = ["eval", sources.artifact, "--baseline", model, "--suite", suite]
     code = 0 if key == "output_attentions" else 2
     assert code == 0 or "transformers can't run" in said(code, *command)
+
+
+@pytest.mark.parametrize("shape", [[0], [0, 64], [64, 0]])
+def test_tensors_without_elements(sources: Sources, shape: list[int]) -> None:
+    data = (sources.model / "model.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["empty"] = {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}
+    changed = json.dumps(header).encode()
+    content = len(changed).to_bytes(8, "little") + changed + data[8 + length :]
+    model = sources.with_changed(sources.model, "model.safetensors", content)
+    said(0, "inspect", model)
+    # The same in GGUF, where the fuzzer found it.
+    [file] = sources.gguf.glob("*.gguf")
+    gguf = bytearray(file.read_bytes())
+    place = gguf.index(b"output_norm.weight") + len(b"output_norm.weight")
+    gguf[place + 4 : place + 12] = bytes(8)
+    said(0, "inspect", sources.with_changed(sources.gguf, file.name, bytes(gguf)))
