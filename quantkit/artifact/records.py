@@ -20,6 +20,7 @@ from quantkit.results.manifest import (
     AdapterRecord,
     BitsPerWeight,
     CalibrationRecord,
+    Fates,
     FileRecord,
     LayerReport,
     QuantizedManifest,
@@ -40,11 +41,13 @@ def quantized_manifest(
     rows: Rows | None,
     plan: Plan,
     layers: Sequence[LayerReport],
+    tensors: Fates | None,
 ) -> QuantizedManifest:
     """The manifest of the finished artifact in ``directory``.
 
     source: the checkpoint, with its adapters if it has any; source_files: its
-    ``checkpoint_digests``; rows: of the calibration text; layers: the method's reports.
+    ``checkpoint_digests``; rows: of the calibration text; layers: the method's reports; tensors:
+    what became of the checkpoint's, where that is known.
     """
     nbytes = weights_bytes(directory)
     weights = sum(tensor.weights for tensor in plan.tensors)
@@ -64,6 +67,8 @@ def quantized_manifest(
         summary=_summary(layers),
         libraries=library_versions(),
         files=record_files(directory),
+        tensors=tensors,
+        kept=plan.kept,
     )
 
 

@@ -129,6 +129,7 @@ def quantize_linears(
     if isinstance(calibration, CorrectedPass):
         return _corrected(plan, index, block, calibration, tick)
     inputs, folds = calibration.measure(index, block, tick)
+    folds = [fold for fold in folds if plan.may_rescale(prefix, fold)]
     result = method.quantize(Linears.of(block, schemes, inputs, folds, prefix))
     if not calibration.needs.independent:
         _apply(block, result)

@@ -38,13 +38,15 @@ class Step:
 
     tensors: where what was written is; layers: how well it was quantized; importance: mean square
     of each input feature, float32 in base64, by the checkpoint key of the weight that reads it;
-    calibration: where the rows stand afterwards.
+    rescaled: keys of tensors that are kept, but for a scale; calibration: where the rows stand
+    afterwards.
     """
 
     part: Part
     tensors: tuple[Written, ...] = ()
     layers: tuple[LayerReport, ...] = ()
     importance: Mapping[str, str] = field(default_factory=dict)
+    rescaled: tuple[str, ...] = ()
     calibration: CalibrationState | None = None
 
     @classmethod
@@ -56,6 +58,7 @@ class Step:
             tensors=tuple(Written(**tensor) for tensor in value["tensors"]),
             layers=tuple(LayerReport(**layer) for layer in value["layers"]),
             importance=value["importance"],
+            rescaled=tuple(value["rescaled"]),
             calibration=None if state is None else CalibrationState.from_json(state),
         )
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from quantkit.assembly.blocks import assemble, quantize_linears
+from quantkit.assembly.completeness import check_complete
 from quantkit.assembly.journal import Step
 from quantkit.assembly.run import Run
 from quantkit.base.errors import not_finite
@@ -15,7 +17,6 @@ from quantkit.base.files import write_json
 from quantkit.base.parallel import parallel_map
 from quantkit.calibration.needs import Needs
 from quantkit.calibration.passing import CalibrationPass
-from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import write_config
 from quantkit.checkpoint.writer import TensorWriter
 from quantkit.checkpoint.written import Written
@@ -39,6 +40,7 @@ def write_safetensors(run: Run, plan: LinearPlan) -> list[LayerReport]:
     ]
     with TensorWriter(run.directory, keys, scratch=run.journal.scratch) as writer:
         assemble(run, stream, _Parts(run, plan, writer), f"quantize ({plan.method})")
+    check_complete(plan, run.directory)
     write_config(run.directory, run.checkpoint.config, plan.quantization_config)
     for name, content in format.other_files(plan.quantization_config).items():
         write_json(run.directory / name, content)
@@ -49,17 +51,24 @@ class _Parts:
     """Implements ``blocks.Parts``."""
 
     def __init__(self, run: Run, plan: LinearPlan, writer: TensorWriter) -> None:
-        self._checkpoint, self._plan, self._writer = run.checkpoint, plan, writer
+        self._source, self._plan = plan.skeleton.viewed(run.checkpoint), plan
+        self._writer = writer
         self._format = safetensors_formats()[plan.format]
+        # Layers may share a tensor, which is written with the first of them.
+        self._planned = {tensor.name for tensor in plan.tensors}
+        self._left = set(self._planned)
 
     @property
     def needs(self) -> Needs | None:
         return self._plan.settings.needs()
 
     def resume(self, steps: Sequence[Step]) -> bool:
-        return self._writer.resume([tensor for step in steps for tensor in step.tensors])
+        written = [tensor for step in steps for tensor in step.tensors]
+        self._left -= {tensor.name for tensor in written}
+        return self._writer.resume(written)
 
     def restart(self) -> None:
+        self._left = set(self._planned)
         self._writer.restart()
 
     def outside(self) -> Step:
@@ -78,7 +87,8 @@ class _Parts:
         result = quantize_linears(self._plan, index, block, calibration, tick)
         prefix = self._plan.skeleton.layer_name(index) + "."
         layers = tuple(linear.report for linear in result.linears.values())
-        return Step("block", tuple(self._write(prefix, result)), layers)
+        keys = tuple(self._plan.skeleton.key(prefix + name) for name in result.changed)
+        return Step("block", tuple(self._write(prefix, result)), layers, rescaled=keys)
 
     def output(self, calibration: CalibrationPass | None) -> Step:
         return Step("output")
@@ -86,6 +96,7 @@ class _Parts:
     def _write(self, prefix: str, result: BlockResult) -> Iterator[Written]:
         """Write one block: what was quantized, what was rescaled, and copies of the rest."""
         skeleton = self._plan.skeleton
+        views = skeleton.views
         names = {
             name.removeprefix(prefix): key
             for name, key in skeleton.names.items()
@@ -108,12 +119,15 @@ class _Parts:
             elif name in result.changed:
                 yield from self._writer.add({key: result.changed[name]})
             else:
-                yield self._copy(key)
+                stored = views[key].key if key in views and key not in self._planned else key
+                if stored in self._left:
+                    yield self._copy(stored)
 
     def _copy(self, key: str) -> Written:
         """Write a tensor that is kept. Raises InputError if it holds NaN or infinity."""
-        dtype, shape = self._checkpoint.dtype(key), self._checkpoint.shape(key)
-        return self._writer.add_parts(key, dtype, shape, _finite_parts(self._checkpoint, key))
+        self._left.discard(key)
+        dtype, shape = self._source.dtype(key), self._source.shape(key)
+        return self._writer.add_parts(key, dtype, shape, _finite_parts(self._source, key))
 
 
 def _part_key(key: str, suffix: str) -> str:
@@ -121,7 +135,7 @@ def _part_key(key: str, suffix: str) -> str:
     return f"{key.removesuffix('.weight')}.{suffix}"
 
 
-def _finite_parts(checkpoint: Checkpoint, key: str) -> Iterator[Tensor]:
+def _finite_parts(checkpoint: Any, key: str) -> Iterator[Tensor]:
     dtype, shape = checkpoint.dtype(key), checkpoint.shape(key)
     height = shape[0] if shape else 0
     row = torch.Size(shape[1:]).numel() * dtype.itemsize

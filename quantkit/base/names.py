@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 _SHOWN = 5
@@ -17,3 +18,8 @@ def listed(names: Iterable[str]) -> str:
     names = list(names)
     shown = ", ".join(names[:_SHOWN])
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+
+
+def starred(name: str) -> str:
+    """A module's or tensor's name with a star for each number, such as a layer's."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", name)

@@ -153,7 +153,14 @@ class CachedStatistics:
                 for name, value in group["energy"].items()
             }
             groups.append(
-                InputStatistics(group["consumers"], group["width"], moment, group["tokens"], energy)
+                InputStatistics(
+                    group["consumers"],
+                    group["width"],
+                    moment,
+                    group["tokens"],
+                    energy,
+                    routed=group.get("routed"),
+                )
             )
         return groups
 
@@ -219,6 +226,7 @@ class CacheWriter:
                 "consumers": group.consumers,
                 "width": group.width,
                 "tokens": group.tokens,
+                "routed": group.routed,
                 "energy": {name: float(value) for name, value in group.energy.items()},
             }
             for group in inputs

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from quantkit.model.experts import Experts
 from quantkit.model.stubs import Call
 
 # Relative to the largest output. Only norms that multiply by 1 + w need it: dividing 1 + w by a
@@ -87,12 +88,21 @@ def find_folds(
     # The blocks of a model are mostly alike, so one forward proves all of the known folds.
     if known and {f.consumers for f in known} <= {tuple(g) for g in groups} and probe.holds(known):
         return list(known)
-    folds = []
-    for consumers in groups:
-        for candidate in _candidates(probe, tuple(consumers), kv_heads):
-            if probe.holds([candidate]):
-                folds.append(candidate)
-                break
+    folds: list[Fold] = []
+    left = [tuple(consumers) for consumers in groups]
+    while left:
+        consumers = left.pop(0)
+        for candidate in _candidates(probe, consumers, kv_heads):
+            if not probe.holds([candidate]):
+                continue
+            folds.append(candidate)
+            # Experts are alike, and there may be hundreds: what holds for one is tried for all.
+            alike = _alike(candidate, left)
+            if alike and probe.holds(alike):
+                folds += alike
+                found = {fold.consumers for fold in alike}
+                left = [others for others in left if others not in found]
+            break
     # Each fold holds by itself, but together they may interfere.
     if folds and not probe.holds(folds):
         return []
@@ -116,6 +126,10 @@ class _Probe:
         self.call = Call(_to_float(call.args), _to_float(call.kwargs))
         self.hidden = hidden.float()
         self.generator = torch.Generator().manual_seed(0)
+        for module in self.block.modules():
+            if isinstance(module, Experts):
+                # Or an expert that no token of the probe is routed to would prove any fold.
+                module.everyone = True
         self.order: list[str] = []
         handles = [
             module.register_forward_hook(self._append(name))
@@ -192,6 +206,26 @@ def _candidates(probe: _Probe, consumers: tuple[str, ...], kv_heads: int | None)
             elif kv_heads and out < width and width % out == 0 and out % kv_heads == 0:
                 candidates.append(Fold(name, "linear", consumers, width // out, out // kv_heads))
     return candidates
+
+
+def _alike(fold: Fold, groups: Sequence[tuple[str, ...]]) -> list[Fold]:
+    """The same fold of other experts: of ``groups`` whose names differ in one number."""
+    found = []
+    for consumers in groups:
+        changes = {
+            (part, other)
+            for name, like in zip(fold.consumers, consumers, strict=False)
+            for part, other in zip(name.split("."), like.split("."), strict=False)
+            if part != other
+        }
+        if len(consumers) != len(fold.consumers) or len(changes) != 1:
+            continue
+        [(number, other)] = changes
+        parts = fold.producer.split(".")
+        if number.isdecimal() and other.isdecimal() and parts.count(number) == 1:
+            producer = ".".join(other if part == number else part for part in parts)
+            found.append(replace(fold, producer=producer, consumers=consumers))
+    return found
 
 
 def _to_float(value: Any) -> Any:

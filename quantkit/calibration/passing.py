@@ -23,6 +23,13 @@ from quantkit.calibration.activations import HiddenStates, Snapshot
 from quantkit.calibration.cache import CachedStatistics, CacheWriter
 from quantkit.calibration.folds import Fold, find_folds
 from quantkit.calibration.needs import Needs
+from quantkit.calibration.routing import (
+    all_tokens,
+    count_routed,
+    linears_of,
+    replaced,
+    too_few,
+)
 from quantkit.calibration.statistics import InputStatistics, Meter, new_moment
 from quantkit.calibration.text import Rows
 from quantkit.model.stream import Batch, Stream
@@ -168,13 +175,30 @@ class CalibrationPass:
     def _measure_inputs(
         self, index: int, block: nn.Module, step: Callable[[], None]
     ) -> list[InputStatistics]:
-        meter = Meter(self.stream.skeleton.linears(index), partial(new_moment, self.needs.kind))
+        new = partial(new_moment, self.needs.kind)
+        linears = self.stream.skeleton.linears(index)
+        experts = self.stream.skeleton.experts(index)
+        meter = Meter(linears, new)
+        before: list[Tensor] = []
         with meter.watching() as end_forward:
             for number in range(self._measured):
+                if experts and not self._hidden.spilled:
+                    before.append(self._hidden.read(number))
                 self._run(index, block, number, keep=self.needs.independent)
                 end_forward()
                 step()
-        return meter.inputs
+        count_routed(experts, meter.inputs)
+        chosen = too_few(experts, meter.inputs)
+        if not chosen:
+            return meter.inputs
+        others = Meter({name: linears[name] for name in linears_of(experts, chosen)}, new)
+        with all_tokens(experts, chosen), others.watching() as end_forward:
+            for number in range(self._measured):
+                # What was written is current only after ``commit`` where it went to disk.
+                hidden = before[number] if before else self._hidden.read(number)
+                self.stream.run(index, block, self._batches[number], hidden)
+                end_forward()
+        return replaced(meter.inputs, others.inputs)
 
     def _find_folds(
         self, index: int, block: nn.Module, inputs: list[InputStatistics]

@@ -154,6 +154,8 @@ class InputStatistics:
 
     drift: (X - Y)ᵀ Y (width, width), float32 or bfloat16, with ``propagate: corrected``, else None.
     Then ``moment`` is that of Y, which the quantized model reads.
+    routed: how many tokens were routed to the expert that reads it, None where no expert does;
+    there are more ``tokens`` where these were too few, so that it was measured on all.
     """
 
     consumers: list[str]
@@ -162,6 +164,7 @@ class InputStatistics:
     tokens: int = 0
     energy: dict[str, Tensor] = field(default_factory=dict)
     drift: Tensor | None = None
+    routed: int | None = None
 
     def importance(self) -> Tensor:
         """Mean square of each input feature, (width,)."""

@@ -50,7 +50,7 @@ def load_tokenizer(directory: Path) -> Any:
 
     try:
         check_sidecars(directory)
-        return AutoTokenizer.from_pretrained(openable(directory))
+        return AutoTokenizer.from_pretrained(openable(directory), trust_remote_code=False)
     except InputError:
         raise
     except Exception as error:  # a tokenizer's own code may raise anything

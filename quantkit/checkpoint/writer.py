@@ -193,6 +193,8 @@ class _Shard:
                     write_at(file, end, data)
                     digest.update(data)
                     end += part.nbytes
+        if name in self.entries or any(odd.name == name for odd in self._odd):
+            raise RuntimeError(f"{name} is written twice")
         if end - start != nbytes:
             raise RuntimeError(f"{name} has {end - start} bytes, and its shape asks for {nbytes}")
         written = Written(

@@ -12,6 +12,7 @@ import torch
 
 from quantkit.artifact.manifest import read_manifest, run_record, write_manifest
 from quantkit.artifact.records import checkpoint_digests, quantized_manifest, record_adapter
+from quantkit.assembly.completeness import fates
 from quantkit.assembly.gguf import write_gguf
 from quantkit.assembly.journal import unfinished
 from quantkit.assembly.run import Run, describe_inputs
@@ -202,7 +203,7 @@ def quantize(
                 cache=cache,
             )
             layers = _write(run, job)
-            _write_manifest(directory, job, files, rows, layers, str(where), started)
+            _write_manifest(run, job, files, layers, started)
             check_written(directory, job.checkpoint, progress)
         manifest = read_manifest(directory)
         assert isinstance(manifest, QuantizedManifest)
@@ -216,26 +217,29 @@ def check_artifact_output(job: Job, out: Path, *, force: bool) -> None:
 
 
 def _write_manifest(
-    directory: Path,
+    run: Run,
     job: Job,
     source_files: dict[str, str],
-    rows: Rows | None,
     layers: Sequence[LayerReport],
-    device: str,
     started: float,
 ) -> None:
+    tensors = None
+    if isinstance(job.plan, LinearPlan):
+        rescaled = {key for step in run.journal.steps for key in step.rescaled}
+        tensors = fates(job.plan, job.checkpoint, rescaled)
     manifest = quantized_manifest(
-        directory,
+        run.directory,
         recipe=job.loaded.recipe,
         source=job.checkpoint,
         source_files=source_files,
-        rows=rows,
+        rows=run.rows,
         plan=job.plan,
         layers=layers,
+        tensors=tensors,
     )
     recipe = str(job.loaded.path.resolve())
-    run = run_record(started, model=job.model, device=device, recipe=recipe)
-    write_manifest(directory, manifest, run)
+    record = run_record(started, model=job.model, device=str(run.device), recipe=recipe)
+    write_manifest(run.directory, manifest, record)
 
 
 def made_already(job: Job, out: Path) -> QuantizedManifest | None:

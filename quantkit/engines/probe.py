@@ -126,17 +126,15 @@ def _measure_torch(probe: Probe) -> Cost:
 
         model, name = int4.load(PackedCheckpoint(Checkpoint(Path(probe.path))))
     else:
-        from transformers import AutoModelForCausalLM
-
         from quantkit.engines.choose import check_engine
+        from quantkit.model.build import class_of
 
         check_engine(probe.engine, Path(probe.path))
         name = probe.engine
-        model = AutoModelForCausalLM.from_pretrained(
-            openable(Path(probe.path)),
-            dtype="auto",
-            device_map=None if probe.device == "cpu" else probe.device,
-        )
+        device_map = None if probe.device == "cpu" else probe.device
+        path = openable(Path(probe.path))
+        kind: Any = class_of(path)
+        model = kind.from_pretrained(path, dtype="auto", device_map=device_map)
         model.eval()
     from quantkit.model.limits import fixed_positions
 

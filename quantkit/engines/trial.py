@@ -60,11 +60,16 @@ def _llamacpp(trial: Trial) -> Answers:
 def _transformers(trial: Trial) -> Answers:
     from transformers import AutoModelForCausalLM
 
+    from quantkit.model.build import class_of
+
     path = openable(Path(trial.path))
-    gguf = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
-    folder = path.parent if gguf else path
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", **gguf).eval()
-    return _by_torch(model, trial)
+    if path.suffix == ".gguf":
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent, dtype="auto", gguf_file=path.name, trust_remote_code=False
+        )
+    else:
+        model = class_of(path).from_pretrained(path, dtype="auto")
+    return _by_torch(model.eval(), trial)
 
 
 def _int4(trial: Trial) -> Answers:

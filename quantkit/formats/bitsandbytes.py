@@ -41,6 +41,7 @@ class BitsandbytesFormat(SafetensorsFormat):
 
     name = "bitsandbytes"
     holds = (Nf4Scheme,)
+    without_experts = "transformers, which alone loads it, keeps all experts in one parameter"
     suffixes = (
         "weight",
         "weight.absmax",

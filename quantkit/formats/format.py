@@ -98,7 +98,7 @@ class Format(Protocol):
     scale · zero point must be exact in fp16, because the format stores that product. records: the
     method's settings that config.json repeats. needed_by_transformers: the packages, as pip names
     them, that transformers needs to load it. readable: the name, with what can be read of it, for
-    messages.
+    messages. without_experts: why it can't hold the experts of a mixture, None where it can.
     """
 
     name: ClassVar[str]
@@ -107,6 +107,7 @@ class Format(Protocol):
     exact_minimum: ClassVar[bool] = False
     records: ClassVar[tuple[str, ...]] = ()
     needed_by_transformers: ClassVar[tuple[str, ...]] = ()
+    without_experts: ClassVar[str | None] = None
 
     @property
     def readable(self) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from quantkit.checkpoint.weights import TensorSource
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import slices
-from quantkit.plan.linears import fused
+from quantkit.plan.candidates import fused
 
 _TOLERANCE = 1e-3  # GGUF stores norms in float32, and Gemma's as 1 + w
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -100,7 +100,12 @@ class Linears:
 
     def report(self, name: str, error: float, measured_on: str) -> LayerReport:
         """A report of the linear ``name``, with its full name and its scheme."""
-        return LayerReport(self.prefix + name, str(self.schemes[name]), error, measured_on)
+        report = LayerReport(self.prefix + name, str(self.schemes[name]), error, measured_on)
+        group = next((group for group in self.inputs if name in group.consumers), None)
+        if group is None or group.routed is None:
+            return report
+        few = True if group.routed < group.tokens else None
+        return replace(report, tokens=group.routed, all_tokens=few)
 
     def each(
         self,

@@ -57,6 +57,11 @@ class LinearMethod(Method):
     ignore: list[str] = Field(
         default=["lm_head"], description="globs of modules that stay unquantized"
     )
+    unfit: Literal["keep", "refuse"] = Field(
+        default="keep",
+        description="what becomes of linears whose shape can't hold the scheme: they stay as they "
+        "are, and are named, or nothing is made",
+    )
 
     def check_available(self) -> None:
         """Raise MachineError where a library that the method needs isn't installed."""

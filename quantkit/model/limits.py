@@ -72,7 +72,9 @@ class Limits:
 
 def fixed_positions(model: Any) -> int | None:
     """How many positions a model of transformers has a table of; None where it has no table."""
-    tables = [rows for name, part in model.named_modules() if (rows := _table(name, part))]
+    # A tower for images has a table of its own, for its patches.
+    parts = model.get_decoder().named_modules()
+    tables = [rows for name, part in parts if (rows := _table(name, part))]
     config = model.config.get_text_config()
     # MPT has its biases for that many positions, whatever it is asked.
     tables += [config.max_seq_len] if config.model_type == "mpt" else []

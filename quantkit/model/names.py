@@ -1,28 +1,34 @@
 """Which checkpoint key each parameter of a model has, with none left over on either side.
 
 transformers renames keys when it loads (a base-model prefix added or dropped, older spellings)
-and fuses some (experts). Its own rules give the renames here. A fusion is refused, and so is a
-key or a parameter without its counterpart: a tensor that is silently not loaded would ruin every
-result.
+and makes one parameter of several tensors (experts). Its own rules give both here. A key or a
+parameter without its counterpart is refused: a tensor that is silently not loaded would ruin every
+result. What transformers knows and doesn't load (heads for multi-token prediction, the towers that
+a text model leaves out) is listed, so that whoever writes the model anew can copy it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from quantkit.base.errors import InputError
 from quantkit.base.names import listed
+from quantkit.model.fusions import Fusion, transforms
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Buffers that old versions saved and that are computed today.
 _COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|masked_bias|attn\.bias|attention\.bias)$")
+
+# The linear of one expert, and the module of all.
+_EXPERT = re.compile(r"(.+)\.\d+\.\w+\.(?:weight|bias)$")
 
 
 class Described(Protocol):
@@ -38,46 +44,71 @@ class Described(Protocol):
     def read(self, key: str) -> Tensor: ...
 
 
-def match_names(model: PreTrainedModel, checkpoint: Described) -> dict[str, str]:
-    """The checkpoint key of every parameter and persistent buffer of ``model``.
+@dataclass(frozen=True)
+class Match:
+    """How a model's parameters and persistent buffers, and a checkpoint's keys, belong together.
 
-    Tied parameters have the key of the tensor that they share. Raises InputError when a key or a
-    parameter is left over, when shapes differ, or when transformers would fuse tensors.
+    names: the key of each parameter that is stored as one tensor, tied ones included; fusions: of
+    those that transformers makes of other tensors; unused: keys that it knows and doesn't load.
+    """
+
+    names: dict[str, str]
+    fusions: dict[str, Fusion]
+    separate: dict[str, str]
+    unused: tuple[str, ...]
+
+
+def match_names(model: PreTrainedModel, checkpoint: Described) -> Match:
+    """Find the key of every parameter and persistent buffer of ``model``.
+
+    Raises InputError when a key or a parameter is left over, or when shapes differ.
     """
     where = str(checkpoint.directory)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     rename = renaming(model)
     ignored = [re.compile(p) for p in model._keys_to_ignore_on_load_unexpected or ()]
     names: dict[str, str] = {}
-    left_over = []
+    sources: dict[str, dict[str, str]] = {}  # of fused parameters: patterns by key
+    separate: dict[str, str] = {}
+    experts = {name.rpartition(".")[0] for name, shape in wanted.items() if len(shape) == 3}
+    left_over, unused = [], []
     for key in sorted(checkpoint.keys()):
-        name, fusion = rename(key)
-        if fusion is not None:
-            raise InputError(
-                f"transformers fuses {key} with other tensors when it loads "
-                f"({model.config.model_type}); fused weights, mixtures of experts among them, "
-                "aren't supported yet",
-                where=where,
-            )
-        if name not in wanted:
+        name, pattern = rename(key)
+        if pattern is not None:
+            sources.setdefault(name, {})[key] = pattern
+        elif name not in wanted and (part := _EXPERT.match(name)) and part[1] in experts:
+            separate[name] = key
+        elif name not in wanted:
             known = _COMPUTED.search(key) or any(p.search(key) for p in ignored)
             # Some quantizers give every linear a bias; one of zeros changes nothing.
-            if not known and not (key.endswith(".bias") and not checkpoint.read(key).any()):
+            if known or (key.endswith(".bias") and not checkpoint.read(key).any()):
+                unused.append(key)
+            else:
                 left_over.append(key)
-            continue
-        if checkpoint.shape(key) != wanted[name]:
+        elif checkpoint.shape(key) != wanted[name]:
             raise InputError(
                 f"tensor {key} has shape {checkpoint.shape(key)}; "
                 f"config.json asks for {wanted[name]}",
                 where=where,
                 fix="Do config.json and the weights belong together?",
             )
-        names[name] = key
+        else:
+            names[name] = key
+    fusions: dict[str, Fusion] = {}
+    renamings, converters = transforms(model) if sources else ([], [])
+    for name, patterns in sources.items():
+        fusion = Fusion(name, patterns, model, renamings, converters)
+        fusions |= dict.fromkeys(fusion.targets(checkpoint, wanted, where), fusion)
     for target, source in model.all_tied_weights_keys.items():
         if target in names or source in names:
             names.setdefault(target, names.get(source, ""))
             names.setdefault(source, names[target])
-    missing = [name for name in wanted if name not in names]
+    apart = {_EXPERT.match(name)[1] for name in separate}  # type: ignore[index]
+    missing = [
+        name
+        for name in wanted
+        if name not in names and name not in fusions and name.rpartition(".")[0] not in apart
+    ]
     if missing or left_over:
         problems = []
         if missing:
@@ -90,27 +121,25 @@ def match_names(model: PreTrainedModel, checkpoint: Described) -> dict[str, str]
             fix=_common_prefix(list(checkpoint.keys()), wanted, rename)
             or "Is the download complete, and do config.json and the weights belong together?",
         )
-    return names
+    return Match(names, fusions, separate, tuple(unused))
 
 
 def renaming(model: PreTrainedModel) -> Callable[[str], tuple[str, str | None]]:
     """A function from a key to the name that transformers gives it when it loads ``model``.
 
-    The second is None, or names what would be fused with other tensors.
+    The second is None, or the pattern of the converter that makes a parameter of that name of this
+    tensor and others.
     """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, rename_source_key
+    from transformers.core_model_loading import rename_source_key
 
     wanted = dict.fromkeys(model.state_dict(), True)
-    transforms = get_model_conversion_mapping(model)
-    converters = [t for t in transforms if isinstance(t, WeightConverter)]
-    renamings = [t for t in transforms if not isinstance(t, WeightConverter)]
+    renamings, converters = transforms(model)
 
     def rename(key: str) -> tuple[str, str | None]:
-        name, fusion = rename_source_key(
+        name, pattern = rename_source_key(
             key, renamings, converters, model.base_model_prefix, wanted
         )
-        return name, fusion
+        return name, pattern
 
     return rename
 
@@ -128,14 +157,3 @@ def _common_prefix(
         f"All its keys begin with {prefix!r}, which a wrapper of the model put there: save the "
         "model that is inside, or take it off the keys."
     )
-
-
-def refuse_experts(model: nn.Module, model_type: str, where: str) -> None:
-    """Raise InputError for a mixture of experts, which module names show."""
-    for name, module in model.named_modules():
-        if re.search(r"experts?$", name.rsplit(".", 1)[-1]) or "SparseMoe" in type(module).__name__:
-            raise InputError(
-                f"is a mixture of experts ({model_type}: {name} is {type(module).__name__}); "
-                "only dense decoders are supported so far",
-                subject=where,
-            )

@@ -29,7 +29,13 @@ class Parameters:
     def of_layer(self, index: int) -> list[str]:
         """The names of a decoder layer's parameters."""
         prefix = self._skeleton.layer_name(index) + "."
-        return [name for name in self._skeleton.names if name.startswith(prefix)]
+        return [name for name in self.in_text() if name.startswith(prefix)]
+
+    def in_text(self) -> list[str]:
+        """The names of all parameters but those of towers, through which text doesn't run."""
+        towers = tuple(f"{name}." for name in self._skeleton.towers)
+        names = [*self._skeleton.names, *self._skeleton.fusions]
+        return [name for name in names if not name.startswith(towers)]
 
     def outside_layers(self) -> list[str]:
         """The names of all others but the embeddings' weights, which are read row by row."""
@@ -42,7 +48,7 @@ class Parameters:
         }
         return [
             name
-            for name in self._skeleton.names
+            for name in self.in_text()
             if not name.startswith(inside) and id(_value(model, name)) not in streamed
         ]
 
@@ -53,8 +59,16 @@ class Parameters:
 
     def read(self, names: list[str]) -> dict[str, Tensor]:
         """The named parameters' weights by checkpoint key, on the CPU and as they are stored."""
-        keys = dict.fromkeys(self._skeleton.key(name) for name in names)
-        return {key: self._source.read(key) for key in keys}
+        return {key: self._source.read(key) for key in self.keys(names)}
+
+    def keys(self, names: list[str]) -> list[str]:
+        """The checkpoint keys that the named parameters are made of, each once."""
+        skeleton = self._skeleton
+        found: dict[str, None] = {}
+        for name in names:
+            fusion = skeleton.fusions.get(name)
+            found |= dict.fromkeys([skeleton.key(name)] if fusion is None else fusion.keys)
+        return list(found)
 
     def fill(self, names: list[str], weights: dict[str, Tensor] | None = None) -> None:
         """Put the named parameters' weights in place for good. Tied ones share their memory.
@@ -62,12 +76,17 @@ class Parameters:
         weights: by checkpoint key, where they have been read already; emptied on the way.
         """
         shared: dict[str, Tensor] = {}
+        take = self._source.read if weights is None else weights.pop
+        made: dict[str, Tensor] = {}
         for name in names:
             place, leaf = _place(self._skeleton.model, name)
             original = place[leaf]
-            key = self._skeleton.key(name)
+            fusion = self._skeleton.fusions.get(name)
+            if fusion is not None and name not in made:
+                made |= fusion.convert(take)
+            key = name if fusion is not None else self._skeleton.key(name)
             if key not in shared:
-                read = weights.pop(key) if weights is not None else self._source.read(key)
+                read = made.pop(name) if fusion is not None else take(key)
                 value = read.to(self._device, original.dtype)
                 if original.dtype == torch.float16:
                     _check_fits(key, read, value)

@@ -23,6 +23,8 @@ def round_inputs(
         return []
     handles = []
     for name in names:
+        if name not in skeleton.names:  # made of several tensors
+            continue
         rounding = source.input_rounding(skeleton.key(name))
         if rounding is not None:
             module = skeleton.model.get_submodule(name.removesuffix(".weight"))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from quantkit.base.errors import InputError
-from quantkit.base.files import read_json
-from quantkit.checkpoint.header import check_layers
-from quantkit.model.names import Described, match_names, refuse_experts
+from quantkit.checkpoint.views import View, ViewedSource
+from quantkit.model.build import empty_model
+from quantkit.model.expert_layout import holds_experts, separate
+from quantkit.model.experts import Experts
+from quantkit.model.names import Described, Match, match_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,8 +22,13 @@ class Skeleton:
     """A decoder of transformers with its parameters on the meta device.
 
     Its computed buffers (rotary frequencies, masks) are real, since no checkpoint holds them.
-    model: of transformers; config: the model's; layers: its decoder layers; prefix: their name,
-    such as ``model.layers``; names: the checkpoint key of every parameter.
+
+    model: of transformers, with images' and other inputs' towers where it has some, and each expert
+    of a mixture as linears of its own; config: the model's; layers: its decoder layers; prefix:
+    their name, such as ``model.layers``; names: the checkpoint key of every parameter; fusions: of
+    parameters that transformers makes of several tensors; views: parts of the checkpoint's tensors
+    that have keys of their own; unused: keys that the model knows and has no use for; towers:
+    names of the models within it that text doesn't run through.
     """
 
     def __init__(
@@ -37,17 +41,51 @@ class Skeleton:
 
         weights: another version of the same model whose keys ``names`` shall have (default: the
         checkpoint itself). Raises InputError for configs that transformers doesn't know,
-        encoder-decoders, mixtures of experts, and checkpoints whose keys don't match the model.
+        encoder-decoders, and checkpoints whose keys don't match the model.
         """
         self.directory = checkpoint.directory
-        self.model = _empty_model(checkpoint, dtype)
+        self.model = empty_model(checkpoint, dtype)
         self.config: Any = self.model.config
         where = str(checkpoint.directory)
         if getattr(self.config, "is_encoder_decoder", False):
             raise InputError("is an encoder-decoder; only decoders are supported", subject=where)
-        refuse_experts(self.model, self.config.model_type, where)
-        self.prefix, self.layers = _find_layers(self.model, where)
-        self.names = match_names(self.model, weights or checkpoint)
+        decoder = _name_of(self.model, self.model.get_decoder())
+        self.prefix, self.layers = _find_layers(self.model, decoder, where)
+        self.towers = _towers(self.model, decoder)
+        source = weights or checkpoint
+        match = match_names(self.model, source)
+        self.names, self.fusions, self.unused = dict(match.names), dict(match.fusions), match.unused
+        self.views: dict[str, View] = {}
+        self._separate_experts(match, source, where)
+
+    def _separate_experts(self, match: Match, source: Described, where: str) -> None:
+        for name, module in list(self.model.named_modules()):
+            if not holds_experts(module):
+                continue
+            experts, views = separate(name, module, match, source, where)
+            parent, _, leaf = name.rpartition(".")
+            self.model.get_submodule(parent).register_module(leaf, experts)
+            for parameter in [n for n in self.names if n.startswith(f"{name}.")]:
+                del self.names[parameter]
+            for parameter in [n for n in self.fusions if n.startswith(f"{name}.")]:
+                del self.fusions[parameter]
+            norm = {n: k for n, k in match.names.items() if n.startswith(f"{name}.post_")}
+            self.names |= norm
+            for parameter, view in views.items():
+                self.names[parameter] = self._key_of(view, parameter.removeprefix(f"{name}."))
+
+    def _key_of(self, view: View, place: str) -> str:
+        """The key of an expert's tensor, which gets one where it is a part of another tensor.
+
+        place: its name within the experts, such as ``3.gate_proj.weight``.
+        """
+        if view == View(view.key):
+            return view.key
+        parent = view.key.removesuffix(".weight").rpartition(".")[0]
+        holder = parent if "expert" in parent.rpartition(".")[2] else f"{parent}.experts"
+        key = f"{holder}.{place}"
+        self.views[key] = view
+        return key
 
     def layer_name(self, index: int) -> str:
         """The name of a decoder layer's module."""
@@ -61,80 +99,83 @@ class Skeleton:
             if isinstance(module, nn.Linear)
         }
 
+    def experts(self, index: int) -> dict[str, Experts]:
+        """The mixtures of experts of one layer by their name within it."""
+        return {
+            name: module
+            for name, module in self.layers[index].named_modules()
+            if isinstance(module, Experts)
+        }
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether some layer is a mixture of experts."""
+        return any(isinstance(module, Experts) for module in self.model.modules())
+
     def key(self, name: str) -> str:
         """The checkpoint key of a parameter."""
         return self.names[name]
 
-
-def _empty_model(checkpoint: Described, dtype: torch.dtype | None) -> PreTrainedModel:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from quantkit.model.refusals import refused_config
-
-    directory, tensors = checkpoint.directory, len(list(checkpoint.keys()))
-    config_file = directory / "config.json"
-    _check_dtype(config_file)
-    try:
-        config = AutoConfig.from_pretrained(directory)
-        # Or transformers would build the quantized model, with its packed linears.
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-        if isinstance(layers, int):
-            check_layers("num_hidden_layers", layers, tensors, str(config_file))
-        with _parameters_on_meta():
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=dtype or config.dtype or torch.float32
-            )
-    except InputError:
-        raise
-    except Exception as error:  # a model's own code may raise anything
-        raise refused_config(error, config_file) from error
-    return model.eval()
+    def viewed(self, source: Any) -> Any:
+        """``source``, read by this model's keys where parts of its tensors have some."""
+        return ViewedSource(source, self.views) if self.views else source
 
 
-def _check_dtype(config_file: Path) -> None:
-    """Raise InputError for a dtype that torch doesn't have, such as "auto"."""
-    config = read_json(config_file)
-    # The older name counts only where there is nothing under the newer one.
-    key = "torch_dtype" if config.get("dtype") is None else "dtype"
-    value = config.get(key)
-    known = isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype)
-    if value is not None and not known:
-        raise InputError(
-            f"{key} is {value!r}, which isn't a dtype that transformers can load",
-            where=str(config_file),
-            fix=f'Set "{key}" to the dtype of the weights, such as "bfloat16".',
-        )
+def _name_of(model: nn.Module, module: nn.Module) -> str:
+    return next(name for name, part in model.named_modules() if part is module)
 
 
-@contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Let modules put the parameters that they register on the meta device, but not buffers."""
-    register = nn.Module.register_parameter
+def _towers(model: PreTrainedModel, decoder: str) -> tuple[str, ...]:
+    """Names of the models within ``model`` that are neither around its decoder nor in it."""
+    from transformers import PreTrainedModel
 
-    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        register(self, name, param)
-        if param is not None:
-            self._parameters[name] = nn.Parameter(param.to("meta"), requires_grad=False)
+    def apart(name: str) -> bool:
+        return not f"{decoder}.".startswith(f"{name}.") and not f"{name}.".startswith(f"{decoder}.")
 
-    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+    found: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{tower}.") for tower in found)
+        if name and decoder and isinstance(module, PreTrainedModel) and apart(name) and not inside:
+            found.append(name)
+    return tuple(found)
 
 
-def _find_layers(model: PreTrainedModel, where: str) -> tuple[str, nn.ModuleList]:
-    """The outermost module list with as many members as the config has hidden layers."""
+def _find_layers(model: PreTrainedModel, decoder: str, where: str) -> tuple[str, nn.ModuleList]:
+    """The outermost list in the decoder with as many members as the config has hidden layers.
+
+    Raises InputError where there is none, or where layers are spread over several lists.
+    """
     count = model.config.get_text_config().num_hidden_layers
-    lists = [
-        (name, module)
+    prefix = f"{decoder}." if decoder else ""
+    lists = {
+        name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    ]
+        if isinstance(module, nn.ModuleList) and len(module) == count and name.startswith(prefix)
+    }
     if not lists:
         raise InputError(
             f"{type(model).__name__} has no list of {count} decoder layers", where=where
         )
-    return min(lists, key=lambda item: item[0].count("."))
+    chosen = min(lists, key=lambda name: name.count("."))
+    beside = [
+        name
+        for name, module in lists.items()
+        if name.rpartition(".")[0] == chosen.rpartition(".")[0] and _has_linears(module)
+    ]
+    if len(beside) > 1:
+        raise InputError(
+            f"the layers of {type(model).__name__} are spread over {', '.join(beside)}, and can't "
+            "be run one by one",
+            where=where,
+        )
+    return (beside or [chosen])[0], lists[(beside or [chosen])[0]]
+
+
+def _has_linears(layers: nn.ModuleList) -> bool:
+    """Whether the members of a list have linears, rather than being some themselves."""
+    return any(
+        isinstance(part, nn.Linear)
+        for layer in layers
+        for name, part in layer.named_modules()
+        if name
+    )

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from quantkit.base.errors import InputError
 from quantkit.base.parallel import Ahead, return_free_blocks
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.views import ViewedSource
 from quantkit.checkpoint.weights import TensorSource
 from quantkit.model.parameters import Parameters
 from quantkit.model.refusals import running
@@ -55,13 +56,13 @@ class Stream:
 
     def __init__(self, skeleton: Skeleton, source: TensorSource, device: torch.device) -> None:
         self.skeleton = skeleton
-        self.source = source
+        self.source: TensorSource = skeleton.viewed(source)
         self.device = device
         for module in skeleton.model.modules():
             for name, buffer in module._buffers.items():
                 if buffer is not None and not buffer.is_meta:
                     module._buffers[name] = buffer.to(device)
-        self._parameters = Parameters(skeleton, source, device)
+        self._parameters = Parameters(skeleton, self.source, device)
         self._stubs = Stubs(skeleton)
         self._ahead = Ahead()
 
@@ -103,10 +104,14 @@ class Stream:
 
     def _read_ahead(self, index: int) -> None:
         names = self._parameters.of_layer(index)
-        if isinstance(self.source, Checkpoint):
+        source = self.source
+        plain = isinstance(source, Checkpoint) or (
+            isinstance(source, ViewedSource) and isinstance(source.source, Checkpoint)
+        )
+        if isinstance(source, Checkpoint | ViewedSource) and plain:
             # The system's cache is enough for weights that are stored as they are used, and
             # doesn't count as memory of ours. Unpacking takes time, so it is done ahead.
-            self.source.expect({self.skeleton.key(name) for name in names})
+            source.expect(self._parameters.keys(names))
         else:
             self._ahead.start(index, partial(self._parameters.read, names))
 
@@ -190,7 +195,7 @@ class Stream:
         check = embedding.register_forward_pre_hook(self._check_ids)
         try:
             with (
-                self._parameters.loaded(list(self.skeleton.names)),
+                self._parameters.loaded(self._parameters.in_text()),
                 running(self.skeleton.model, self.skeleton.directory),
             ):
                 yield self.skeleton.model

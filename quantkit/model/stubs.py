@@ -33,6 +33,12 @@ class Call:
     kwargs: dict[str, Any]
 
 
+# What layers return beside the hidden states: nothing at all, or a tuple with so many things more.
+_BESIDE = (None, 0, 1, 2)
+# What a model's own code raises where a layer's output isn't what it expects.
+FAILURES = (AttributeError, IndexError, TypeError, ValueError, RuntimeError, KeyError)
+
+
 class Stop(Exception):
     """Raised by a stub to end a forward of which no more is needed."""
 
@@ -44,7 +50,7 @@ class Stubs:
         self._model: PreTrainedModel = skeleton.model
         self._layers = skeleton.layers
         self._directory = skeleton.directory
-        self._returns_tuple = False
+        self._beside: int | None = None
 
     def record(self, ids: Tensor) -> tuple[Tensor, list[Call]]:
         """The hidden states (rows, tokens, hidden_size) that the first layer gets for ``ids``
@@ -57,23 +63,25 @@ class Stubs:
             return self._record(ids)
 
     def _record(self, ids: Tensor) -> tuple[Tensor, list[Call]]:
-        for returns_tuple in (False, True):
-            # Some families' layers return a tuple, others a tensor. Returning the wrong kind
-            # changes the shape that the next layer sees, so a trial tells which it is.
-            self._returns_tuple = returns_tuple
+        errors: list[Exception] = []
+        for beside in _BESIDE:
+            # Families' layers return a tensor, or a tuple of it and of what is None here. Returning
+            # the wrong kind changes what the next layer sees, so a trial tells which it is.
+            self._beside = beside
             seen: list[Tensor] = []
             calls: list[Call] = []
-            with self._replaced(self._recorder(seen, calls)):
+            with self._replaced(self._recorder(seen, calls), ids.device):
                 try:
                     self._model(input_ids=ids, use_cache=False)
                 except Stop:
                     pass
-                except (AttributeError, IndexError, TypeError, RuntimeError):
-                    if returns_tuple:
-                        raise
+                except FAILURES as error:
+                    errors.append(error)
                     continue
-            if seen and all(hidden.shape == seen[0].shape for hidden in seen):
+            if seen and all(_like(hidden, seen[0]) for hidden in seen):
                 return seen[0], calls
+        if errors:
+            raise errors[0]
         raise InputError(
             f"the layers of {type(self._model).__name__} can't be run one by one",
             where=str(self._directory),
@@ -87,14 +95,14 @@ class Stubs:
         def embed(ids: Tensor) -> Tensor:
             # Only the shape matters: the last stub returns ``hidden`` whatever comes in.
             shape = (*ids.shape, embedding.weight.shape[1])
-            return torch.zeros(shape, dtype=self._model.dtype, device=ids.device)
+            return torch.zeros(shape, dtype=self._model.dtype, device=hidden.device)
 
         def stub(index: int) -> Forward:
             last = index == len(self._layers) - 1
             return lambda other, *args, **kwargs: self._output(hidden if last else other)
 
         with (
-            self._replaced(stub),
+            self._replaced(stub, hidden.device),
             forward_as(self._model.get_output_embeddings(), project),
             forward_as(embedding, embed),
             running(self._model, self._directory),
@@ -115,18 +123,36 @@ class Stubs:
 
         return stub
 
-    def _output(self, hidden: Tensor) -> Tensor | tuple[Tensor]:
-        return (hidden,) if self._returns_tuple else hidden
+    def _output(self, hidden: Tensor) -> Tensor | tuple[Tensor | None, ...]:
+        return hidden if self._beside is None else (hidden, *[None] * self._beside)
 
     @contextmanager
-    def _replaced(self, stub: Callable[[int], Forward]) -> Iterator[None]:
+    def _replaced(self, stub: Callable[[int], Forward], device: torch.device) -> Iterator[None]:
         try:
             for index, layer in enumerate(self._layers):
                 layer.forward = stub(index)
-            yield
+            with _says_device(device):
+                yield
         finally:
             for layer in self._layers:
                 layer.__dict__.pop("forward", None)
+
+
+def _like(one: Any, other: Any) -> bool:
+    return isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape
+
+
+@contextmanager
+def _says_device(device: torch.device) -> Iterator[None]:
+    """Let models say that they are on ``device``: most of their parameters are on none."""
+    from transformers import PreTrainedModel
+
+    named = PreTrainedModel.device
+    PreTrainedModel.device = property(lambda _: device)
+    try:
+        yield
+    finally:
+        PreTrainedModel.device = named
 
 
 @contextmanager

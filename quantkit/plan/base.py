@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+
+from quantkit.base.names import starred
 
 FLOATS = ("F32", "F16", "BF16")  # ggml's types that aren't quantized
 
@@ -46,13 +47,15 @@ class PlanRow:
 class Plan:
     """All tensors of an artifact.
 
-    notes: sentences for people on what the artifact won't be able to do, known before work starts.
+    notes: sentences for people on what the artifact won't be able to do, known before work starts;
+    kept: why linears that the recipe doesn't leave out aren't quantized, by full module name.
     """
 
     method: str
     format: str
     tensors: tuple[PlannedTensor, ...]
     notes: tuple[str, ...] = field(default=(), kw_only=True)
+    kept: dict[str, str] = field(default_factory=dict, kw_only=True)
 
     @property
     def nbytes(self) -> int:
@@ -84,14 +87,14 @@ class Plan:
                 {**asdict(row), "bits_per_weight": row.bits_per_weight} for row in self.rows()
             ],
             "notes": list(self.notes),
+            "kept": self.kept,
         }
 
     def rows(self) -> list[PlanRow]:
         """One row for each name (layer numbers as ``*``) and scheme, in order of appearance."""
         groups: dict[tuple[str, str], list[PlannedTensor]] = {}
         for tensor in self.tensors:
-            name = re.sub(r"\.\d+\.", ".*.", tensor.name)
-            groups.setdefault((name, tensor.scheme), []).append(tensor)
+            groups.setdefault((starred(tensor.name), tensor.scheme), []).append(tensor)
         return [
             PlanRow(name, scheme, len(ts), sum(t.weights for t in ts), sum(t.nbytes for t in ts))
             for (name, scheme), ts in groups.items()

@@ -105,7 +105,14 @@ def plan_grids(
 
     file = replace(file, tensors=tuple(map(planned, file.tensors)))
     return GgufFilePlan(
-        method.method, "gguf", _described(file), method, file, linears, notes=file.notes
+        method.method,
+        "gguf",
+        _described(file),
+        method,
+        file,
+        linears,
+        notes=(*file.notes, *linears.notes),
+        kept=linears.kept,
     )
 
 

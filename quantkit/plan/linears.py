@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
-import torch
-
 from quantkit.base.errors import InputError
-from quantkit.base.names import dtype_name, listed
+from quantkit.base.names import listed, starred
+from quantkit.calibration.folds import Fold
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.format import Contents
 from quantkit.formats.registry import FORMATS
@@ -20,10 +20,9 @@ from quantkit.methods.grids import Grid
 from quantkit.methods.linears import Scheme
 from quantkit.methods.method import LinearMethod
 from quantkit.model.skeleton import Skeleton
-from quantkit.plan.base import Plan, PlannedTensor
-
-# Engines load each of these as one matrix, so its parts must share one scheme.
-_FUSED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})
+from quantkit.plan.base import Plan
+from quantkit.plan.candidates import candidates, fused, kept_notes
+from quantkit.plan.tensors import planned_tensors
 
 
 @dataclass(frozen=True)
@@ -48,50 +47,54 @@ class LinearPlan(Plan):
             if name.startswith(prefix)
         }
 
+    def may_rescale(self, prefix: str, fold: Fold) -> bool:
+        """Whether the weights of a fold in the layer with this prefix are stored for it alone."""
+        names = [f"{prefix}{name}.weight" for name in (fold.producer, *fold.consumers)]
+        keys = self.skeleton.names
+        return all(name in keys and self._readers[keys[name]] == 1 for name in names)
+
+    @cached_property
+    def _readers(self) -> Counter[str]:
+        return Counter(self.skeleton.names.values())
+
 
 def plan_linears(method: LinearMethod, skeleton: Skeleton, checkpoint: Checkpoint) -> LinearPlan:
-    """Give every linear its scheme, and check that the format can hold it.
+    """Give every linear of the decoder layers its scheme, and check that the format can hold it.
 
-    Raises InputError for a pattern that matches nothing, a group size that doesn't divide, a
-    scheme that the format can't hold, or fused linears with different schemes, and MachineError
-    where a library that the method needs isn't installed.
+    Linears that can't be quantized, or whose shape doesn't fit the scheme, stay as they are, and
+    the plan's notes name them. Raises InputError for a pattern that matches nothing, a scheme that
+    the format can't hold, fused linears with different schemes, and where most of the layers'
+    weights would stay; MachineError where a library that the method needs isn't installed.
     """
-    linears = {
-        name: (module.weight.shape[0], module.weight.shape[1])
-        for name, module in skeleton.model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
+    found = candidates(skeleton)
     prefix = skeleton.prefix + "."
-    if not any(name.startswith(prefix) for name in linears):
+    if not any(name.startswith(prefix) for name in found.shapes):
         raise InputError(
             f"the layers of {type(skeleton.model).__name__} have no torch.nn.Linear to quantize",
             where=str(skeleton.directory),
         )
-    _check_patterns(method, linears, _without_linears(skeleton, linears))
+    _check_patterns(method, found.shapes, _without_linears(skeleton, found.shapes))
+    if skeleton.has_experts:
+        _check_experts(method, skeleton)
     method.check_available()
     default = _stored(method.default_scheme(), method.format)
-    schemes: dict[str, Scheme] = {}
-    outside: list[str] = []
-    for name in linears:
-        scheme = method.scheme_of(name, default)
-        if scheme is None:
-            continue
-        if not name.startswith(prefix):
-            outside.append(name)
-        schemes[name] = _stored(scheme, method.format)
-    if outside:
-        ignore = json.dumps([*method.ignore, *widest_globs(outside, linears)])
-        others = f"and {len(outside) - 1} other linears are" if len(outside) > 1 else "is"
-        raise InputError(
-            f"{others} outside the decoder layers and can't be quantized",
-            subject=outside[0],
-            fix=f"Set quantize.ignore to {ignore}.",
-        )
+    chosen = {name: method.scheme_of(name, default) for name in found.shapes}
+    # What the recipe leaves out needs no other reason.
+    kept = {name: why for name, why in found.kept.items() if chosen[name] is not None}
+    schemes = {
+        name: _stored(scheme, method.format)
+        for name, scheme in chosen.items()
+        if scheme is not None and name not in kept
+    }
     if not schemes:
         raise InputError("leaves nothing to quantize", subject="quantize.ignore")
-    _check_schemes(method.format, schemes, linears, default)
-    _check_fused(schemes, linears)
-    tensors = _tensors(method.format, schemes, skeleton, checkpoint)
+    kept |= _unfit(method, schemes, found.shapes, default)
+    schemes = {name: scheme for name, scheme in schemes.items() if name not in kept}
+    _check_share(skeleton, found.shapes)
+    _check_fused(schemes, [name for name in found.shapes if name not in kept])
+    skipped = [name for name in found.shapes if name not in schemes]
+    skipped += _unknown_linears(skeleton, checkpoint)
+    tensors = planned_tensors(method.format, schemes, skeleton, checkpoint)
     inside = {key for name, key in skeleton.names.items() if name.startswith(prefix)}
     return LinearPlan(
         method=method.method,
@@ -101,14 +104,13 @@ def plan_linears(method: LinearMethod, skeleton: Skeleton, checkpoint: Checkpoin
         skeleton=skeleton,
         schemes=schemes,
         outside=tuple(tensor.name for tensor in tensors if tensor.name not in inside),
-        quantization_config=_config(
-            method, default, schemes, [name for name in linears if name not in schemes], skeleton
-        ),
-        notes=_notes(method, schemes, linears),
+        quantization_config=_config(method, default, schemes, skipped, skeleton),
+        kept=kept,
+        notes=(*kept_notes(kept, schemes), *_not_run(method, schemes, found.shapes)),
     )
 
 
-def _notes(
+def _not_run(
     method: LinearMethod,
     schemes: Mapping[str, Scheme],
     shapes: Mapping[str, tuple[int, int]],
@@ -121,39 +123,39 @@ def _notes(
                 refused[name] = loading.why
     if not refused:
         return ()
-    globs = list(dict.fromkeys(_INDEX.sub(".*.", name) for name in refused))
+    globs = list(dict.fromkeys(starred(name) for name in refused))
     return (
         f"transformers won't run the artifact {next(iter(refused.values()))}: {listed(globs)}. "
         f"To leave them as they are, set quantize.ignore to {json.dumps(method.ignore + globs)}.",
     )
 
 
-def widest_globs(outside: Sequence[str], linears: Iterable[str]) -> list[str]:
-    """The fewest globs that match the linears ``outside``, and no other one of ``linears``."""
-    others = [name for name in linears if name not in outside]
-    globs: list[str] = []
-    for name in outside:
-        if any(fnmatchcase(name, glob) for glob in globs):
-            continue
-        # The widest that matches no other: a tower's whole name, a dot and a star.
-        parts = name.split(".")
-        ends = [".".join(parts[:count]) + ".*" for count in range(1, len(parts))]
-        alone = (end for end in ends if not any(fnmatchcase(other, end) for other in others))
-        globs.append(next(alone, name))
-    return globs
+def _check_experts(method: LinearMethod, skeleton: Skeleton) -> None:
+    """Raise InputError where the method or the format can't do a mixture of experts."""
+    where = str(skeleton.directory)
+    if why := FORMATS[method.format].without_experts:
+        raise InputError(
+            f"is a mixture of experts, which the {method.format} format can't hold: {why}",
+            subject=where,
+            fix="Use a recipe for another format, such as ct-w4a16-g128 or gptq-w4-g128.",
+        )
+    needs = method.needs()
+    if needs is not None and needs.propagate == "corrected":
+        raise InputError(
+            "is a mixture of experts, whose tokens take other ways in the quantized model: their "
+            "inputs in both models can't be set beside each other",
+            subject=where,
+            fix="Set quantize.propagate to original or quantized.",
+        )
 
 
-def fused(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Full names of linears, those together that engines load as one matrix."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for name in names:
-        parent, _, leaf = name.rpartition(".")
-        family = next((min(family) for family in _FUSED if leaf in family), leaf)
-        groups.setdefault((parent, family), []).append(name)
-    return [tuple(group) for group in groups.values()]
-
-
-_INDEX = re.compile(r"\.\d+\.")
+def _unknown_linears(skeleton: Skeleton, checkpoint: Checkpoint) -> list[str]:
+    """Names of what may be a linear to an engine, but isn't a part of the model here."""
+    return [
+        key.removesuffix(".weight")
+        for key in skeleton.unused
+        if key.endswith(".weight") and len(checkpoint.shape(key)) == 2
+    ]
 
 
 def _stored(scheme: Scheme, format_name: str) -> Scheme:
@@ -163,24 +165,6 @@ def _stored(scheme: Scheme, format_name: str) -> Scheme:
     format = FORMATS[format_name]
     lowest = 0 if scheme.symmetric else format.lowest_zero
     return replace(scheme, first_zero=lowest, exact_minimum=format.exact_minimum)
-
-
-def _tensors(
-    format_name: str, schemes: Mapping[str, Scheme], skeleton: Skeleton, checkpoint: Checkpoint
-) -> tuple[PlannedTensor, ...]:
-    quantized = {skeleton.key(f"{name}.weight"): scheme for name, scheme in schemes.items()}
-    tensors = []
-    for key in dict.fromkeys(skeleton.names.values()):
-        shape = checkpoint.shape(key)
-        if key in quantized:
-            scheme, size = quantized[key], (shape[0], shape[1])
-            nbytes = FORMATS[format_name].nbytes(size, scheme, skeleton.model.dtype)
-            tensors.append(PlannedTensor(key, shape, str(scheme), nbytes, quantized=True))
-        else:
-            dtype = checkpoint.dtype(key)
-            nbytes = torch.Size(shape).numel() * dtype.itemsize
-            tensors.append(PlannedTensor(key, shape, dtype_name(dtype), nbytes, quantized=False))
-    return tuple(tensors)
 
 
 def _config(
@@ -226,12 +210,43 @@ def _check_patterns(method: LinearMethod, linears: Iterable[str], others: Iterab
         raise InputError(f"pattern {pattern!r} matches no linear module", where=key, fix=fix)
 
 
-def _check_schemes(
+def _unfit(
+    method: LinearMethod,
+    schemes: Mapping[str, Scheme],
+    shapes: Mapping[str, tuple[int, int]],
+    default: Scheme,
+) -> dict[str, str]:
+    """Why a linear can't have the recipe's scheme, by name; its fused siblings stay with it.
+
+    Raises InputError where the recipe gave the linear a scheme of its own, where it wants no
+    exceptions, and where they would be more than half of the weights.
+    """
+    failed = _misfits(method.format, schemes, shapes, default)
+    if not failed:
+        return {}
+    asked = any(schemes[name] != default for name in failed)
+    most = 2 * _weights(failed, shapes) > _weights(schemes, shapes)
+    if asked or most or method.unfit == "refuse":
+        raise _together(failed, len(schemes))
+    reasons = {name: error.what for name, error in failed.items()}
+    for siblings in fused(schemes):
+        if first := next((name for name in siblings if name in failed), None):
+            leaf = first.rpartition(".")[2]
+            reason = f"engines load it as one matrix with {leaf}, which stays as it is"
+            reasons |= {name: reason for name in siblings if name not in reasons}
+    return reasons
+
+
+def _weights(names: Iterable[str], shapes: Mapping[str, tuple[int, int]]) -> int:
+    return sum(shapes[name][0] * shapes[name][1] for name in names)
+
+
+def _misfits(
     format_name: str,
     schemes: Mapping[str, Scheme],
     shapes: Mapping[str, tuple[int, int]],
     default: Scheme,
-) -> None:
+) -> dict[str, InputError]:
     failed: dict[str, InputError] = {}
     for name, scheme in schemes.items():
         try:
@@ -244,16 +259,40 @@ def _check_schemes(
             FORMATS[format_name].check_scheme(name, shapes[name], scheme, default)
         except InputError as error:
             failed[name] = error
-    if not failed:
-        return
-    # One error for all linears that have the same, or the user would meet them one at a time.
+    return failed
+
+
+def _together(failed: Mapping[str, InputError], count: int) -> InputError:
+    """One error for all linears that have the same, or the user would meet them one at a time."""
     first = next(iter(failed.values()))
     alike = [name for name, error in failed.items() if error.what == first.what]
-    if 1 < len(alike) < len(schemes):
-        globs = ", ".join(dict.fromkeys(_INDEX.sub(".*.", name) for name in alike))
+    if 1 < len(alike) < count:
+        globs = ", ".join(dict.fromkeys(starred(name) for name in alike))
         fix = " ".join(filter(None, (first.fix, f"The same holds for {globs}.")))
         first = InputError(first.what, where=first.where, fix=fix)
-    raise first
+    return first
+
+
+def _check_share(skeleton: Skeleton, shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Raise InputError where most weights of the layers are in no linears."""
+    prefix = skeleton.prefix + "."
+    others = {
+        name: value.numel()
+        for name, value in skeleton.model.named_parameters()
+        if name.startswith(prefix)
+        and name.removesuffix(".weight") not in shapes
+        and value.dim() > 1
+    }
+    inside = [name for name in shapes if name.startswith(prefix)]
+    if sum(others.values()) <= _weights(inside, shapes):
+        return
+    largest = max(others, key=others.__getitem__)
+    holder = skeleton.model.get_submodule(largest.rpartition(".")[0])
+    raise InputError(
+        f"most weights of the layers of {type(skeleton.model).__name__} are in no linears, such as "
+        f"{starred(largest)} ({type(holder).__name__}), and would stay as they are",
+        subject=str(skeleton.directory),
+    )
 
 
 def _check_fused(schemes: Mapping[str, Scheme], names: Iterable[str]) -> None:

@@ -7,7 +7,7 @@ dates, timings and the machine are in run.json, outside every digest.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Discriminator, Tag
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 MANIFEST = "quantkit.json"
 RUN = "run.json"
 SCHEMA = 1
+# What manifests of earlier versions lack.
+_LATER = ("tensors", "kept")
 MERGE = "merge"  # the method of a merged checkpoint
 
 
@@ -90,6 +92,8 @@ class LayerReport:
     weighted_error: the latter, with every input feature weighted by its importance.
     damping: gptq's; None where the Hessian couldn't be factorized and the codes are the nearest.
     scaled: whether awq or smoothquant rescaled the linear's input.
+    tokens: how many calibration tokens were routed to the expert whose linear it is; all_tokens:
+    whether they were too few, so that the linear was measured on all tokens instead.
     """
 
     name: str
@@ -99,6 +103,8 @@ class LayerReport:
     weighted_error: float | None = None
     damping: float | None = None
     scaled: bool | None = None
+    tokens: int | None = None
+    all_tokens: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
         return _without_none(_json(self))
@@ -121,6 +127,28 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class Fate:
+    """Tensors of the checkpoint that the same became of. names: with a star for each number."""
+
+    count: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Fates:
+    """What became of every tensor of the checkpoint.
+
+    rescaled: kept, but multiplied by a scale; copied: kept byte for byte; unused: kept so too, and
+    not needed for text (towers for images, heads for more than one token).
+    """
+
+    quantized: Fate
+    rescaled: Fate
+    copied: Fate
+    unused: Fate
+
+
+@dataclass(frozen=True)
 class FileRecord:
     """A file of an artifact."""
 
@@ -134,7 +162,9 @@ class QuantizedManifest:
 
     quantkit: the version that made it; calibration: None where the method needs none;
     parameters: weights of the model; weights_bytes: size of the weight files; libraries: their
-    versions; files: all but run.json and the manifest itself.
+    versions; files: all but run.json and the manifest itself; tensors: what became of the
+    checkpoint's, None for GGUF; kept: why linears that the recipe doesn't leave out weren't
+    quantized, by name.
     """
 
     schema: ClassVar[int] = SCHEMA
@@ -153,11 +183,13 @@ class QuantizedManifest:
     summary: Summary
     libraries: dict[str, str]
     files: dict[str, FileRecord]
+    tensors: Fates | None = None
+    kept: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "schema": self.schema,
-            **_json(self),
+            **{name: value for name, value in _json(self).items() if name not in _LATER or value},
             "calibration": self.calibration.to_json() if self.calibration else None,
             "layers": [layer.to_json() for layer in self.layers],
             "summary": self.summary.to_json(),

@@ -25,6 +25,93 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "phi3": {"num_key_value_heads": 2, "pad_token_id": 0},
     "olmo2": {"num_key_value_heads": 2},
 }
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4},
+    "qwen3_moe": {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+    },
+    "gpt_oss": {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "glm4_moe": {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1,
+        "n_group": 1,
+        "topk_group": 1,
+    },
+    "granitemoe": {"num_key_value_heads": 2, "num_local_experts": 4},
+    "llama4_text": {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "num_local_experts": 4,
+        "intermediate_size_mlp": 96,
+    },
+    "nemotron_h": {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "moe_shared_expert_intermediate_size": 32,
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "ssm_state_size": 16,
+        "n_groups": 1,
+        "layers_block_type": ["mamba", "attention", "moe"],
+    },
+}
+# Multimodal models: the texts' and the images' part of the config.
+_TEXT = {**COMMON, "num_key_value_heads": 2, "head_dim": 16, "num_hidden_layers": 2}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+_GATES = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+_QWEN_VISION = {
+    "depth": 2,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+    "deepstack_visual_indexes": [0],
+}
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+WRAPPERS: dict[str, dict[str, Any]] = {
+    "qwen3_5": {"text_config": {**_TEXT, **_GATES}, "vision_config": _QWEN_VISION},
+    "qwen3_5_moe": {
+        "text_config": {**_TEXT, **_GATES, **_EXPERTS, "shared_expert_intermediate_size": 32},
+        "vision_config": _QWEN_VISION,
+    },
+    "qwen3_vl_moe": {
+        "text_config": {**_TEXT, **_EXPERTS, "rope_parameters": _ROPE},
+        "vision_config": _QWEN_VISION,
+    },
+    "mistral3": {"text_config": {**_TEXT, "model_type": "mistral"}, "vision_config": _VISION},
+    "internvl": {"text_config": {**_TEXT, "model_type": "qwen2"}, "vision_config": _VISION},
+    "smolvlm": {"text_config": {**_TEXT, "model_type": "llama"}, "vision_config": _VISION},
+}
 
 
 class Tiny(Protocol):
@@ -37,16 +124,19 @@ class Tiny(Protocol):
 
 def build(model_type: str, directory: Path, *, dtype: torch.dtype, **changes: object) -> Path:
     """Save a tiny random model of ``model_type`` to ``directory``."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        model_type, **{**COMMON, **ARCHITECTURES.get(model_type, {}), **changes}
-    )
+    wrapper = WRAPPERS.get(model_type)
+    settings = wrapper or {**COMMON, **(ARCHITECTURES | MIXTURES).get(model_type, {})}
+    config = AutoConfig.for_model(model_type, **{**settings, **changes})
     config.dtype = dtype
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    kind = AutoModelForImageTextToText if wrapper else AutoModelForCausalLM
+    model = kind.from_config(config, dtype=dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if not parameter.isfinite().all():  # some are made of whatever memory held
+                parameter.copy_(torch.randn_like(parameter) * 0.05)
             if "norm" in name:  # norms of exactly one would hide mistakes in folding
                 parameter.add_(torch.rand_like(parameter) * 0.5)
     model.save_pretrained(directory)

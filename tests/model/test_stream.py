@@ -6,7 +6,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from quantkit.base.errors import InputError
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
@@ -48,9 +47,3 @@ def test_only_one_block_is_in_memory(tiny: Tiny) -> None:
         real = {n for n, p in stream.skeleton.model.named_parameters() if not p.is_meta}
         assert real and all(name.startswith("model.layers.1.") for name in real)
     assert all(p.is_meta for p in stream.skeleton.model.parameters())
-
-
-def test_experts_are_refused_by_name(tiny: Tiny) -> None:
-    directory = tiny("mixtral", num_local_experts=2, num_key_value_heads=2)
-    with pytest.raises(InputError, match=r"mixture of experts \(mixtral"):
-        Skeleton(Checkpoint(directory))

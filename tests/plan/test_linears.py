@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
@@ -13,7 +12,8 @@ from quantkit.methods.grids import Grid
 from quantkit.methods.method import Override
 from quantkit.methods.rtn import Rtn
 from quantkit.model.skeleton import Skeleton
-from quantkit.plan.linears import LinearPlan, plan_linears, widest_globs
+from quantkit.plan.candidates import widest_globs
+from quantkit.plan.linears import LinearPlan, plan_linears
 from tests.helpers.tiny import Tiny
 
 
@@ -71,24 +71,20 @@ def test_what_cannot_be_is_refused(tiny: Tiny, override: Override, message: str)
         plan(tiny, override)
 
 
-def test_a_tower_outside_the_layers_is_named_by_one_glob(tiny: Tiny) -> None:
+def test_a_tower_outside_the_layers_stays_and_is_named_by_one_glob(tiny: Tiny) -> None:
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
     text = {**sizes, "vocab_size": 96, "num_attention_heads": 2, "num_key_value_heads": 1}
     vision = {**sizes, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
     directory = tiny("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
     checkpoint = Checkpoint(directory)
-    skeleton = Skeleton(checkpoint)
-
-    def planned(ignore: list[str]) -> LinearPlan:
-        settings = {"bits": 4, "group_size": 32, "symmetric": True, "format": "gptq"}
-        method = Rtn.model_validate({"method": "rtn", **settings, "ignore": ignore})
-        return plan_linears(method, skeleton, checkpoint)
-
-    with pytest.raises(InputError, match="and 14 other linears are outside") as caught:
-        planned(["lm_head"])
-    advice = str(caught.value.fix).removeprefix("Set quantize.ignore to ").removesuffix(".")
-    assert json.loads(advice) == ["lm_head", "model.vision_tower.*"]
-    assert len(planned(json.loads(advice)).schemes) == 2 * 7
+    settings = {"bits": 4, "group_size": 32, "symmetric": True, "format": "gptq"}
+    method = Rtn.model_validate({"method": "rtn", **settings})
+    planned = plan_linears(method, Skeleton(checkpoint), checkpoint)
+    assert len(planned.schemes) == 2 * 7
+    assert {tensor.name for tensor in planned.tensors} == set(checkpoint.keys())
+    (note,) = planned.notes
+    assert note == "left as it is: model.vision_tower.* (15 linears): outside the decoder layers"
+    assert set(planned.kept.values()) == {"outside the decoder layers"}
 
 
 @pytest.mark.parametrize(

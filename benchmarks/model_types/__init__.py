@@ -1,0 +1,1 @@
+"""What each model type of the installed transformers gets: docs/models.md."""

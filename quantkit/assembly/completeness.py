@@ -1,0 +1,84 @@
+"""What became of every tensor of a checkpoint, and that each one is in the artifact."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from quantkit.base.errors import QuantkitError
+from quantkit.base.names import listed, starred
+from quantkit.checkpoint.header import read_header
+from quantkit.checkpoint.reader import Checkpoint
+from quantkit.formats.registry import safetensors_formats
+from quantkit.plan.linears import LinearPlan
+from quantkit.results.manifest import Fate, Fates
+
+
+def check_complete(plan: LinearPlan, directory: Path) -> None:
+    """Compare the weight files' tensors with the plan's.
+
+    Raises QuantkitError where one is missing, stored twice, or not in the plan.
+    """
+    stored: list[str] = []
+    for file in sorted(directory.glob("*.safetensors")):
+        stored += read_header(file)
+    suffixes = safetensors_formats()[plan.format].suffixes
+    parts = {
+        f"{tensor.name.removesuffix('.weight')}.{suffix}": tensor.name
+        for tensor in plan.tensors
+        if tensor.quantized
+        for suffix in suffixes
+    }
+    found = {parts.get(name, name) for name in stored}
+    planned = {tensor.name for tensor in plan.tensors}
+    problems = [
+        f"{verb} {listed(sorted(names))}"
+        for verb, names in (
+            ("lacks", planned - found),
+            ("holds", found - planned),
+            ("holds twice", _repeated(stored)),
+        )
+        if names
+    ]
+    if problems:
+        raise QuantkitError(
+            f"{' and '.join(problems)}, against its plan, and was not finished",
+            where=str(directory),
+            fix="This is a fault of quantkit: please report it with the recipe and the model.",
+        )
+
+
+def fates(plan: LinearPlan, source: Checkpoint, rescaled: Collection[str]) -> Fates:
+    """What became of each tensor of ``source``. rescaled: keys of those multiplied by a scale.
+
+    A tensor that holds all experts counts as quantized where its parts are.
+    """
+    skeleton = plan.skeleton
+    views = skeleton.views
+    kept = {tensor.name for tensor in plan.tensors if not tensor.quantized}
+    used = {views[key].key if key in views else key for key in skeleton.names.values()}
+    used |= {key for fusion in skeleton.fusions.values() for key in fusion.keys}
+    towers = tuple(f"{name}." for name in skeleton.towers)
+    apart = {key for name, key in skeleton.names.items() if name.startswith(towers)}
+    quantized, scaled, copied, unused = [], [], [], []
+    scales = {views[key].key if key in views else key for key in rescaled}
+    for key in source.entries:
+        if key not in kept:
+            quantized.append(key)
+        elif key in scales:
+            scaled.append(key)
+        elif key in used and key not in apart:
+            copied.append(key)
+        else:
+            unused.append(key)
+    return Fates(_fate(quantized), _fate(scaled), _fate(copied), _fate(unused))
+
+
+def _fate(keys: Iterable[str]) -> Fate:
+    keys = list(keys)
+    return Fate(len(keys), tuple(dict.fromkeys(starred(key) for key in sorted(keys))))
+
+
+def _repeated(names: list[str]) -> set[str]:
+    return {name for name, count in Counter(names).items() if count > 1}
