@@ -71,6 +71,9 @@ _SIZES: dict[str, int] = {
     "hidden_size_per_layer_input": 32,
     "num_kv_shared_layers": 0,
     # older spellings
+    "decoder_layers": LAYERS,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 256,
     "n_embd": 256,
     "n_layer": LAYERS,
     "n_head": 4,

@@ -49,6 +49,7 @@ class Skeleton:
         where = str(checkpoint.directory)
         if getattr(self.config, "is_encoder_decoder", False):
             raise InputError("is an encoder-decoder; only decoders are supported", subject=where)
+        _refuse_encoder(self.config, where)
         decoder = _name_of(self.model, self.model.get_decoder())
         self.prefix, self.layers = _find_layers(self.model, decoder, where)
         self.towers = _towers(self.model, decoder)
@@ -108,6 +109,12 @@ class Skeleton:
         }
 
     @property
+    def head(self) -> str | None:
+        """The name of the output embedding; None for a model without one."""
+        head = self.model.get_output_embeddings()
+        return None if head is None else _name_of(self.model, head)
+
+    @property
     def has_experts(self) -> bool:
         """Whether some layer is a mixture of experts."""
         return any(isinstance(module, Experts) for module in self.model.modules())
@@ -119,6 +126,19 @@ class Skeleton:
     def viewed(self, source: Any) -> Any:
         """``source``, read by this model's keys where parts of its tensors have some."""
         return ViewedSource(source, self.views) if self.views else source
+
+
+def _refuse_encoder(config: Any, where: str) -> None:
+    """Raise InputError for a model that reads all tokens at once, and so predicts no next one."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    both_ways = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if both_ways and getattr(config, "is_decoder", None) is False:
+        raise InputError(
+            f"is an encoder ({config.model_type}), which predicts no next token; only decoders are "
+            "supported",
+            subject=where,
+        )
 
 
 def _name_of(model: nn.Module, module: nn.Module) -> str:

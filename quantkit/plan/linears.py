@@ -25,6 +25,10 @@ from quantkit.plan.candidates import candidates, fused, kept_notes
 from quantkit.plan.tensors import planned_tensors
 
 
+# What recipes call the output embedding, whatever its name; it is never quantized.
+_HEAD = "lm_head"
+
+
 @dataclass(frozen=True)
 class LinearPlan(Plan):
     """A plan by which linears are quantized and all other tensors are kept.
@@ -79,6 +83,8 @@ def plan_linears(method: LinearMethod, skeleton: Skeleton, checkpoint: Checkpoin
     method.check_available()
     default = _stored(method.default_scheme(), method.format)
     chosen = {name: method.scheme_of(name, default) for name in found.shapes}
+    if _HEAD in method.ignore:
+        chosen |= {name: None for name in found.shapes if name == skeleton.head}
     # What the recipe leaves out needs no other reason.
     kept = {name: why for name, why in found.kept.items() if chosen[name] is not None}
     schemes = {
@@ -201,7 +207,7 @@ def _check_patterns(method: LinearMethod, linears: Iterable[str], others: Iterab
     """
     names = list(linears)
     for key, pattern in method.patterns():
-        matched = [*names, *others] if key == "quantize.ignore" else names
+        matched = [*names, *others, _HEAD] if key == "quantize.ignore" else names
         if any(fnmatchcase(name, pattern) for name in matched):
             continue
         fix = f"Patterns are globs on full names such as {names[0]}."
