@@ -24,7 +24,6 @@ from quantkit.plan.base import Plan
 from quantkit.plan.candidates import candidates, fused, kept_notes
 from quantkit.plan.tensors import planned_tensors
 
-
 # What recipes call the output embedding, whatever its name; it is never quantized.
 _HEAD = "lm_head"
 
