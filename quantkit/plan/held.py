@@ -28,8 +28,9 @@ from quantkit.methods.grids import Grid, Quantized
 from quantkit.methods.linears import Scheme, relative_error
 from quantkit.methods.method import AffineMethod, LinearMethod
 from quantkit.plan.base import FLOATS, Plan
+from quantkit.plan.candidates import fused
 from quantkit.plan.gguf import GgufFilePlan
-from quantkit.plan.linears import LinearPlan, fused
+from quantkit.plan.linears import LinearPlan
 
 # Weights whose largest is between these are held by every scheme.
 _ORDINARY = (2.0**-8, 2.0**10)
