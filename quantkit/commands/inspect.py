@@ -22,7 +22,17 @@ from quantkit.plan.base import FLOATS, Plan, PlannedTensor
 from quantkit.results.manifest import Manifest
 
 _LONG = 16  # entries of a list in GGUF metadata; of a longer one only the length is shown
-_PROVENANCE = ("quantkit", "recipe", "source", "adapters", "calibration", "summary", "libraries")
+_PROVENANCE = (
+    "quantkit",
+    "recipe",
+    "source",
+    "adapters",
+    "calibration",
+    "summary",
+    "tensors",
+    "kept",
+    "libraries",
+)
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 

@@ -56,6 +56,8 @@ def _provenance(manifest: dict[str, object]) -> list[tuple[str, str]]:
         if key == "source" and isinstance(value, dict):
             files: dict[str, str] = value.get("files", {})
             value = ", ".join(f"{name} {digest[:12]}" for name, digest in files.items())
+        if key == "tensors" and isinstance(value, dict):
+            value = ", ".join(f"{fate['count']} {name}" for name, fate in value.items())
         if isinstance(value, dict):
             value = ", ".join(f"{k} {v}" for k, v in value.items())
         rows.append((key, _text(value)))
