@@ -55,9 +55,21 @@ class ViewedSource:
         self.source = source
         own = set(source.keys())
         self.views = {key: view for key, view in views.items() if key not in own}
-        self.directory: Path = source.directory
-        self.format: str = source.format
-        self.files: list[Path] = source.files
+
+    @property
+    def directory(self) -> Path:
+        path: Path = self.source.directory
+        return path
+
+    @property
+    def format(self) -> str:
+        name: str = self.source.format
+        return name
+
+    @property
+    def files(self) -> list[Path]:
+        paths: list[Path] = self.source.files
+        return paths
 
     def keys(self) -> Iterable[str]:
         """The source's own keys."""

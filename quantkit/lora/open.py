@@ -44,7 +44,8 @@ def adapt(
     return AdaptedCheckpoint(
         base,
         opened,
-        skeleton.names,
+        # An expert that is a part of a tensor can't be changed by itself.
+        {name: key for name, key in skeleton.names.items() if key not in skeleton.views},
         skeleton.model,
         dtype=dtype,
         base_name=model_name(model),
