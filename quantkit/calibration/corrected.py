@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantkit.base.errors import InputError
 from quantkit.base.parallel import return_free_blocks
 from quantkit.calibration.activations import HiddenStates, Snapshot
 from quantkit.calibration.needs import Needs
@@ -35,6 +36,7 @@ from quantkit.calibration.replay import Replay
 from quantkit.calibration.statistics import Diagonal, Drift, Gram, InputStatistics, Meter
 from quantkit.calibration.text import Rows
 from quantkit.model.stream import Stream
+from quantkit.model.stubs import hands_on
 
 
 class _Reached(Exception):
@@ -73,6 +75,13 @@ class CorrectedPass(CalibrationPass):
         store: Callable[[str], HiddenStates] = lambda name: HiddenStates(name=name),
     ) -> None:
         super().__init__(stream, rows, needs, hidden=hidden)
+        if any(hands_on(batch.calls) for batch in self._batches):
+            raise InputError(
+                f"the layers of {type(stream.skeleton.model).__name__} hand each other more than "
+                "hidden states, which two models side by side would mix up",
+                where="quantize.propagate",
+                fix="Set it to original or quantized.",
+            )
         self._drifted = HiddenStates(name="drifted") if drifted is None else drifted
         self._store = store
         self._drifted_snapshot: Snapshot | None = None

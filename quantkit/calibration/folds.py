@@ -9,7 +9,7 @@ before o_proj, up_proj before down_proj).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -232,8 +232,10 @@ def _to_float(value: Any) -> Any:
     """A layer's arguments with their floats in float32: masks, rotary embeddings, not positions."""
     if isinstance(value, Tensor):
         return value.float() if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {key: _to_float(item) for key, item in value.items()}
+    if isinstance(value, MutableMapping):  # a copy: a probe must not change what layers share
+        result = copy.copy(value)
+        result.update({key: _to_float(item) for key, item in value.items()})
+        return result
     if isinstance(value, (list, tuple)):
         return type(value)(_to_float(item) for item in value)
     return value

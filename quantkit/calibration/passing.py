@@ -33,6 +33,7 @@ from quantkit.calibration.routing import (
 from quantkit.calibration.statistics import InputStatistics, Meter, new_moment
 from quantkit.calibration.text import Rows
 from quantkit.model.stream import Batch, Stream
+from quantkit.model.stubs import hands_on
 
 TOKENS_PER_BATCH = 1024
 _PROBE_TOKENS = 64
@@ -161,6 +162,9 @@ class CalibrationPass:
 
     def restore(self, state: CalibrationState) -> bool:
         """Continue after the block of ``state``; False where its files are missing or damaged."""
+        # What layers handed on beside the hidden states is gone: all of them must run again.
+        if any(hands_on(batch.calls) for batch in self._batches):
+            return False
         # With cached statistics and without folds there are no rows, and so no hidden states.
         if self._batches and (state.hidden is None or not self._hidden.restore(state.hidden)):
             return False

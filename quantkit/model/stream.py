@@ -30,7 +30,7 @@ from quantkit.checkpoint.weights import TensorSource
 from quantkit.model.parameters import Parameters
 from quantkit.model.refusals import running
 from quantkit.model.skeleton import Skeleton
-from quantkit.model.stubs import Call, Stop, Stubs, same_arguments
+from quantkit.model.stubs import Call, Stop, Stubs, hands_on, same_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,7 +86,7 @@ class Stream:
             for ids in rows.to(self.device).split(batch_size):
                 with torch.inference_mode(), self._parameters.embedding_of(ids, read_embedding):
                     hidden, calls = self._stubs.record(ids)
-                if first and same_arguments(calls, first):
+                if first and not hands_on(calls) and same_arguments(calls, first):
                     calls = first  # nearly always so: one copy of masks and rotations is kept
                 first = first or calls
                 yield Batch(ids, hidden, calls)

@@ -7,7 +7,7 @@ the place of every layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,8 @@ class Call:
     kwargs: dict[str, Any]
 
 
+# Arguments that a layer can't put anything into, tuples of them aside.
+_FIXED = (Tensor, bool, int, float, str, torch.dtype, torch.device)
 # What layers return beside the hidden states: nothing at all, or a tuple with so many things more.
 _BESIDE = (None, 0, 1, 2)
 # What a model's own code raises where a layer's output isn't what it expects.
@@ -164,6 +166,18 @@ def forward_as(module: nn.Module, function: Forward) -> Iterator[None]:
         yield
     finally:
         module.__dict__.pop("forward", None)
+
+
+def hands_on(calls: Iterable[Call]) -> bool:
+    """Whether layers may hand each other more than hidden states: by something in their arguments
+    that one can put things into and another take them from, such as shared keys and values."""
+    return not all(_fixed((call.args, tuple(call.kwargs.values()))) for call in calls)
+
+
+def _fixed(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_fixed, value))
+    return value is None or isinstance(value, _FIXED)
 
 
 def same_arguments(one: Any, other: Any) -> bool:

@@ -192,3 +192,15 @@ def test_linears_that_do_not_fit_stay_and_are_named(tiny: Tiny, tmp_path: Path) 
         dry_run(recipe(tmp_path, "rtn", format="gptq", unfit="refuse"), model=model)
     with pytest.raises(InputError, match="group size 48 doesn't divide"):
         dry_run(recipe(tmp_path, "rtn", format="gptq", group_size=48), model=model)
+
+
+def test_layers_that_hand_on_keys_and_values(tiny: Tiny, tmp_path: Path) -> None:
+    model = copied(tiny("gemma4_text"), tmp_path / "model")
+    for method, format in (("awq", "awq"), ("gptq", "compressed-tensors")):
+        how = recipe(tmp_path, method, format=format, symmetric=format != "awq", group_size=16)
+        out = tmp_path / method
+        manifest = quantize(how, model=model, out=out, cache=False, device="cpu")
+        assert len(manifest.layers) >= 4 * 5 and max(layer.error for layer in manifest.layers) < 0.1
+    corrected = recipe(tmp_path, "gptq", format="gptq", propagate="corrected", group_size=16)
+    with pytest.raises(InputError, match="hand each other more than hidden states"):
+        quantize(corrected, model=model, out=tmp_path / "out", cache=False, device="cpu")

@@ -25,6 +25,20 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "phi3": {"num_key_value_heads": 2, "pad_token_id": 0},
     "olmo2": {"num_key_value_heads": 2},
 }
+# Layers that hand each other keys and values.
+SHARING: dict[str, dict[str, Any]] = {
+    "gemma4_text": {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "global_head_dim": 16,
+        "num_hidden_layers": 4,
+        "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 16,
+        "vocab_size_per_layer_input": 96,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "sliding_window": 8,
+    },
+}
 MIXTURES: dict[str, dict[str, Any]] = {
     "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4},
     "qwen3_moe": {
@@ -128,7 +142,7 @@ def build(model_type: str, directory: Path, *, dtype: torch.dtype, **changes: ob
 
     torch.manual_seed(0)
     wrapper = WRAPPERS.get(model_type)
-    settings = wrapper or {**COMMON, **(ARCHITECTURES | MIXTURES).get(model_type, {})}
+    settings = wrapper or {**COMMON, **(ARCHITECTURES | MIXTURES | SHARING).get(model_type, {})}
     config = AutoConfig.for_model(model_type, **{**settings, **changes})
     config.dtype = dtype
     kind = AutoModelForImageTextToText if wrapper else AutoModelForCausalLM

@@ -17,7 +17,7 @@ from quantkit.model.experts import Experts, prove
 from quantkit.model.rehearsal import linears_that_run
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream, slices
-from tests.helpers.tiny import MIXTURES, WRAPPERS, Tiny
+from tests.helpers.tiny import MIXTURES, SHARING, WRAPPERS, Tiny
 
 
 def whole(directory: Path) -> Any:
@@ -40,7 +40,7 @@ def streamed(directory: Path, rows: torch.Tensor) -> torch.Tensor:
         return torch.cat([torch.cat([logits(b, part) for part in parts], -1) for b in batches])
 
 
-@pytest.mark.parametrize("model_type", [*MIXTURES, *WRAPPERS])
+@pytest.mark.parametrize("model_type", [*MIXTURES, *WRAPPERS, *SHARING])
 def test_streamed_logits_are_those_of_transformers(model_type: str, tiny: Tiny) -> None:
     directory = tiny(model_type)
     rows = torch.randint(3, 90, (4, 24), generator=torch.Generator().manual_seed(0))
@@ -120,3 +120,12 @@ def test_code_of_a_checkpoint_is_not_run(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("raise SystemExit('it ran')")
     with pytest.raises(InputError, match="runs no code from checkpoints"):
         Skeleton(Checkpoint(tmp_path))
+
+
+def test_what_layers_share_belongs_to_one_batch(tiny: Tiny) -> None:
+    """Equal batches keep one copy of their arguments, but not of what layers put things into."""
+    for model_type, shared in (("gemma4_text", False), ("qwen3_moe", True)):
+        checkpoint = Checkpoint(tiny(model_type))
+        stream = Stream(Skeleton(checkpoint), checkpoint, torch.device("cpu"))
+        first, second = stream.begin(torch.arange(12).repeat(2, 1), 1)
+        assert (first.calls is second.calls) == shared
