@@ -134,7 +134,7 @@ class _Probe:
         handles = [
             module.register_forward_hook(self._append(name))
             for name, module in self.block.named_modules()
-            if name and getattr(module, "weight", None) is not None
+            if name and isinstance(getattr(module, "weight", None), nn.Parameter)
         ]
         self.reference = self._run()
         for handle in handles:

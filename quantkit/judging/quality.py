@@ -41,6 +41,7 @@ from quantkit.judging.regression import answer_cases, judge_answers
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.model.device import resolve_device
 from quantkit.model.limits import Limits
+from quantkit.model.rehearsal import rehearse
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
 from quantkit.recipes.suite import LoadedSuite
@@ -144,6 +145,7 @@ class _Judge:
                 fix="Pass the BF16 checkpoint that the artifact was made from.",
             )
         skeleton = Skeleton(checkpoint)
+        rehearse(skeleton)
         limits = Limits.of(skeleton, checkpoint)
         tokenizer = load_tokenizer(checkpoint.tokenizer)
         rows = held_out_rows(loaded, limits, tokenizer)

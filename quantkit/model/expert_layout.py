@@ -42,6 +42,7 @@ def separate(
     stacks = {leaf: value for leaf, value in parameters.items() if _is_stack(value)}
     others = set(parameters) - set(stacks) - {f"{leaf}_bias" for leaf in stacks}
     others |= {child for child, part in module.named_children() if list(part.parameters())}
+    others |= set(stacks) - {*FIRST, LAST}
     if extra := others - {_NORM}:
         raise unknown(module, f"{', '.join(sorted(extra))} besides its weights", where)
     layout = _Layout(name, module, match, checkpoint, stacks[LAST].shape[0], where)
@@ -95,6 +96,8 @@ class _Layout:
         parts = self._parts(leaf, outputs)
         if name not in self.match.names:  # an artifact's, which has experts apart
             key = self.match.separate
+            if any(f"{self.name}.0.{part}.weight" not in key for part, _ in parts):
+                raise unknown(self.module, f"no {name} in the checkpoint", self.where)
             return [
                 [
                     Piece(part, rows, View(key[f"{self.name}.{number}.{part}.weight"]))

@@ -73,12 +73,20 @@ class Limits:
 def fixed_positions(model: Any) -> int | None:
     """How many positions a model of transformers has a table of; None where it has no table."""
     # A tower for images has a table of its own, for its patches.
-    parts = model.get_decoder().named_modules()
+    decoder = model.get_decoder()
+    towers = tuple(f"{n}." for n, part in decoder.named_modules() if n and _is_model(part))
+    parts = [(n, part) for n, part in decoder.named_modules() if not f"{n}.".startswith(towers)]
     tables = [rows for name, part in parts if (rows := _table(name, part))]
     config = model.config.get_text_config()
     # MPT has its biases for that many positions, whatever it is asked.
     tables += [config.max_seq_len] if config.model_type == "mpt" else []
     return min(tables, default=None)
+
+
+def _is_model(module: nn.Module) -> bool:
+    from transformers import PreTrainedModel
+
+    return isinstance(module, PreTrainedModel)
 
 
 def check_length(length: int, limits: Limits, section: str) -> None:

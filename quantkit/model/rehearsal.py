@@ -1,13 +1,14 @@
 """A model's layers run once without its weights, to see that they can be and what they run.
 
-Every parameter is a zero that is shown as a whole tensor, so that this takes neither a checkpoint's
-bytes nor memory, and a plan can refuse what the work couldn't do.
+Every parameter is a small random matrix whose rows overlap in memory, so that this takes neither a
+checkpoint's bytes nor memory of the model's size, and a plan can refuse what the work couldn't do.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -16,69 +17,128 @@ from torch import Tensor, nn
 from quantkit.base.errors import InputError
 from quantkit.model.refusals import running
 from quantkit.model.skeleton import Skeleton
-from quantkit.model.stubs import FAILURES, Call, Stubs
+from quantkit.model.stubs import Stop, Stubs
 
 _TOKENS = 8
+_OF_A_KIND = 2  # layers of the same parameters that are run; the others pass hidden states on
+_TOLERANCE = 1e-2  # of the largest hidden state: a layer that is left out changes far more
 
 
 @torch.inference_mode()
-def linears_that_run(skeleton: Skeleton) -> set[str]:
+def rehearse(skeleton: Skeleton) -> set[str]:
     """Full names of the layers' linears that are called when text runs through the model.
 
     A model may use a linear's weight without calling it, as state-space layers do with dt_proj.
     Layers whose parameters have the same names and shapes are taken to be alike. Raises InputError
-    where the layers can't be run one by one.
+    where transformers can't run the model, and where its layers, run one by one, don't give what
+    the model itself computes.
     """
-    ran: set[str] = set()
+    model = skeleton.model
     ids = torch.arange(_TOKENS)[None] % skeleton.config.get_text_config().vocab_size
-    with _zeros(skeleton.model, skeleton.towers):
-        hidden, calls = Stubs(skeleton).record(ids)
-        try:
-            _run(skeleton, hidden, calls, ran, every=False)
-        except FAILURES:
-            # A layer may read what an earlier one has left behind.
-            with running(skeleton.model, skeleton.directory):
-                _run(skeleton, hidden, calls, ran, every=True)
-    return ran
-
-
-def _run(
-    skeleton: Skeleton, hidden: Tensor, calls: list[Call], ran: set[str], *, every: bool
-) -> None:
-    known: dict[Any, list[str]] = {}
-    for index, (layer, call) in enumerate(zip(skeleton.layers, calls, strict=True)):
-        prefix = skeleton.layer_name(index) + "."
-        kind = tuple((name, value.shape) for name, value in layer.named_parameters())
-        if kind not in known or every:
-            called: list[str] = []
+    if model.get_output_embeddings() is None:
+        raise InputError(
+            f"{type(model).__name__} has no output embedding", where=str(skeleton.directory)
+        )
+    kinds = _kinds(skeleton)
+    chosen = _chosen(kinds)
+    stubs = Stubs(skeleton)
+    with _random(model, skeleton.towers), running(model, skeleton.directory):
+        hidden, calls = stubs.record(ids)
+        expected = _reads(lambda project: stubs.run_some(ids, chosen, project))
+        called: dict[Any, set[str]] = {}
+        for index, (layer, call) in enumerate(zip(skeleton.layers, calls, strict=True)):
+            if index not in chosen:
+                continue
+            with _noted(skeleton, index) as names:
+                made = layer(hidden, *call.args, **call.kwargs)
+            hidden = _hidden(skeleton, index, made, hidden)
+            called[kinds[index]] = called.get(kinds[index], set()) | names
+        last = hidden
+        given = _reads(lambda project: stubs.finish(ids, last, project))
+        _compare(skeleton, expected, given)
+        # Experts that no token was routed to haven't run yet.
+        for index in [i for i in chosen if skeleton.experts(i)]:
+            call = calls[index]
             with ExitStack() as stack:
-                for name, linear in skeleton.linears(index).items():
-                    hook = linear.register_forward_pre_hook(_note(called, name))
-                    stack.callback(hook.remove)
                 for experts in skeleton.experts(index).values():
                     stack.enter_context(experts.all_tokens())
-                _check(skeleton, index, layer(hidden, *call.args, **call.kwargs), hidden)
-            known[kind] = called
-        ran.update(prefix + name for name in known[kind])
+                with _noted(skeleton, index) as names:
+                    skeleton.layers[index](hidden, *call.args, **call.kwargs)
+            called[kinds[index]] |= names
+    return {
+        f"{skeleton.layer_name(index)}.{name}"
+        for index, kind in enumerate(kinds)
+        for name in called[kind]
+    }
 
 
-def _note(called: list[str], name: str) -> Callable[..., None]:
-    return lambda *_: called.append(name)
+def _kinds(skeleton: Skeleton) -> list[Any]:
+    """The names and shapes of each layer's parameters."""
+    return [
+        tuple((name, value.shape) for name, value in layer.named_parameters())
+        for layer in skeleton.layers
+    ]
 
 
-def _check(skeleton: Skeleton, index: int, output: Any, hidden: Tensor) -> None:
-    made = output[0] if isinstance(output, tuple) else output
-    if not isinstance(made, Tensor) or made.shape != hidden.shape:
+def _chosen(kinds: list[Any]) -> list[int]:
+    """The numbers of the first layers of each kind."""
+    return [n for n, kind in enumerate(kinds) if kinds[:n].count(kind) < _OF_A_KIND]
+
+
+def _reads(run: Callable[[Callable[[Tensor], Tensor]], Any]) -> Tensor:
+    """What the output embedding reads in ``run``, which gets the function to put in its place."""
+    seen: list[Tensor] = []
+
+    def project(hidden: Tensor) -> Tensor:
+        seen.append(hidden)
+        raise Stop
+
+    with suppress(Stop):
+        run(project)
+    return seen[0]
+
+
+def _compare(skeleton: Skeleton, expected: Tensor, given: Tensor) -> None:
+    near = expected.shape == given.shape and bool(
+        (expected - given).abs().max() <= _TOLERANCE * expected.abs().max()
+    )
+    if not near:
         raise InputError(
-            f"{skeleton.layer_name(index)} ({type(skeleton.layers[index]).__name__}) doesn't give "
-            "hidden states, so the layers can't be run one by one",
+            f"the layers of {type(skeleton.model).__name__}, run one by one, don't give what the "
+            "model computes: more passes between them than hidden states",
             where=str(skeleton.directory),
         )
 
 
 @contextmanager
-def _zeros(model: nn.Module, towers: tuple[str, ...]) -> Iterator[None]:
-    """Let all parameters but those of ``towers`` be zeros that take no memory."""
+def _noted(skeleton: Skeleton, index: int) -> Iterator[set[str]]:
+    """The names of the linears of a layer that are called meanwhile."""
+    called: set[str] = set()
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *_: called.add(name)
+
+    with ExitStack() as stack:
+        for name, linear in skeleton.linears(index).items():
+            stack.callback(linear.register_forward_pre_hook(note(name)).remove)
+        yield called
+
+
+def _hidden(skeleton: Skeleton, index: int, output: Any, before: Tensor) -> Tensor:
+    made = output[0] if isinstance(output, tuple) else output
+    if not isinstance(made, Tensor) or made.shape != before.shape:
+        raise InputError(
+            f"{skeleton.layer_name(index)} ({type(skeleton.layers[index]).__name__}) doesn't give "
+            "hidden states, so the layers can't be run one by one",
+            where=str(skeleton.directory),
+        )
+    return made
+
+
+@contextmanager
+def _random(model: nn.Module, towers: tuple[str, ...]) -> Iterator[None]:
+    """Let all parameters but those of ``towers`` be random ones that take little memory."""
+    generator = torch.Generator().manual_seed(0)
     apart = tuple(f"{name}." for name in towers)
     kept: list[tuple[dict[str, Any], str, Any]] = []
     try:
@@ -88,13 +148,26 @@ def _zeros(model: nn.Module, towers: tuple[str, ...]) -> Iterator[None]:
             for leaf, value in module._parameters.items():
                 if value is not None:
                     kept.append((module._parameters, leaf, value))
-                    zero = torch.zeros((), dtype=value.dtype).expand(value.shape)
-                    module._parameters[leaf] = nn.Parameter(zero, requires_grad=False)
-            for leaf, value in module._buffers.items():
-                if value is not None and value.is_meta:
-                    kept.append((module._buffers, leaf, value))
-                    module._buffers[leaf] = torch.zeros(value.shape, dtype=value.dtype)
+                    small = _overlapping(value, generator)
+                    module._parameters[leaf] = nn.Parameter(small, requires_grad=False)
+            for leaf, buffer in module._buffers.items():
+                if buffer is not None and buffer.is_meta:
+                    kept.append((module._buffers, leaf, buffer))
+                    module._buffers[leaf] = torch.zeros(buffer.shape, dtype=buffer.dtype)
         yield
     finally:
         for place, leaf, value in kept:
             place[leaf] = value
+
+
+def _overlapping(value: Tensor, generator: torch.Generator) -> Tensor:
+    """Random values of the shape and dtype of ``value``: element (i, j, …) is number i + j + … of
+    a row of so many."""
+    if not value.is_floating_point():
+        return torch.zeros(value.shape, dtype=value.dtype)
+    length = max(1, sum(value.shape) - value.dim() + 1)
+    numbers = torch.randn(length, generator=generator)
+    if value.dim() < 2:  # of norms and biases
+        return (1 + numbers[: value.numel()] / 8).to(value.dtype).view(value.shape)
+    numbers = (numbers / math.sqrt(value.shape[-1])).to(value.dtype)
+    return numbers.as_strided(value.shape, [1] * value.dim())

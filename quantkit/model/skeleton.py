@@ -93,11 +93,14 @@ class Skeleton:
         return f"{self.prefix}.{index}"
 
     def linears(self, index: int) -> dict[str, nn.Linear]:
-        """The linears of one layer by their name within it, in the order of their definition."""
+        """The linears of one layer by their name within it, in the order of their definition.
+
+        A router may be a kind of linear that returns more than a product; it isn't among them.
+        """
         return {
             name: module
             for name, module in self.layers[index].named_modules()
-            if isinstance(module, nn.Linear)
+            if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
         }
 
     def experts(self, index: int) -> dict[str, Experts]:

@@ -7,7 +7,7 @@ the place of every layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -89,6 +89,25 @@ class Stubs:
             where=str(self._directory),
         )
 
+    def run_some(
+        self, ids: Tensor, chosen: Collection[int], project: Callable[[Tensor], Tensor]
+    ) -> None:
+        """The model's own forward for ``ids`` (rows, tokens), with ``project`` in the place of its
+        output embedding. Only the layers of these numbers compute; the others pass on what they
+        get. ``record`` comes first, which learns how.
+        """
+
+        def stub(index: int) -> Forward | None:
+            passing = lambda hidden, *args, **kwargs: self._output(hidden)  # noqa: E731
+            return None if index in chosen else passing
+
+        with (
+            self._replaced(stub, ids.device),
+            forward_as(self._model.get_output_embeddings(), project),
+            running(self._model, self._directory),
+        ):
+            self._model(input_ids=ids, use_cache=False)
+
     def finish(self, ids: Tensor, hidden: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
         """The model's logits for what its layers made of ``ids``, with ``project`` in the place
         of its output embedding."""
@@ -129,10 +148,14 @@ class Stubs:
         return hidden if self._beside is None else (hidden, *[None] * self._beside)
 
     @contextmanager
-    def _replaced(self, stub: Callable[[int], Forward], device: torch.device) -> Iterator[None]:
+    def _replaced(
+        self, stub: Callable[[int], Forward | None], device: torch.device
+    ) -> Iterator[None]:
+        """Give every layer the forward that ``stub`` has for its number; its own for None."""
         try:
             for index, layer in enumerate(self._layers):
-                layer.forward = stub(index)
+                if (forward := stub(index)) is not None:
+                    layer.forward = forward
             with _says_device(device):
                 yield
         finally:

@@ -10,7 +10,7 @@ import torch
 
 from quantkit.base.names import starred
 from quantkit.model.experts import Experts
-from quantkit.model.rehearsal import linears_that_run
+from quantkit.model.rehearsal import rehearse
 from quantkit.model.skeleton import Skeleton
 
 # Engines load each of these as one matrix, so its parts must share one scheme.
@@ -40,7 +40,12 @@ def candidates(skeleton: Skeleton) -> Candidates:
     }
     readers = Counter(skeleton.names.values())
     routers = set(_routers(skeleton))
-    ran = linears_that_run(skeleton)
+    ran = rehearse(skeleton)
+    plain = {
+        f"{skeleton.layer_name(index)}.{name}"
+        for index in range(len(skeleton.layers))
+        for name in skeleton.linears(index)
+    }
     kept: dict[str, str] = {}
     for name in shapes:
         weight = f"{name}.weight"
@@ -52,6 +57,8 @@ def candidates(skeleton: Skeleton) -> Candidates:
             kept[name] = "several layers share its weight"
         elif name in routers:
             kept[name] = "it decides how much experts count for"
+        elif name not in plain:
+            kept[name] = "it computes more than a linear does"
         elif name not in ran:
             kept[name] = "the model uses its weight without running it as a linear"
     return Candidates(shapes, kept)

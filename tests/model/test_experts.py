@@ -14,7 +14,7 @@ from quantkit.base.errors import InputError
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.model.expert_layout import holds_experts
 from quantkit.model.experts import Experts, prove
-from quantkit.model.rehearsal import linears_that_run
+from quantkit.model.rehearsal import rehearse
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream, slices
 from tests.helpers.tiny import MIXTURES, SHARING, WRAPPERS, Tiny
@@ -61,7 +61,7 @@ def test_every_expert_has_linears_of_its_own(model_type: str, tiny: Tiny) -> Non
         assert source.read(skeleton.key(name)).shape == parameter.shape
     linears = {name for index in range(3) for name in skeleton.linears(index)}
     assert sum(name.endswith("3.down_proj") or name.endswith("3.w2") for name in linears) == 1
-    assert linears_that_run(skeleton) >= {
+    assert rehearse(skeleton) >= {
         f"{skeleton.layer_name(2)}.{name}" for name in skeleton.linears(2) if ".experts." in name
     }
 
@@ -102,6 +102,22 @@ def test_all_tokens_can_be_seen_without_changing_what_comes_out(tiny: Tiny) -> N
             assert not torch.equal(mixture(hidden, index, weights), expected)
         hook.remove()
         assert torch.equal(mixture(hidden, index, weights), expected)
+
+
+def test_layers_that_a_model_runs_more_than_once_are_refused(tiny: Tiny) -> None:
+    """A loop over the layers that only the model's own code knows gives other hidden states."""
+    skeleton = Skeleton(Checkpoint(tiny("llama")))
+    assert rehearse(skeleton)
+    decoder: Any = skeleton.model.get_decoder()
+    original = decoder.forward
+
+    def twice(input_ids: Any = None, inputs_embeds: Any = None, **kwargs: Any) -> Any:
+        first = original(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        return original(inputs_embeds=first.last_hidden_state, **kwargs)
+
+    decoder.forward = twice
+    with pytest.raises(InputError, match="run one by one"):
+        rehearse(skeleton)
 
 
 def test_layers_that_are_spread_over_lists_are_refused(tiny: Tiny) -> None:
