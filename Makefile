@@ -48,7 +48,7 @@ test-engines: setup ## Run artifacts in vLLM, transformers and llama.cpp: docs/c
 	$(BIN)/python -m tests.compatibility.run $(if $(ENGINES),--engines $(ENGINES)) \
 		$(if $(filter command,$(origin RECIPES)),--recipes $(RECIPES))
 
-test-models: setup ## Try every model type of transformers (an hour): docs/models.md
+test-models: setup ## Try every model type of transformers: docs/models.md
 	$(BIN)/python -m benchmarks.model_types
 
 lint: setup ## Check style and types
