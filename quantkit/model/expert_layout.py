@@ -6,7 +6,7 @@ its parameters of them, are traced: no layout is known by a model's name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,11 +32,16 @@ def _is_stack(value: Any) -> bool:
 
 
 def separate(
-    name: str, module: nn.Module, match: Match, checkpoint: Shapes, where: str
+    name: str,
+    module: nn.Module,
+    match: Match,
+    checkpoint: Shapes,
+    where: str,
+    proven: set[Any],
 ) -> tuple[Experts, dict[str, View]]:
     """The experts of ``module``, called ``name``, as linears; and their parameters' views by name.
 
-    Raises InputError where the layout of the experts isn't understood.
+    proven: layouts that need no proof any more, to which this one is added. Raises InputError where the layout of the experts isn't understood.
     """
     parameters = dict(module.named_parameters(recurse=False))
     stacks = {leaf: value for leaf, value in parameters.items() if _is_stack(value)}
@@ -62,8 +67,21 @@ def separate(
                     alone = len(pieces) == 1
                     views[f"{expert}.bias"] = layout.bias(leaf, number, piece, alone=alone)
     biases = {leaf: f"{leaf}_bias" in parameters for leaf in stacks}
-    prove(module, experts, shapes, layout.transposed, where)
+    signature = (type(module), layout.transposed, _signature(experts))
+    if signature not in proven:
+        prove(module, experts, shapes, layout.transposed, where)
+        proven.add(signature)
     return Experts(module, experts, shapes, biases, stacks[LAST].dtype), views
+
+
+def _signature(experts: Sequence[Mapping[str, Sequence[Piece]]]) -> Any:
+    """The names and rows of all pieces, which a proof depends on."""
+    return tuple(
+        (name, piece.leaf, str(piece.rows))
+        for parameters in experts
+        for name, pieces in parameters.items()
+        for piece in pieces
+    )
 
 
 def _is_transposed(stacks: Mapping[str, Tensor]) -> bool:

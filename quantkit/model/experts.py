@@ -33,6 +33,13 @@ class Piece:
     view: View
 
 
+class _Linear(nn.Linear):
+    """A linear whose weights come from elsewhere: there are thousands, and none is initialized."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
 class Expert(nn.Module):
     """The linears of one expert. ``first``: names of those that read the expert's input."""
 
@@ -69,7 +76,7 @@ class Experts(nn.Module):
                 outputs, inputs = shapes[name]
                 for piece in pieces:
                     count = len(range(*piece.rows.indices(outputs)))
-                    linear = nn.Linear(
+                    linear = _Linear(
                         inputs, count, bias=biases[name], device="meta", dtype=dtype
                     ).requires_grad_(False)
                     expert.add_module(piece.leaf, linear)

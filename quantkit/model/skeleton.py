@@ -60,10 +60,11 @@ class Skeleton:
         self._separate_experts(match, source, where)
 
     def _separate_experts(self, match: Match, source: Described, where: str) -> None:
+        proven: set[Any] = set()
         for name, module in list(self.model.named_modules()):
             if not holds_experts(module):
                 continue
-            experts, views = separate(name, module, match, source, where)
+            experts, views = separate(name, module, match, source, where, proven)
             parent, _, leaf = name.rpartition(".")
             self.model.get_submodule(parent).register_module(leaf, experts)
             for parameter in [n for n in self.names if n.startswith(f"{name}.")]:
