@@ -41,7 +41,8 @@ def separate(
 ) -> tuple[Experts, dict[str, View]]:
     """The experts of ``module``, called ``name``, as linears; and their parameters' views by name.
 
-    proven: layouts that need no proof any more, to which this one is added. Raises InputError where the layout of the experts isn't understood.
+    proven: layouts that need no proof any more, to which this one is added. Raises InputError where
+    the layout of the experts isn't understood.
     """
     parameters = dict(module.named_parameters(recurse=False))
     stacks = {leaf: value for leaf, value in parameters.items() if _is_stack(value)}
