@@ -108,7 +108,9 @@ _ROPE = {"rope_type": "default", "rope_theta": 1e4}
 _SPECIAL: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"head_dim": 32},
     "deepseek_v3": {"head_dim": 32},
+    "axk1": {"head_dim": 32},
     "hunyuan_v1_moe": {"rope_parameters": _ROPE},
+    "longcat_flash": {"head_dim": 32},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "full_attention"]},
 }
 _LETTERS = string.printable[:95]

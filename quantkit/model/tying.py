@@ -25,7 +25,9 @@ def settle_tying(checkpoint: Checkpoint) -> None:
         return
     skeleton = Skeleton(checkpoint)
     for target, source in skeleton.model.all_tied_weights_keys.items():
-        one, other = skeleton.names[target], skeleton.names[source]
+        one, other = skeleton.names.get(target), skeleton.names.get(source)
+        if one is None or other is None:  # experts, which have other names here
+            continue
         if not _equal(checkpoint, one, other):
             checkpoint.config[_TIE] = False
             set_field(checkpoint.config, _TIE, False)  # in its part for text too
