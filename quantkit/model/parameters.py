@@ -15,7 +15,7 @@ from quantkit.base.names import dtype_name
 from quantkit.checkpoint.weights import TensorSource
 from quantkit.model.rounding import round_inputs
 from quantkit.model.skeleton import Skeleton
-from quantkit.model.stubs import forward_as
+from quantkit.model.stubs import forward_as, weight_as, zeros_as_weight
 
 
 class Parameters:
@@ -130,12 +130,17 @@ class Parameters:
         read = read_rows or partial(self._source.read_rows, key)
         table = torch.cat([read(start, stop) for start, stop in _runs(wanted.tolist())])
         look_up, weight, padding = embedding.forward, embedding.weight, embedding.padding_idx
-        value = table.to(self._device, weight.dtype)
-        embedding.weight = nn.Parameter(value, requires_grad=False)
+        value = nn.Parameter(table.to(self._device, weight.dtype), requires_grad=False)
+
+        def forward(_: Tensor) -> Tensor:
+            with weight_as(embedding, value):
+                rows: Tensor = look_up(places)
+            return rows
+
         # It is of no use without gradients, and its row may not be in the table.
         embedding.padding_idx = None
         try:
-            with forward_as(embedding, lambda _: look_up(places)):
+            with zeros_as_weight(embedding, self._device), forward_as(embedding, forward):
                 yield
         finally:
             embedding.weight, embedding.padding_idx = weight, padding

@@ -125,6 +125,7 @@ class Stubs:
         with (
             self._replaced(stub, hidden.device),
             forward_as(self._model.get_output_embeddings(), project),
+            zeros_as_weight(embedding, hidden.device),
             forward_as(embedding, embed),
             running(self._model, self._directory),
         ):
@@ -178,6 +179,30 @@ def _says_device(device: torch.device) -> Iterator[None]:
         yield
     finally:
         PreTrainedModel.device = named
+
+
+@contextmanager
+def weight_as(module: nn.Module, weight: nn.Parameter) -> Iterator[None]:
+    """Let ``weight`` be the weight of ``module``."""
+    original = module._parameters["weight"]
+    module._parameters["weight"] = weight
+    try:
+        yield
+    finally:
+        module._parameters["weight"] = original
+
+
+@contextmanager
+def zeros_as_weight(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Let the weight of ``module`` be zeros that take no memory: some models look at a row of their
+    embedding (the padding's) that they then make no use of. Without a weight, nothing is done."""
+    original = module._parameters.get("weight")
+    if original is None:
+        yield
+        return
+    zero = torch.zeros((), dtype=original.dtype, device=device).expand(original.shape)
+    with weight_as(module, nn.Parameter(zero, requires_grad=False)):
+        yield
 
 
 @contextmanager
