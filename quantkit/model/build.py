@@ -66,9 +66,11 @@ def class_of(directory: Path) -> type[PreTrainedModel]:
     """The class of transformers for the model of ``directory``. Raises InputError without one."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     config_file = directory / "config.json"
-    return _model_class(config, read_json(config_file).get("architectures"), config_file)
+    content = read_json(config_file)
+    _check_own_code(content, config_file)
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    return _model_class(config, content.get("architectures"), config_file)
 
 
 def _model_class(config: Any, architectures: Any, config_file: Path) -> type[PreTrainedModel]:

@@ -41,7 +41,7 @@ class _Linear(nn.Linear):
 
 
 class Expert(nn.Module):
-    """The linears of one expert. ``first``: names of those that read the expert's input."""
+    """The linears of one expert."""
 
 
 class Experts(nn.Module):

@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from quantkit.base.errors import InputError
 from quantkit.base.names import listed, starred
 from quantkit.calibration.folds import Fold
@@ -155,12 +157,26 @@ def _check_experts(method: LinearMethod, skeleton: Skeleton) -> None:
 
 
 def _unknown_linears(skeleton: Skeleton, checkpoint: Checkpoint) -> list[str]:
-    """Names of what may be a linear to an engine, but isn't a part of the model here."""
-    return [
-        key.removesuffix(".weight")
-        for key in skeleton.unused
-        if key.endswith(".weight") and len(checkpoint.shape(key)) == 2
+    """Names of what may be a linear to an engine, but is none here.
+
+    Those are matrices that the model has no part for, and those of a layer's other modules: a
+    router of experts often has a weight and a forward of its own.
+    """
+    unused = {key: key for key in skeleton.unused}
+    inside = {
+        name: skeleton.names[name]
+        for name in skeleton.names
+        if name.startswith(f"{skeleton.prefix}.")
+        and not isinstance(skeleton.model.get_submodule(name.rpartition(".")[0]), torch.nn.Linear)
+    }
+    found = [
+        place.removesuffix(".weight")
+        for name, key in (unused | inside).items()
+        if name.endswith(".weight") and len(checkpoint.shape(key)) == 2
+        # Engines call it as the checkpoint does, or as transformers does.
+        for place in (name, key)
     ]
+    return list(dict.fromkeys(found))
 
 
 def _stored(scheme: Scheme, format_name: str) -> Scheme:

@@ -204,3 +204,23 @@ def test_layers_that_hand_on_keys_and_values(tiny: Tiny, tmp_path: Path) -> None
     corrected = recipe(tmp_path, "gptq", format="gptq", propagate="corrected", group_size=16)
     with pytest.raises(InputError, match="hand each other more than hidden states"):
         quantize(corrected, model=model, out=tmp_path / "out", cache=False, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "routers"),
+    [
+        ("qwen3_moe", ["mlp.gate"]),
+        ("mixtral", ["mlp.gate", "block_sparse_moe.gate"]),
+        ("gpt_oss", ["mlp.router"]),
+    ],
+)
+def test_engines_are_told_to_leave_routers_alone(
+    model_type: str, routers: list[str], tiny: Tiny, tmp_path: Path
+) -> None:
+    """To vLLM a router is a linear, which it would look for packed tensors of."""
+    model = copied(tiny(model_type), tmp_path / "model")
+    plan = linear_plan(recipe(tmp_path, "rtn", format="compressed-tensors"), model)
+    ignored = plan.quantization_config["ignore"]
+    for router in routers:
+        assert f"model.layers.1.{router}" in ignored
+    assert "model.embed_tokens" not in ignored

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import pytest
 
@@ -18,7 +19,11 @@ from tests.helpers.tiny import Tiny
 
 
 def plan(
-    tiny: Tiny, *overrides: Override, symmetric: bool = True, format: str = "gptq"
+    tiny: Tiny,
+    *overrides: Override,
+    symmetric: bool = True,
+    format: str = "gptq",
+    ignore: Sequence[str] = ("lm_head",),
 ) -> LinearPlan:
     checkpoint = Checkpoint(tiny("llama"))
     method = Rtn(
@@ -28,6 +33,7 @@ def plan(
         symmetric=symmetric,
         format=format,
         overrides=list(overrides),
+        ignore=list(ignore),
     )
     return plan_linears(method, Skeleton(checkpoint), checkpoint)
 
@@ -131,17 +137,8 @@ def test_ignoring_what_holds_linears_but_is_none_is_refused(
     tiny: Tiny, pattern: str, fix: str
 ) -> None:
     """Accepted, it would leave nothing out, and nobody would be told."""
-    checkpoint = Checkpoint(tiny("llama"))
-    method = Rtn(
-        method="rtn",
-        bits=4,
-        group_size=32,
-        symmetric=True,
-        format="gptq",
-        ignore=["lm_head", pattern],
-    )
     with pytest.raises(InputError, match="matches no linear module") as caught:
-        plan_linears(method, Skeleton(checkpoint), checkpoint)
+        plan(tiny, ignore=["lm_head", pattern])
     assert re.search(fix, str(caught.value.fix))
 
 
@@ -149,14 +146,5 @@ def test_ignoring_what_holds_linears_but_is_none_is_refused(
     "pattern", ["model.norm", "*layernorm*", "model.embed_tokens.weight", "model.layers.0.*"]
 )
 def test_ignoring_what_is_never_quantized_is_no_mistake(tiny: Tiny, pattern: str) -> None:
-    checkpoint = Checkpoint(tiny("llama"))
-    method = Rtn(
-        method="rtn",
-        bits=4,
-        group_size=32,
-        symmetric=True,
-        format="gptq",
-        ignore=["lm_head", pattern],
-    )
-    schemes = plan_linears(method, Skeleton(checkpoint), checkpoint).schemes
+    schemes = plan(tiny, ignore=["lm_head", pattern]).schemes
     assert len(schemes) == (14 if pattern == "model.layers.0.*" else 21)
