@@ -86,9 +86,11 @@ def _model_class(config: Any, architectures: Any, config_file: Path) -> type[Pre
         kind = getattr(transformers, name, None) if name in known else None
         if kind is not None and isinstance(config, kind.config_class):
             return kind
+    # A class for text alone may stand under the type of a whole, whose config it doesn't take.
     for names in (causal, wrappers):
-        if config.model_type in names:
-            return getattr(transformers, names[config.model_type])
+        kind = getattr(transformers, names.get(config.model_type, ""), None)
+        if kind is not None and isinstance(config, kind.config_class):
+            return kind
     named = " and ".join(map(str, architectures)) if isinstance(architectures, list) else ""
     raise InputError(
         f"model type {config.model_type}{f' ({named})' if named else ''} doesn't generate text: "

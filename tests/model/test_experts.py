@@ -125,6 +125,21 @@ def test_layers_that_are_spread_over_lists_are_refused(tiny: Tiny) -> None:
         Skeleton(Checkpoint(tiny("xlm", emb_dim=64, n_layers=3, n_heads=4)))
 
 
+@pytest.mark.parametrize("named", [None, "Qwen3_5ForCausalLM", "LlamaForCausalLM", "Unknown"])
+def test_a_whole_model_is_built_whatever_class_is_named(
+    named: str | None, tiny: Tiny, tmp_path: Path
+) -> None:
+    """The class for text alone would leave the tower out."""
+    for path in tiny("qwen3_5").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["architectures"] = None if named is None else [named]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    skeleton = Skeleton(Checkpoint(tmp_path))
+    assert type(skeleton.model).__name__ == "Qwen3_5ForConditionalGeneration"
+    assert skeleton.towers == ("model.visual",)
+
+
 def test_code_of_a_checkpoint_is_not_run(tiny: Tiny, tmp_path: Path) -> None:
     directory = tiny("llama")
     for path in directory.iterdir():
