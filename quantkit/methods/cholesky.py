@@ -13,18 +13,18 @@ _PANEL = 128  # columns factorized together; what is left is matrix products, wh
 _SLAB = 512  # rows that one thread computes; fixed, so that the bytes don't depend on the threads
 
 
-def cholesky_(matrix: Tensor, threads: int = 1) -> bool:
+def cholesky_(matrix: Tensor, threads: int = 1) -> Tensor:
     """Overwrite ``matrix`` (n, n), symmetric and positive definite, by its factor L.
 
     L is lower triangular, with L Lᵀ = ``matrix``, and the same to the last bit for any number of
-    ``threads``. Returns False, with the matrix destroyed, where it isn't positive definite or holds
-    NaN or infinity.
+    ``threads``. Returns a bool scalar on the matrix's device, so that a GPU needn't be waited for:
+    False, with the matrix destroyed, where it isn't positive definite or holds NaN or infinity.
     """
     # A GPU has no threads that could change the bytes.
     if matrix.device.type != "cpu":
         lower, failed = torch.linalg.cholesky_ex(matrix)
         matrix.copy_(lower)
-        return not failed and bool(matrix.isfinite().all())
+        return (failed == 0) & matrix.isfinite().all()
     # Left-looking: a panel is made from the ones before it and is then final, so that beside the
     # matrix only a panel's products are in memory. torch's own factorization needs a second matrix,
     # and rounds otherwise for every number of threads: each product here is one thread's work.
@@ -35,12 +35,12 @@ def cholesky_(matrix: Tensor, threads: int = 1) -> bool:
             matrix[first:last, first:last].addmm_(left, left.t(), alpha=-1)
             corner, failed = torch.linalg.cholesky_ex(matrix[first:last, first:last])
             if failed:
-                return False
+                return torch.tensor(False)
             matrix[first:last, first:last] = corner
             slabs = matrix[last:, :last].split(_SLAB)
             list(workers.map(partial(_fill_panel, left, corner), slabs))
         matrix.tril_()
-        return bool(matrix.isfinite().all())
+        return matrix.isfinite().all()
 
 
 def _fill_panel(left: Tensor, corner: Tensor, rows: Tensor) -> None:

@@ -263,5 +263,7 @@ def gram_loss(difference: Tensor, gram: Tensor) -> Tensor:
 
 def sum_of(values: Tensor) -> float:
     """The sum of ``values`` (n,), the same for any number of threads."""
+    if values.device.type != "cpu":  # a GPU has none, and to move them would take longer
+        return float(values.double().sum())
     # torch splits a sum among its threads, whose number then decides how it is rounded.
     return math.fsum(values.tolist())

@@ -13,25 +13,20 @@ Where inputs have drifted, the targets are moved as well (``methods.drift``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from quantkit.calibration.statistics import Moment
 from quantkit.methods.cholesky import cholesky_
 from quantkit.methods.drift import correction
+from quantkit.methods.gptq.visits import Ranges, Visits
 from quantkit.methods.grids import Grid, QuantizedTensor, fit_range, grouped, search_range, sum_of
 
 _ATTEMPTS = 4  # dampings tried, each ten times the one before
 _CLIP_STEPS = 20
 _SMALLEST_CLIP = 0.6  # share of a group's range
-# Columns are visited one at a time, and update others by matrix products as late as possible: the
-# columns of the same block after every eighth, all other columns after every block.
-_INNER = 8
 _HEAVY_TAIL = 0.6  # median energy over mean, below which scales aren't chosen late
 
 
@@ -59,7 +54,8 @@ class Factor:
     (in,); importance: by what a column's error is multiplied in the choice of scales, (in,), in the
     same order; group: columns of a group, where groups are visited one after the other and a scale
     is chosen when its group is reached, else None; damping: λ as a share of the mean diagonal of G;
-    ridge: λ; drift: (X - Y)ᵀ Y (in, in), None where the input hasn't drifted.
+    ridge: λ, a scalar on the device; drift: (X - Y)ᵀ Y (in, in), None where the input hasn't
+    drifted.
     """
 
     unit: Tensor
@@ -68,7 +64,7 @@ class Factor:
     importance: Tensor
     group: int | None
     damping: float
-    ridge: float
+    ridge: Tensor
     drift: Tensor | None = None
 
 
@@ -104,13 +100,28 @@ def factorize(
     (X - Y)ᵀ Y (in, in), where the moment is that of Y, which the quantized model reads in place of
     X.
     """
+    for attempt in range(_ATTEMPTS):
+        # A failed attempt has overwritten the last one.
+        factor, whole = attempt_factor(moment, settings, group, drift, threads, attempt)
+        if bool(whole):
+            return factor
+    return None
+
+
+def attempt_factor(
+    moment: Moment,
+    settings: GptqSettings,
+    group: int | None = None,
+    drift: Tensor | None = None,
+    threads: int = 1,
+    attempt: int = 0,
+) -> tuple[Factor, Tensor]:
+    """The factor with one damping, ten times the last attempt's, and whether it is one.
+
+    The latter is a bool scalar on the device, so that a GPU needn't be waited for.
+    """
     diagonal = moment.diagonal()
-    # Above zero, so that an input that is always zero is damped as well.
-    mean = diagonal.mean().clamp(min=torch.finfo(diagonal.dtype).tiny)
-    # Where few columns, anywhere in the matrix, have most of the energy, visiting them first
-    # matters more than choosing scales late.
-    if group and settings.activation_order and bool(diagonal.median() < _HEAVY_TAIL * mean):
-        group = None
+    mean = _mean(diagonal)
     # The order is *static*: it decides when a column is visited, never where it is stored. Groups
     # are those of the stored columns, so that engines need no permutation (``desc_act: false``).
     if not settings.activation_order:
@@ -119,32 +130,41 @@ def factorize(
         order = _by_groups(diagonal, group)
     else:
         order = torch.argsort(diagonal, stable=True)
-    for attempt in range(_ATTEMPTS):
-        # A failed attempt has overwritten the last one.
-        hessian = moment.matrix(order)
-        damping = settings.damping * 10**attempt
-        hessian.diagonal().add_(damping * mean)
-        if cholesky_(hessian, threads):
-            pivots = hessian.diagonal().clone()
-            ridge = float(damping * mean)
-            # The pivot is the share of a column's error that later columns can't compensate for.
-            # Scales weighted by it fit the calibration tokens more closely than scales weighted by
-            # the energy: with four bits and more so closely that other text suffers
-            # (docs/quality.md, "Affine grids").
-            importance = pivots if group else diagonal[order].sqrt()
-            # Divided once, so that no column of any weight has to be divided by its pivot.
-            unit = hessian.div_(pivots)
-            return Factor(
-                unit=unit,
-                pivots=pivots,
-                order=order,
-                importance=importance,
-                group=group,
-                damping=damping,
-                ridge=ridge,
-                drift=drift,
-            )
-    return None
+    hessian = moment.matrix(order)
+    damping = settings.damping * 10**attempt
+    hessian.diagonal().add_(damping * mean)
+    whole = cholesky_(hessian, threads)
+    pivots = hessian.diagonal().clone()
+    # The pivot is the share of a column's error that later columns can't compensate for. Scales
+    # weighted by it fit the calibration tokens more closely than scales weighted by the energy:
+    # with four bits and more so closely that other text suffers (docs/quality.md, "Affine grids").
+    importance = pivots if group else diagonal[order].sqrt()
+    factor = Factor(
+        # Divided once, so that no column of any weight has to be divided by its pivot.
+        unit=hessian.div_(pivots),
+        pivots=pivots,
+        order=order,
+        importance=importance,
+        group=group,
+        damping=damping,
+        ridge=damping * mean,
+        drift=drift,
+    )
+    return factor, whole
+
+
+def heavy_tailed(moment: Moment) -> Tensor:
+    """Whether few features of the input have most of its energy, a bool scalar on the device.
+
+    Then to visit their columns first matters more than to choose scales late.
+    """
+    diagonal = moment.diagonal()
+    return diagonal.median() < _HEAVY_TAIL * _mean(diagonal)
+
+
+def _mean(diagonal: Tensor) -> Tensor:
+    # Above zero, so that an input that is always zero is damped as well.
+    return diagonal.mean().clamp(min=torch.finfo(diagonal.dtype).tiny)
 
 
 def _by_groups(energy: Tensor, group: int) -> Tensor:
@@ -189,121 +209,33 @@ def quantize_rows(
     work = original.clone()
     if factor.drift is not None:
         work += _target_shifts(weight, factor, factor.drift)
-    # A list of numbers: to read one from a tensor at each column would wait for the device.
-    group_of = (order // grid.columns(weight.shape[1])).tolist()
     if factor.group is None:
         block = settings.block_size
         # All ranges are chosen before any column is visited, for the original weights in the order
         # in which they are stored.
         importance = torch.empty_like(factor.importance)
         importance[order] = factor.importance
-        ranges = _Ranges.of(grid, *_choose_ranges(weight.float(), grid, importance, settings))
+        ranges = Ranges.of(grid, *_choose_ranges(weight.float(), grid, importance, settings))
     else:
         # A block is a group, whose ranges are chosen when it is reached, for its targets: these are
         # what will really be rounded.
         block = factor.group
         empty = work.new_empty(len(weight), len(order) // block)
-        ranges = _Ranges.of(grid, empty, empty.clone())  # filled group by group
-    codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
-    loss, distance = torch.zeros(2, work.shape[1], device=work.device)
+        ranges = Ranges.of(grid, empty, empty.clone())  # filled group by group
+    groups = order // grid.columns(weight.shape[1])
+    visits = Visits.of(unit, factor.pivots, ranges, groups, original, work)
     for end in range(len(order), 0, -block):
         start = max(0, end - block)
         if factor.group is not None:
             targets, importance = work[start:end].t().contiguous(), factor.importance[start:end]
-            ranges.put(group_of[start], *_choose_ranges(targets, grid, importance, settings))
-        errors = torch.empty_like(work[start:end])
-        steps = torch.empty_like(errors)
-        for high in range(end, start, -_INNER):
-            low = max(start, high - _INNER)
-            part = slice(low - start, high - start)
-            _visit(
-                work[low:high],
-                original[low:high],
-                unit[low:high, low:high],
-                ranges,
-                group_of[low:high],
-                errors[part],
-                steps[part],
-            )
-            work[start:low].addmm_(unit[low:high, start:low].t(), errors[part])
-        work[:start].addmm_(unit[start:end, :start].t(), errors)
-        # ``_visit`` has left the residuals in the place of the targets.
-        residual = work[start:end].mul_(factor.pivots[start:end, None])
-        loss += residual.square_().sum(0)
-        distance += errors.square_().sum(0)
-        codes[start:end] = steps.add_(ranges.zeros[group_of[start:end]])
-    stored = torch.empty_like(codes)
-    stored[order] = codes
+            ranges.put(groups[start:][:1], *_choose_ranges(targets, grid, importance, settings))
+        visits.block(start, end)
+    stored = torch.empty_like(visits.codes)
+    stored[order] = visits.codes
     scales, zeros = ranges.scales.t().contiguous(), ranges.zeros.t().to(torch.uint8).contiguous()
     tensor = QuantizedTensor(grid, stored.t().contiguous(), scales, zeros)
+    losses = visits.losses
     if factor.drift is None:
-        # The squares above are D (G + λI) Dᵀ; the output error is D G Dᵀ.
-        loss.sub_(distance, alpha=factor.ridge).clamp_(min=0)
-    return RoundedRows(tensor, loss, factor.damping)
-
-
-@dataclass(frozen=True)
-class _Ranges:
-    """Scales, zero points, and the lowest and highest codes minus the zero point.
-
-    All are (groups, out) float32, so that those of one group are contiguous.
-    """
-
-    grid: Grid
-    scales: Tensor
-    zeros: Tensor
-    lowest: Tensor
-    highest: Tensor
-
-    @classmethod
-    def of(cls, grid: Grid, scale: Tensor, zero: Tensor) -> _Ranges:
-        """From scales and zero points (out, groups)."""
-        zeros = zero.t().contiguous()
-        return cls(grid, scale.t().contiguous(), zeros, -zeros, grid.levels - zeros)
-
-    def put(self, group: int, scale: Tensor, zero: Tensor) -> None:
-        """Set those of one group, (out, 1)."""
-        zeros = zero[:, 0]
-        self.scales[group], self.zeros[group] = scale[:, 0], zeros
-        self.lowest[group], self.highest[group] = -zeros, self.grid.levels - zeros
-
-
-def _visit(
-    work: Tensor,
-    original: Tensor,
-    unit: Tensor,
-    ranges: _Ranges,
-    groups: Sequence[int],
-    errors: Tensor,
-    steps: Tensor,
-) -> None:
-    """Choose the codes of a few columns, from the last to the first.
-
-    work: the targets; original: the weight; unit: L's part for these columns, (columns, columns);
-    groups: the group of each column. The others are (columns, out). On return ``work`` holds the
-    residual of each target, ``errors`` the weight minus its rounded values, and ``steps`` the codes
-    minus the zero points.
-    """
-    # The vectors are so short that the overhead of each call decides, which is much smaller in
-    # numpy than in torch. torch has functions of the same names for other devices.
-    xp: Any = torch
-    rint: Any = torch.round
-    arrays: list[Any] = [work, original, unit, ranges.scales, ranges.lowest, ranges.highest]
-    arrays += [errors, steps]
-    if work.device.type == "cpu":
-        xp, rint, arrays = np, np.rint, [array.numpy() for array in arrays]
-    targets, originals, factors, scales, lowest, highest, all_errors, all_steps = arrays
-    # The first row holds a column's value until the products below overwrite it.
-    change = xp.empty_like(targets)
-    for k in range(len(groups) - 1, -1, -1):
-        target, error, step, group = targets[k], all_errors[k], all_steps[k], groups[k]
-        xp.divide(target, scales[group], out=step)
-        rint(step, out=step)
-        xp.maximum(step, lowest[group], out=step)
-        xp.minimum(step, highest[group], out=step)
-        value = xp.multiply(step, scales[group], out=change[0])
-        xp.subtract(originals[k], value, out=error)
-        xp.subtract(target, value, out=target)
-        if k:
-            xp.multiply(factors[k, :k, None], error, out=change[:k])
-            xp.add(targets[:k], change[:k], out=targets[:k])
+        # The squares are D (G + λI) Dᵀ; the output error is D G Dᵀ.
+        losses.sub_(visits.distances * factor.ridge).clamp_(min=0)
+    return RoundedRows(tensor, losses, factor.damping)

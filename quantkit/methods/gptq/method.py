@@ -20,11 +20,14 @@ from quantkit.base.parallel import Shared, parallel_map
 from quantkit.calibration.needs import Needs, Propagate
 from quantkit.calibration.statistics import Moment
 from quantkit.methods import rtn
+from quantkit.methods.fused import fused
 from quantkit.methods.gptq.feedback import (
     Factor,
     GptqSettings,
     RoundedRows,
+    attempt_factor,
     factorize,
+    heavy_tailed,
     quantize_rows,
 )
 from quantkit.methods.grids import Grid, QuantizedTensor, as_grid, gram_loss
@@ -37,6 +40,8 @@ _LATE_BITS = 3
 # The most rows of a piece. Pieces are the same for any number of threads: the products of other
 # heights may be rounded otherwise.
 _SLAB = 2048
+# A GPU needs many rows at once.
+_FUSED_WEIGHTS = 1 << 26
 
 DampPercent = Annotated[float, Field(gt=0, lt=1)]
 
@@ -131,6 +136,10 @@ class _Piece:
     grid: Grid
     factor: Shared[Factor | None]
 
+    def rows(self) -> Tensor:
+        """All rows, as one weight."""
+        return self.parts[0] if len(self.parts) == 1 else torch.cat(list(self.parts))
+
     def effort(self) -> int:
         """How long the piece takes, compared with others."""
         columns = self.parts[0].shape[1]
@@ -144,10 +153,13 @@ def quantize_readers(inputs: Sequence[Readers], settings: GptqSettings) -> list[
     The results are in the order of ``inputs`` and of their weights. Where drift is corrected,
     losses are those of the corrected weights, and count λ too.
     """
+    late = _late_groups(inputs, settings)
+    if fused(inputs[0].weights[0].device):
+        return _quantize_on_device(inputs, late, settings)
     threads = torch.get_num_threads()
     factors = [
-        Shared(partial(factorize, r.moment, settings, r.late_group, r.drift, threads))
-        for r in inputs
+        Shared(partial(factorize, readers.moment, settings, group, readers.drift, threads))
+        for readers, group in zip(inputs, late, strict=True)
     ]
     cut = [_cut(readers, factor) for readers, factor in zip(inputs, factors, strict=True)]
     # Factors and pieces are one list of work, so that no thread waits: the widest input takes
@@ -170,6 +182,41 @@ def quantize_readers(inputs: Sequence[Readers], settings: GptqSettings) -> list[
         else _join(readers, iter([by_piece[part] for part in parts]))
         for readers, parts in zip(inputs, cut, strict=True)
     ]
+
+
+def _late_groups(inputs: Sequence[Readers], settings: GptqSettings) -> list[int | None]:
+    """For each input the columns of a group, where scales are to be chosen late; else None."""
+    groups = [readers.late_group for readers in inputs]
+    if not settings.activation_order or not any(groups):
+        return groups
+    # Read together, since a device is waited for.
+    heavy = torch.stack([heavy_tailed(readers.moment) for readers in inputs]).tolist()
+    return [None if skip else group for group, skip in zip(groups, heavy, strict=True)]
+
+
+def _quantize_on_device(
+    inputs: Sequence[Readers], late: Sequence[int | None], settings: GptqSettings
+) -> list[list[RoundedRows]]:
+    """The same on a GPU, which is never waited for until all work has been handed to it."""
+    results, factorized = [], []
+    for readers, group in zip(inputs, late, strict=True):
+        factor, whole = attempt_factor(readers.moment, settings, group, readers.drift)
+        results.append(_with_factor(readers, factor, settings))
+        factorized.append(whole)
+    for place, whole in enumerate(torch.stack(factorized).tolist()):
+        if not whole:  # more damping is needed, which is rare
+            readers = inputs[place]
+            other = factorize(readers.moment, settings, late[place], readers.drift)
+            results[place] = (
+                _nearest(readers) if other is None else _with_factor(readers, other, settings)
+            )
+    return results
+
+
+def _with_factor(readers: Readers, factor: Factor, settings: GptqSettings) -> list[RoundedRows]:
+    pieces = _cut(readers, Shared(lambda: factor))
+    rounded = (quantize_rows(piece.rows(), factor, piece.grid, settings) for piece in pieces)
+    return _join(readers, rounded)
 
 
 def _by_grid(readers: Readers) -> list[tuple[Grid, list[int]]]:
@@ -206,7 +253,10 @@ def _slabs(weights: Sequence[Tensor], size: int) -> Iterator[list[Tensor]]:
 
 def _slab_rows(readers: Readers) -> int:
     """Rows of a piece: fewer of wide weights, since several float32 copies are in memory."""
-    return min(_SLAB, max(_SLAB // 4, _SLAB**2 // 2 // readers.weights[0].shape[1]))
+    weight = readers.weights[0]
+    if fused(weight.device):
+        return max(_SLAB, _FUSED_WEIGHTS // weight.shape[1])
+    return min(_SLAB, max(_SLAB // 4, _SLAB**2 // 2 // weight.shape[1]))
 
 
 def _join(readers: Readers, pieces: Iterator[RoundedRows]) -> list[RoundedRows]:
@@ -245,4 +295,4 @@ def _quantize_piece(piece: _Piece, settings: GptqSettings) -> RoundedRows | None
     factor = piece.factor()
     if factor is None:
         return None
-    return quantize_rows(torch.cat(list(piece.parts)), factor, piece.grid, settings)
+    return quantize_rows(piece.rows(), factor, piece.grid, settings)
