@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from quantkit.base.parallel import return_free_blocks
@@ -35,8 +36,21 @@ from quantkit.calibration.text import Rows
 from quantkit.model.stream import Batch, Stream
 from quantkit.model.stubs import hands_on
 
-TOKENS_PER_BATCH = 1024
+_TOKENS, _TOKENS_ON_GPU = 1024, 8192  # of a batch
+_BYTES_PER_TOKEN = 1 << 20  # of a device's memory: enough for what one layer makes of a token
 _PROBE_TOKENS = 64
+
+
+def tokens_per_batch(device: torch.device) -> int:
+    """How many tokens pass through a block together on ``device``.
+
+    It depends on the memory that the device has, not on what is free, so that two runs on one
+    device make the same sums.
+    """
+    if device.type != "cuda":
+        return _TOKENS
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return max(_TOKENS, min(_TOKENS_ON_GPU, memory // _BYTES_PER_TOKEN))
 
 
 @dataclass(frozen=True)
@@ -97,7 +111,8 @@ class CalibrationPass:
         parts = []
         # With cached statistics no row is needed but the probe.
         if self._cached is None:
-            parts.append((rows.ids, max(1, TOKENS_PER_BATCH // rows.ids.shape[1])))
+            size = tokens_per_batch(self.stream.device)
+            parts.append((rows.ids, max(1, size // rows.ids.shape[1])))
         # Folds are tried by many forwards of a block in float32, so on a few tokens only. The
         # probe is a batch of its own, since masks and positions are made for a batch's length; it
         # comes last, so that batches are numbered alike with and without it.

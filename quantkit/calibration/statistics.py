@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from quantkit.base.parallel import bfloat16_products, multiplies_bfloat16
 
 Kind = Literal["gram", "diagonal"]
-_PANEL = 256  # rows of a Gram matrix that are summed together
+# Rows of a Gram matrix that are summed together: few save most products, many are few launches.
+_PANEL, _PANEL_ON_GPU = 256, 4096
 _TOKENS = 1024  # added at once: that many are copied to float32 at a time
+_SHORT = (torch.bfloat16, torch.float16)  # dtypes whose products float32 holds exactly
 _ENERGY_STRIDE = 8  # the size of the outputs is estimated on every eighth token
 
 
@@ -51,6 +53,9 @@ class Diagonal:
         self._sums = torch.zeros(width, device=device)
 
     def add(self, rows: Tensor) -> None:
+        if rows.device.type != "cpu" and rows.dtype in _SHORT:
+            self._add_short(rows)
+            return
         # Rows of bfloat16 are still values of bfloat16 after the copy to float32: their products
         # are the same in the faster units.
         exact = rows.dtype == torch.bfloat16
@@ -60,6 +65,11 @@ class Diagonal:
 
     def _add_part(self, rows: Tensor) -> None:
         self._sums += rows.square().sum(0)
+
+    def _add_short(self, rows: Tensor) -> None:
+        """Add rows of a short dtype on a GPU, without a copy in float32."""
+        norms = torch.linalg.vector_norm(rows, dim=0, dtype=torch.float32)
+        self._sums += norms.square_()
 
     def diagonal(self) -> Tensor:
         return self._sums
@@ -80,9 +90,10 @@ class Gram(Diagonal):
         super().__init__(width, device)
         # XᵀX is symmetric: panels of rows, each from its part of the diagonal to the right, are
         # little more than half of the products and of the memory.
+        self._height = _PANEL if device.type == "cpu" else _PANEL_ON_GPU
         self._panels = [
-            torch.zeros(min(_PANEL, width - first), width - first, device=device)
-            for first in range(0, width, _PANEL)
+            torch.zeros(min(self._height, width - first), width - first, device=device)
+            for first in range(0, width, self._height)
         ]
 
     def _add_part(self, rows: Tensor) -> None:
@@ -91,17 +102,23 @@ class Gram(Diagonal):
             right = rows[:, -panel.shape[1] :]
             panel.addmm_(right[:, : len(panel)].t(), right)
 
+    def _add_short(self, rows: Tensor) -> None:
+        super()._add_short(rows)
+        for panel in self._panels:
+            right = rows[:, -panel.shape[1] :]
+            _add_product(panel, right[:, : len(panel)], right)
+
     def matrix(self, order: Tensor | None = None) -> Tensor:
         # One panel's rows at a time, so that nothing of the result's size is needed beside it.
         width = self._panels[0].shape[1]
         result = self._sums.new_empty(width, width)
         order = torch.arange(width, device=result.device) if order is None else order
         places = torch.argsort(order)  # where each feature goes in the result
-        for first, panel in zip(range(0, width, _PANEL), self._panels, strict=True):
+        for first, panel in zip(range(0, width, self._height), self._panels, strict=True):
             last = first + len(panel)
             rows = self._sums.new_empty(len(panel), width)
             rows[:, first:] = panel
-            for start, above in zip(range(0, last, _PANEL), self._panels, strict=False):
+            for start, above in zip(range(0, last, self._height), self._panels, strict=False):
                 rows[:, start : start + len(above)] = above[:, first - start : last - start].t()
             result[places[first:last]] = rows.index_select(1, order)
         return result
@@ -121,6 +138,9 @@ class Drift:
 
     def add(self, original: Tensor, quantized: Tensor) -> None:
         """Add the rows (tokens, width) of X and of Y for the same tokens, of one float dtype."""
+        if original.device.type != "cpu" and original.dtype in _SHORT:
+            _add_product(self._sum, original - quantized, quantized)
+            return
         exact = original.dtype == torch.bfloat16
         with bfloat16_products(original.device) if exact else nullcontext():
             for x, y in zip(original.split(_TOKENS), quantized.split(_TOKENS), strict=True):
@@ -136,6 +156,12 @@ class Drift:
         # (docs/quality.md, "Drifted inputs").
         fast = multiplies_bfloat16(self._sum.device)
         return self._sum.to(torch.bfloat16) if fast else self._sum
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add leftᵀ right, of (tokens, …) in a short dtype on a GPU, to ``total`` in float32."""
+    # Tensor cores multiply short numbers exactly, and sum in float32.
+    torch.addmm(total, left.t(), right, out_dtype=total.dtype, out=total)
 
 
 def new_moment(kind: Kind, width: int, device: torch.device) -> Moment:

@@ -24,7 +24,9 @@ from torch import Tensor
 from quantkit.base.errors import InputError
 from quantkit.base.parallel import parallel_map
 
-WEIGHTS_AT_ONCE = 1 << 18  # whose ranges are searched together: a core's cache holds their copies
+# Weights whose ranges are searched together. A core's cache holds the copies of so many; a GPU
+# computes faster than it launches, so that it needs many at once.
+_AT_ONCE, _AT_ONCE_ON_GPU = 1 << 18, 1 << 26
 _STRIDE = 4  # of the first, coarse search of a range; a power of two
 
 
@@ -178,6 +180,11 @@ def nearest_codes(weight: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Te
     return (weight / scale).round_().add_(zero).clamp_(0, grid.levels)
 
 
+def weights_at_once(device: torch.device) -> int:
+    """Of how many weights the ranges are searched together on ``device``."""
+    return _AT_ONCE if device.type == "cpu" else _AT_ONCE_ON_GPU
+
+
 def grouped(weight: Tensor, grid: Grid) -> Tensor:
     """``weight`` (…, in) as a view (…, groups, columns of a group)."""
     return weight.unflatten(-1, (-1, grid.columns(weight.shape[-1])))
@@ -203,7 +210,7 @@ def search_range(
     def search(rows: slice) -> tuple[Tensor, Tensor]:
         return _search_rows(groups[rows].contiguous(), grid, cost, steps, smallest)
 
-    size = max(1, WEIGHTS_AT_ONCE // weight.shape[1])
+    size = max(1, weights_at_once(weight.device) // weight.shape[1])
     pieces = [slice(first, first + size) for first in range(0, len(weight), size)]
     scales, zeros = zip(*parallel_map(search, pieces, weight.device), strict=True)
     return torch.cat(scales), torch.cat(zeros)

@@ -79,8 +79,12 @@ class Linears:
         Raises InputError where a weight holds NaN or infinity.
         """
         weights = {name: block.get_parameter(f"{name}.weight").detach() for name in schemes}
-        for name, weight in weights.items():
-            if not bool(weight.isfinite().all()):
+        # Read together, since a device is waited for.
+        finite = [weight.isfinite().all() for weight in weights.values()]
+        for name, whole in zip(
+            weights, torch.stack(finite).tolist() if finite else (), strict=True
+        ):
+            if not whole:
                 raise not_finite(f"{prefix}{name}.weight")
         return cls(block, weights, schemes, inputs, folds, prefix)
 

@@ -82,7 +82,7 @@ def measured(directory: Path) -> list[torch.Tensor]:
 def test_replayed_parts_change_nothing(
     tiny: Tiny, model_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passing, "TOKENS_PER_BATCH", 16)  # so that there are several batches
+    monkeypatch.setattr(passing, "tokens_per_batch", lambda device: 16)  # several batches
     replayed = measured(tiny(model_type))
     monkeypatch.setattr(Replay, "use_inputs", lambda self, linears, inputs: False)
     whole = measured(tiny(model_type))

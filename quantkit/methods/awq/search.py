@@ -18,13 +18,13 @@ from torch import Tensor
 from quantkit.base.parallel import multiplies_bfloat16, parallel_map
 from quantkit.methods import rtn
 from quantkit.methods.grids import (
-    WEIGHTS_AT_ONCE,
     Grid,
     QuantizedTensor,
     grouped,
     nearest_codes,
     search_range,
     sum_of,
+    weights_at_once,
 )
 from quantkit.methods.rescaling import Target, centered
 
@@ -100,7 +100,8 @@ def search_scale(
             return _sample_losses(sample, inputs, scales, clip)
 
         # Several scales are tried in one call: small calls cost more than their arithmetic.
-        count = max(1, WEIGHTS_AT_ONCE // sum(target.weight.numel() for target in sample))
+        room = weights_at_once(activation.device)
+        count = max(1, room // sum(target.weight.numel() for target in sample))
         batches = [candidates[first : first + count] for first in range(0, len(candidates), count)]
         parts = parallel_map(losses_of, batches, activation.device)
         return [loss for part in parts for loss in part]
@@ -128,7 +129,7 @@ def quantize_target(
     clip: whether the range of each (row, group) shrinks as far as that lowers the output error of
     the group by itself. A row whose whole output error grows by that keeps its full ranges.
     """
-    rows = max(1, WEIGHTS_AT_ONCE // target.weight.shape[1])
+    rows = max(1, weights_at_once(target.weight.device) // target.weight.shape[1])
     pieces = [
         Target(weight, target.grid, counts)
         for weight, counts in zip(target.weight.split(rows), target.rows.split(rows), strict=True)
@@ -168,7 +169,7 @@ def _sample_losses(
 def _quantize_piece(
     target: Target, inputs: InputGram, scale: Tensor | None, clip: bool
 ) -> tuple[QuantizedTensor, Tensor]:
-    """Quantize a target of at most ``WEIGHTS_AT_ONCE`` weights; the loss of each row, (out,).
+    """Quantize a target of at most ``weights_at_once`` weights; the loss of each row, (out,).
 
     scale: (in,), or (out, in) for another scale in each row.
     """

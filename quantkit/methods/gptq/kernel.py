@@ -7,7 +7,6 @@ another order than on the CPU, so that a target halfway between two codes may ge
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
