@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import torch
 
 from tests.helpers.demo_artifacts import SHIPPED, TWO_BITS, make
 from tests.helpers.tiny import Tiny, build
+
+# Before anything imports Triton: kernels are interpreted where there is no GPU (helpers.kernels).
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True, scope="session")

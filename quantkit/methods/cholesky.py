@@ -20,11 +20,8 @@ def cholesky_(matrix: Tensor, threads: int = 1) -> Tensor:
     ``threads``. Returns a bool scalar on the matrix's device, so that a GPU needn't be waited for:
     False, with the matrix destroyed, where it isn't positive definite or holds NaN or infinity.
     """
-    # A GPU has no threads that could change the bytes.
     if matrix.device.type != "cpu":
-        lower, failed = torch.linalg.cholesky_ex(matrix)
-        matrix.copy_(lower)
-        return (failed == 0) & matrix.isfinite().all()
+        return on_device_(matrix)
     # Left-looking: a panel is made from the ones before it and is then final, so that beside the
     # matrix only a panel's products are in memory. torch's own factorization needs a second matrix,
     # and rounds otherwise for every number of threads: each product here is one thread's work.
@@ -41,6 +38,13 @@ def cholesky_(matrix: Tensor, threads: int = 1) -> Tensor:
             list(workers.map(partial(_fill_panel, left, corner), slabs))
         matrix.tril_()
         return matrix.isfinite().all()
+
+
+def on_device_(matrix: Tensor) -> Tensor:
+    """The same by torch's own factorization: a GPU has no threads that could change the bytes."""
+    lower, failed = torch.linalg.cholesky_ex(matrix)
+    matrix.copy_(lower)
+    return (failed == 0) & matrix.isfinite().all()
 
 
 def _fill_panel(left: Tensor, corner: Tensor, rows: Tensor) -> None:

@@ -9,23 +9,16 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 
 import torch
 
+# Tests add "cpu", where Triton interprets kernels if TRITON_INTERPRET=1 was set before its import.
+DEVICES = ["cuda"]
+
 
 def fused(device: torch.device) -> bool:
-    """Whether kernels compute on ``device``: a CUDA device where Triton is installed.
-
-    With ``TRITON_INTERPRET=1`` in the environment, set before Triton is imported, Triton runs
-    kernels in Python on tensors of the CPU: so they are tested where there is no GPU.
-    """
-    return (device.type == "cuda" or interpreted()) and _installed()
-
-
-def interpreted() -> bool:
-    """Whether Triton interprets kernels on the CPU."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+    """Whether kernels compute on ``device``: on CUDA devices, where Triton is installed."""
+    return device.type in DEVICES and _installed()
 
 
 @functools.cache

@@ -153,7 +153,7 @@ def exact_scale(scale: Tensor) -> Tensor:
     # again.
     rounded = scale.to(torch.bfloat16).to(torch.float16).to(torch.bfloat16).float()
     # The largest fp16, 65504, is 65536 in bf16: half of that is the largest scale that both hold.
-    return rounded.clamp(min=2.0**-24, max=float(torch.tensor(65504.0).to(torch.bfloat16)) / 2)
+    return rounded.clamp(min=2.0**-24, max=2.0**15)
 
 
 def fit_range(low: Tensor, high: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:

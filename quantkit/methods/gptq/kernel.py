@@ -62,7 +62,7 @@ def visit_panel(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _visit(
+def _visit(  # type: ignore[no-untyped-def]
     work,
     original,
     corner,
@@ -78,7 +78,7 @@ def _visit(
     levels,
     PANEL: tl.constexpr,
     STRIP: tl.constexpr,
-):  # type: ignore[no-untyped-def]
+):
     row = tl.program_id(0) * STRIP + tl.arange(0, STRIP)
     inside = row < rows
     place = tl.arange(0, PANEL)
