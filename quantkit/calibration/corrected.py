@@ -137,7 +137,7 @@ class CorrectedPass(CalibrationPass):
             for number, batch in enumerate(self._batches):
                 # One forward shows which parts the block has.
                 with nullcontext() if number else replay.watching(batch):
-                    self._run(index, block, number, keep=True)
+                    self._run(index, [block], number, keep=True)
                 end_forward()
                 step()
         return meter.inputs

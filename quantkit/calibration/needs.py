@@ -18,12 +18,14 @@ class Needs:
 
     kind: the second moment that is summed, XᵀX (``gram``) or its diagonal alone (``diagonal``);
     folds: whether the method rescales inputs, so that folds must be found; propagate: the weights
-    that the rows pass through.
+    that the rows pass through; apart: whether each input is used by itself, on whatever device its
+    statistics are.
     """
 
     kind: Kind
     folds: bool = False
     propagate: Propagate = "original"
+    apart: bool = False
 
     @property
     def independent(self) -> bool:

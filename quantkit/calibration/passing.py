@@ -11,14 +11,16 @@ from. ``Needs.propagate`` decides which weights the block has when it makes them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from quantkit.base.errors import InputError
 from quantkit.base.parallel import return_free_blocks
 from quantkit.calibration.activations import HiddenStates, Snapshot
 from quantkit.calibration.cache import CachedStatistics, CacheWriter
@@ -31,8 +33,10 @@ from quantkit.calibration.routing import (
     replaced,
     too_few,
 )
+from quantkit.calibration.spread import Spread
 from quantkit.calibration.statistics import InputStatistics, Meter, new_moment
 from quantkit.calibration.text import Rows
+from quantkit.model.experts import Experts
 from quantkit.model.stream import Batch, Stream
 from quantkit.model.stubs import hands_on
 
@@ -81,7 +85,8 @@ class CalibrationPass:
 
     needs: what is measured; hidden: where the hidden states wait between blocks; cached:
     statistics of an earlier pass over the same rows, so that nothing is measured; writer: where
-    the statistics of this pass are cached. steps: how often ``step`` is called for each block.
+    the statistics of this pass are cached; devices: that the rows are spread over, of which the
+    first is the stream's. steps: how often ``step`` is called for each block.
     """
 
     def __init__(
@@ -93,13 +98,22 @@ class CalibrationPass:
         hidden: HiddenStates | None = None,
         cached: CachedStatistics | None = None,
         writer: CacheWriter | None = None,
+        devices: Sequence[torch.device] = (),
     ) -> None:
         self.stream = stream
         self.needs = needs
+        self._spread = Spread(devices or [stream.device])
         self._cached, self._writer = cached, writer
         self._batches: list[Batch] = []
         self._hidden = HiddenStates() if hidden is None else hidden
         self._hidden.extend(self._embed(rows))
+        if len(self._spread.devices) > 1 and any(hands_on(batch.calls) for batch in self._batches):
+            raise InputError(
+                f"the layers of {type(stream.skeleton.model).__name__} hand each other more than "
+                "hidden states, which can't be spread over several devices",
+                where="--device",
+                fix=f"Use --device {stream.device}.",
+            )
         # Batches before this one are measured. The last one is the probe, where folds are needed.
         self._measured = len(self._batches) - 1 if needs.folds else len(self._batches)
         self._folds: list[Fold] = []
@@ -119,7 +133,10 @@ class CalibrationPass:
         if self.needs.folds:
             parts.append((rows.ids[:1, :_PROBE_TOKENS], 1))
         for ids, size in parts:
-            for batch in self.stream.begin_each(ids, size):
+            for recorded in self.stream.begin_each(ids, size):
+                # The probe stays where folds are tried.
+                probe = self.needs.folds and ids is parts[-1][0]
+                batch = recorded if probe else self._spread.dealt(len(self._batches), recorded)
                 # The hidden states wait elsewhere; the batch keeps the arguments of its layers.
                 hidden, batch.hidden = batch.hidden, batch.hidden.new_empty(0)
                 self._batches.append(batch)
@@ -151,8 +168,9 @@ class CalibrationPass:
 
     def carry(self, index: int, block: nn.Module, step: Callable[[], None]) -> None:
         """Pass the rows through ``block`` with the weights that it has now."""
+        blocks = self._spread.copies(block)
         for number in range(len(self._batches)):
-            self._run(index, block, number, keep=True)
+            self._run(index, blocks, number, keep=True)
             step()
         self._snapshot = self._hidden.commit()
 
@@ -166,7 +184,9 @@ class CalibrationPass:
         statistics = InputStatistics([], width, moment)
         with self.stream.before_head() as read:
             for number in range(self._measured):
-                hidden = read(self._batches[number], self._hidden.read(number)).reshape(-1, width)
+                batch, states = self._batches[number], self._hidden.read(number)
+                home = replace(batch, ids=batch.ids.to(self.stream.device))
+                hidden = read(home, states.to(self.stream.device)).reshape(-1, width)
                 moment.add(hidden)
                 statistics.tokens += len(hidden)
         return statistics
@@ -194,30 +214,53 @@ class CalibrationPass:
     def _measure_inputs(
         self, index: int, block: nn.Module, step: Callable[[], None]
     ) -> list[InputStatistics]:
-        new = partial(new_moment, self.needs.kind)
-        linears = self.stream.skeleton.linears(index)
         experts = self.stream.skeleton.experts(index)
-        meter = Meter(linears, new)
+        blocks = self._spread.copies(block)
         before: list[Tensor] = []
-        with meter.watching() as end_forward:
-            for number in range(self._measured):
-                if experts and not self._hidden.spilled:
-                    before.append(self._hidden.read(number))
-                self._run(index, block, number, keep=self.needs.independent)
-                end_forward()
-                step()
-        count_routed(experts, meter.inputs)
-        chosen = too_few(experts, meter.inputs)
+
+        def pass_on(number: int) -> None:
+            if experts and not self._hidden.spilled:
+                before.append(self._hidden.read(number))
+            self._run(index, blocks, number, keep=self.needs.independent)
+            step()
+
+        names = list(self.stream.skeleton.linears(index))
+        inputs = self._metered(blocks, names, pass_on)
+        count_routed(experts, inputs)
+        chosen = too_few(experts, inputs)
         if not chosen:
-            return meter.inputs
-        others = Meter({name: linears[name] for name in linears_of(experts, chosen)}, new)
-        with all_tokens(experts, chosen), others.watching() as end_forward:
+            return inputs
+
+        def pass_again(number: int) -> None:
+            # What was written is current only after ``commit`` where it went to disk.
+            hidden = before[number] if before else self._hidden.read(number)
+            self._forward(index, blocks, number, hidden)
+
+        with ExitStack() as stack:
+            for copy in blocks:
+                mixtures = {name: copy.get_submodule(name) for name in experts}
+                stack.enter_context(all_tokens(cast(Mapping[str, Experts], mixtures), chosen))
+            others = self._metered(blocks, linears_of(experts, chosen), pass_again)
+        return replaced(inputs, others)
+
+    def _metered(
+        self, blocks: Sequence[nn.Module], names: Sequence[str], forward: Callable[[int], None]
+    ) -> list[InputStatistics]:
+        """What the linears of these names read, in each device's copy of the block, while
+        ``forward`` is called with the number of every batch that is measured."""
+        new = partial(new_moment, self.needs.kind)
+        meters = [
+            Meter({name: cast(nn.Linear, copy.get_submodule(name)) for name in names}, new)
+            for copy in blocks
+        ]
+        with ExitStack() as stack:
+            ends = [stack.enter_context(meter.watching()) for meter in meters]
             for number in range(self._measured):
-                # What was written is current only after ``commit`` where it went to disk.
-                hidden = before[number] if before else self._hidden.read(number)
-                self.stream.run(index, block, self._batches[number], hidden)
-                end_forward()
-        return replaced(meter.inputs, others.inputs)
+                forward(number)
+                ends[self._spread.place(number)]()
+        return self._spread.joined(
+            [meter.inputs for meter in meters], self.needs.kind, solve_apart=self.needs.apart
+        )
 
     def _find_folds(
         self, index: int, block: nn.Module, inputs: list[InputStatistics]
@@ -229,11 +272,20 @@ class CalibrationPass:
         groups = [group.consumers for group in inputs]
         folds = find_folds(block, groups, call, hidden, kv_heads, self._folds)
         if self.needs.independent:
-            self._run(index, block, probe, keep=True)
+            self._run(index, [block], probe, keep=True)
         return folds
 
-    def _run(self, index: int, block: nn.Module, number: int, *, keep: bool) -> None:
-        """Run ``block`` on a batch; ``keep``: its output is the batch's next hidden state."""
-        hidden = self.stream.run(index, block, self._batches[number], self._hidden.read(number))
+    def _run(self, index: int, blocks: Sequence[nn.Module], number: int, *, keep: bool) -> None:
+        """Run a batch through its device's copy of the block; ``keep``: its output is the batch's
+        next hidden state."""
+        hidden = self._forward(index, blocks, number, self._hidden.read(number))
         if keep:
             self._hidden.write(number, hidden)
+
+    def _forward(
+        self, index: int, blocks: Sequence[nn.Module], number: int, hidden: Tensor
+    ) -> Tensor:
+        # The probe, which comes last, is on the first device alone.
+        probes = self.needs.folds and number == self._measured
+        block = blocks[0 if probes else self._spread.place(number)]
+        return self.stream.run(index, block, self._batches[number], hidden)

@@ -60,7 +60,7 @@ class Gptq(AffineMethod):
     propagate: Propagate = "original"
 
     def needs(self) -> Needs:
-        return Needs("gram", propagate=self.propagate)
+        return Needs("gram", propagate=self.propagate, apart=True)
 
     def quantize(self, linears: Linears) -> BlockResult:
         linears.require_inputs()
@@ -68,7 +68,11 @@ class Gptq(AffineMethod):
         inputs = [
             Readers(
                 group.moment,
-                [linears.weights[name] for name in linears.readers(group)],
+                # Where the rows were spread over devices, each input may be on another one.
+                [
+                    linears.weights[name].to(group.moment.diagonal().device)
+                    for name in linears.readers(group)
+                ],
                 [as_grid(linears.schemes[name]) for name in linears.readers(group)],
                 group.drift,
             )
@@ -190,7 +194,7 @@ def _late_groups(inputs: Sequence[Readers], settings: GptqSettings) -> list[int 
     if not settings.activation_order or not any(groups):
         return groups
     # Read together, since a device is waited for.
-    heavy = torch.stack([heavy_tailed(readers.moment) for readers in inputs]).tolist()
+    heavy = _read([heavy_tailed(readers.moment) for readers in inputs])
     return [None if skip else group for group, skip in zip(groups, heavy, strict=True)]
 
 
@@ -203,7 +207,7 @@ def _quantize_on_device(
         factor, whole = attempt_factor(readers.moment, settings, group, readers.drift)
         results.append(_with_factor(readers, factor, settings))
         factorized.append(whole)
-    for place, whole in enumerate(torch.stack(factorized).tolist()):
+    for place, whole in enumerate(_read(factorized)):
         if not whole:  # more damping is needed, which is rare
             readers = inputs[place]
             other = factorize(readers.moment, settings, late[place], readers.drift)
@@ -211,6 +215,11 @@ def _quantize_on_device(
                 _nearest(readers) if other is None else _with_factor(readers, other, settings)
             )
     return results
+
+
+def _read(flags: Sequence[Tensor]) -> list[bool]:
+    """The values of bool scalars, on one device or several."""
+    return torch.stack([flag.to(flags[0].device) for flag in flags]).tolist()
 
 
 def _with_factor(readers: Readers, factor: Factor, settings: GptqSettings) -> list[RoundedRows]:
