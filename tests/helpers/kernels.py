@@ -15,7 +15,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from quantkit.methods import fused
 
 # Operations that launch nothing.
-_VIEWS: tuple[str, ...] = ("view", "slice", "select", "t", "transpose", "expand", "unsqueeze", "detach", "alias")
+_VIEWS: tuple[str, ...] = (
+    "view",
+    "slice",
+    "select",
+    "t",
+    "transpose",
+    "expand",
+    "unsqueeze",
+    "detach",
+    "alias",
+)
 _VIEWS += ("split_with_sizes", "diagonal", "empty", "empty_like", "new_empty", "lift_fresh")
 _WAITS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__")
 
