@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def installed(python: str, packages: Sequence[str]) -> str:
-    """Those of ``packages`` that an interpreter has, with versions: "torch 2.13.0, peft 0.19"."""
+def installed(
+    python: str, packages: Sequence[str], settings: Mapping[str, str] | None = None
+) -> str:
+    """Those of ``packages`` that an interpreter has, with versions: "torch 2.13.0, peft 0.19".
+
+    ``settings`` are added to the environment variables.
+    """
     code = (
         "import sys; from importlib import metadata as m\n"
         "have = {d.metadata['Name'].lower().replace('_', '-') for d in m.distributions()}\n"
         "print(', '.join(f'{n} {m.version(n)}' for n in sys.argv[1:] if n in have))"
     )
-    done = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True)
+    environment = os.environ | (settings or {})
+    command = [python, "-c", code, *packages]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     return done.stdout.strip()
 
 

@@ -119,6 +119,7 @@ SHAPES = {
     "82m": Shape(12, 768, 2048, 12, 4, 8192, tied=True),
     "1.1b": Shape(22, 2048, 5632, 32, 4, 32000),
     "1.1b-deep": Shape(44, 2048, 5632, 32, 4, 32000),
+    "2b-8": Shape(8, 4096, 14336, 32, 8, 32000),  # eight layers of a model of eight billion
     "7b": Shape(32, 4096, 11008, 32, 32, 32000),
 }
 
@@ -152,8 +153,11 @@ def missing(path: Path) -> Iterator[Path | None]:
     partial.rename(path)
 
 
-def write_model(directory: Path, shape: Shape) -> None:
-    """Write config.json and the weights, in shards of at most 2 GB."""
+def write_model(directory: Path, shape: Shape, device: str = "cpu") -> None:
+    """Write config.json and the weights, in shards of at most 2 GB.
+
+    A GPU draws other numbers from the same seeds, and in seconds.
+    """
     write_json(directory / "config.json", shape.config())
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     room = SHARD_BYTES
@@ -169,7 +173,7 @@ def write_model(directory: Path, shape: Shape) -> None:
         file = "model.safetensors"
         if len(shards) > 1:
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(directory / file, tensors)
+        write_safetensors(directory / file, tensors, device)
         weight_map |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
         total = sum(2 * math.prod(size) for _, size in shape.tensors())
@@ -202,7 +206,7 @@ def write_adapter(directory: Path, shape: Shape) -> None:
     write_safetensors(directory / "adapter_model.safetensors", tensors)
 
 
-def write_safetensors(path: Path, tensors: dict[str, tuple[int, ...]]) -> None:
+def write_safetensors(path: Path, tensors: dict[str, tuple[int, ...]], device: str = "cpu") -> None:
     """Write random BF16 tensors of these shapes; the seed of each comes from its name."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -214,20 +218,20 @@ def write_safetensors(path: Path, tensors: dict[str, tuple[int, ...]]) -> None:
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for name, shape in tensors.items():
-            for part in draw(name, shape):
-                file.write(part.bfloat16().view(torch.uint8).numpy().tobytes())
+            for part in draw(name, shape, device):
+                file.write(part.bfloat16().view(torch.uint8).cpu().numpy().tobytes())
 
 
-def draw(name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
+def draw(name: str, shape: tuple[int, ...], device: str = "cpu") -> Iterator[Tensor]:
     """Yield float32 slices (rows, columns) of a tensor; its name gives the seed."""
     if len(shape) == 1:
         yield torch.ones(shape)
         return
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
     rows, columns = shape
     for start in range(0, rows, step := max(1, SLICE // columns)):
         size = (min(step, rows - start), columns)
-        part = torch.randn(size, generator=generator) * 0.02
+        part = torch.randn(size, generator=generator, device=device) * 0.02
         if name == "model.embed_tokens.weight":
             part[:, :: columns // LOUD_CHANNELS] *= LOUDNESS
         yield part
