@@ -132,7 +132,7 @@ def their_tool(options: argparse.Namespace) -> Tool:
     settings = settings_of(options, options.peer_path)
     log = options.work / "logs" / "imports-peer.log"
     code = (
-        "import datasets, torch, transformers, llmcompressor\n"
+        "import llmcompressor, datasets, torch, transformers\n"
         "from llmcompressor.modifiers.quantization import GPTQModifier\n"
         "from llmcompressor.modifiers.awq import AWQModifier\n"
         "if torch.cuda.is_available(): torch.ones(1, device='cuda')"
