@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu
-from benchmarks.gpu import JOBS, OURS, PEER, Run, row
+from benchmarks.gpu import JOBS, PEER, Run, row
 from benchmarks.gpu_feed import BOS, SEED
+from benchmarks.peers.jobs import OURS
 from benchmarks.processes import Measured
 from quantkit.calibration.text import load_tokenizer, pack_rows
 from quantkit.recipes.recipe import load_recipe
