@@ -74,6 +74,7 @@ def quantize(
     force: bool = False,
     memory_budget: int | None = None,
     cache: bool = True,
+    resume: bool = True,
     progress: Progress | None = None,
 ) -> QuantizedManifest:
     """Make an artifact from a checkpoint, as a recipe says.
@@ -89,9 +90,9 @@ def quantize(
         strict: treat warnings about adapters as errors.
         device: "auto", "cpu", "cuda" or "cuda:N".
         force: replace an artifact that is there.
-        memory_budget: bytes of calibration hidden states to keep in memory, the rest on disk; half
-            of the free memory if None.
+        memory_budget: bytes of hidden states to keep in memory; half of what is free if None.
         cache: use the statistics of earlier calibrations, and keep this one's.
+        resume: keep hidden states on disk, so that a stopped call needn't calibrate again.
     """
     from quantkit.commands.quantize import prepare, quantize
 
@@ -104,6 +105,7 @@ def quantize(
         progress=progress or Silent(),
         memory_budget=memory_budget,
         cache=cache,
+        resume=resume,
     )
 
 
@@ -131,6 +133,7 @@ def sweep(
     force: bool = False,
     memory_budget: int | None = None,
     cache: bool = True,
+    resume: bool = True,
     load: Load | None = None,
     localize: bool | None = None,
     goal: str | None = None,
@@ -148,9 +151,8 @@ def sweep(
         model: the BF16 checkpoint, with ``adapters`` also the baseline.
         out: the directory for the artifacts (OUT/NAME) and, with a suite, the report.
         suite: how to judge the artifacts; they are only made if None.
-        adapters, strict, device, force, memory_budget, cache: as for ``quantize``.
-        load, localize, goal, allow_code, allow_overlap: as for ``compare``; cost isn't measured
-            unless a load is given.
+        adapters, strict, device, force, memory_budget, cache, resume: as for ``quantize``.
+        load, localize, goal, allow_code, allow_overlap: as for ``compare``; no cost without a load.
     """
     from quantkit.commands.eval import JudgingOptions
     from quantkit.commands.sweep import sweep
@@ -168,6 +170,7 @@ def sweep(
         force=force,
         memory_budget=memory_budget,
         cache=cache,
+        resume=resume,
         suite=None if suite is None else _suite(suite),
         options=options,
         progress=progress or Silent(),

@@ -8,13 +8,14 @@ finished parts are recorded, and those of an earlier run are skipped.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from concurrent.futures import Future
 from functools import partial
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from quantkit.assembly.journal import Step
+from quantkit.assembly.recording import Recording
 from quantkit.assembly.run import EmbeddingRows, Run
 from quantkit.calibration.corrected import CorrectedPass
 from quantkit.calibration.needs import Needs
@@ -40,7 +41,7 @@ class Parts(Protocol):
         """Forget what ``resume`` was given."""
         ...
 
-    def outside(self) -> Step:
+    def outside(self) -> Step | Future[Step]:
         """What comes before the blocks."""
         ...
 
@@ -54,8 +55,11 @@ class Parts(Protocol):
         block: nn.Module,
         calibration: CalibrationPass | None,
         tick: Callable[[], None],
-    ) -> Step:
-        """Layer ``index``, in memory as ``block``; lets the rows pass, and ticks as they do."""
+    ) -> Step | Future[Step]:
+        """Layer ``index``, in memory as ``block``; lets the rows pass, and ticks as they do.
+
+        What was made of it may still be being written.
+        """
         ...
 
     def output(self, calibration: CalibrationPass | None) -> Step:
@@ -81,8 +85,9 @@ def assemble(run: Run, stream: Stream, parts: Parts, label: str) -> None:
 def _assemble(run: Run, stream: Stream, parts: Parts, label: str) -> None:
     if run.journal.steps and not parts.resume(run.journal.steps):
         raise _Damaged
+    recording = Recording(run.journal)
     if not run.journal.steps:
-        run.journal.record(parts.outside())
+        recording.add(parts.outside())
     count = len(stream.skeleton.layers)
     done = sum(step.part == "block" for step in run.journal.steps)
     if any(step.part == "output" for step in run.journal.steps):
@@ -93,22 +98,23 @@ def _assemble(run: Run, stream: Stream, parts: Parts, label: str) -> None:
         ticks = 1 + (calibration.steps if calibration is not None else 0)
         with run.progress.task(label, count * ticks) as task:
             task.advance(done * ticks)
+
+            def tick(doing: str) -> None:
+                recording.poll()
+                task.advance(doing=doing)
+
             for index in range(done, count):
                 doing = f"layer {index + 1} of {count}"
-                tick = partial(task.advance, doing=f"{doing}, calibrating")
                 with stream.block(index) as block:
-                    step = parts.block(index, block, calibration, tick)
-                run.journal.record(_after(step, calibration))
+                    ticking = partial(tick, f"{doing}, calibrating")
+                    step = parts.block(index, block, calibration, ticking)
+                recording.add(step, calibration)
                 task.advance(doing=doing)
-            run.journal.record(_after(parts.output(calibration), calibration))
+            recording.finish(parts.output(calibration))
 
 
 def _restored(calibration: CalibrationPass, step: Step) -> bool:
     return step.calibration is not None and calibration.restore(step.calibration)
-
-
-def _after(step: Step, calibration: CalibrationPass | None) -> Step:
-    return replace(step, calibration=None if calibration is None else calibration.state())
 
 
 def quantize_linears(

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from quantkit.assembly.run import EmbeddingRows, Run
-from quantkit.calibration.activations import HiddenStates
 from quantkit.calibration.needs import Needs
 from quantkit.calibration.passing import CalibrationPass
 from quantkit.calibration.statistics import InputStatistics
@@ -64,7 +63,7 @@ def output_matrix(plan: GgufFilePlan, stream: Stream) -> GgufTensorPlan:
 def measure_output(run: Run, stream: Stream) -> InputStatistics:
     """What the output matrix reads in the unquantized model."""
     assert run.rows is not None
-    hidden = HiddenStates(run.journal.scratch, run.budget, "before")
+    hidden = run.hidden_states("before", kept=False)
     calibration = CalibrationPass(stream, run.rows, Needs("gram"), hidden=hidden)
     count = len(stream.skeleton.layers)
     with run.progress.task("measure what the output matrix reads", count) as task:

@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -66,12 +66,13 @@ class Step:
 class Journal:
     """The finished steps, and the file that lists them.
 
-    steps: those of an earlier run and of this one; scratch: a directory for what the next step
-    starts from, which is removed in the end.
+    steps: those of an earlier run and of this one; listed: how many of them, the first ones, are in
+    the file; scratch: a directory for what the next step starts from, which is removed in the end.
     """
 
     def __init__(self, file: IO[bytes], steps: list[Step], scratch: Path) -> None:
         self.steps = steps
+        self.listed = len(steps)
         self.scratch = scratch
         self._file = file
 
@@ -82,8 +83,23 @@ class Journal:
 
     def record(self, step: Step) -> None:
         """Note that ``step`` is finished: the bytes that it describes must be on disk already."""
-        self._file.write(json.dumps(asdict(step), separators=(",", ":")).encode() + b"\n")
+        self.hold(step)
+        self.list_steps(len(self.steps))
+
+    def hold(self, step: Step) -> None:
+        """The same without listing it yet: a later run can't start after it."""
         self.steps.append(step)
+
+    def list_steps(self, count: int, state: CalibrationState | None = None) -> None:
+        """List the first ``count`` steps, after the last of which the rows stand at ``state``."""
+        if count <= self.listed:
+            return
+        if state is not None:
+            self.steps[count - 1] = replace(self.steps[count - 1], calibration=state)
+        new = self.steps[self.listed : count]
+        lines = [json.dumps(asdict(step), separators=(",", ":")) + "\n" for step in new]
+        self._file.write("".join(lines).encode())
+        self.listed = count
 
     def forget(self) -> None:
         """Count no step as finished, because what they wrote is damaged."""
@@ -91,7 +107,7 @@ class Journal:
         end = len(self._file.readline())
         self._file.truncate(end)
         self._file.seek(end)
-        self.steps = []
+        self.steps, self.listed = [], 0
 
 
 @contextmanager
@@ -122,10 +138,10 @@ def unfinished(
     except BaseException as error:
         failure = as_machine_error(error, partial) if isinstance(error, OSError) else error
         at_fault = isinstance(failure, QuantkitError) and not isinstance(failure, MachineError)
-        if at_fault or not journal.steps:
+        if at_fault or not journal.listed:
             shutil.rmtree(partial, ignore_errors=True)
         else:
-            kept = f"{len(journal.steps)} finished steps are kept in {partial}"
+            kept = f"{journal.listed} finished steps are kept in {partial}"
             progress.note(f"{kept}: the same command continues from there")
         if failure is error:
             raise

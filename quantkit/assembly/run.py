@@ -18,7 +18,7 @@ from quantkit.assembly.journal import Journal
 from quantkit.base.files import digests
 from quantkit.base.progress import Progress
 from quantkit.base.version import __version__
-from quantkit.calibration.activations import HiddenStates
+from quantkit.calibration.activations import Copies, HiddenStates
 from quantkit.calibration.cache import CacheWriter, find_statistics
 from quantkit.calibration.corrected import CorrectedPass
 from quantkit.calibration.needs import Needs
@@ -27,7 +27,13 @@ from quantkit.calibration.text import Rows
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import Sidecars, more_templates
 from quantkit.lora.checkpoint import AdaptedCheckpoint
+from quantkit.model.device import free_memory
 from quantkit.model.stream import Stream
+
+_DEVICE_SHARE = 4  # of a device's free memory, the part that hidden states may take
+_NOT_KEPT = (
+    "no copy of the hidden states is kept: where this run is stopped, the calibration starts again"
+)
 
 # A function from the numbers of a first and a last row (exclusive) to these rows of the embedding.
 EmbeddingRows = Callable[[int, int], Tensor]
@@ -39,7 +45,9 @@ class Run:
 
     rows: calibration rows, where the recipe has some; directory: where the artifact is made;
     budget: bytes that hidden states may take in memory; inputs: digests of all that decides the
-    artifact's bytes; cache: whether statistics of earlier runs are used, and this run's are kept.
+    artifact's bytes; cache: whether statistics of earlier runs are used, and this run's are kept;
+    resume: whether hidden states are kept for a run that continues this one; background: whether
+    what must be written is written beside the work, as for a device that would have to wait.
     """
 
     checkpoint: Checkpoint
@@ -51,6 +59,26 @@ class Run:
     budget: int
     inputs: dict[str, str]
     cache: bool
+    resume: bool
+    background: bool
+
+    def hidden_states(
+        self, name: str = "hidden", *, share: int = 1, kept: bool = True
+    ) -> HiddenStates:
+        """A place for the hidden states between two blocks.
+
+        share: what part, one of so many, of the memory they may take; kept: whether a later run
+        may need them.
+        """
+        copies: Copies = "background" if self.background else "always"
+        on_device = free_memory(self.device)
+        return HiddenStates(
+            self.journal.scratch,
+            self.budget // share,
+            name,
+            on_device=None if on_device is None else on_device // (_DEVICE_SHARE * share),
+            copies=copies if kept and self.resume else "never",
+        )
 
     @contextmanager
     def calibration(
@@ -60,16 +88,29 @@ class Run:
 
         embedding: as it is quantized, where that is known (see ``CorrectedPass``).
         """
+        with self._calibration(stream, needs, embedding) as calibration:
+            try:
+                yield calibration
+            finally:
+                if calibration is not None:
+                    calibration.close()
+
+    @contextmanager
+    def _calibration(
+        self, stream: Stream, needs: Needs | None, embedding: EmbeddingRows | None
+    ) -> Iterator[CalibrationPass | None]:
         if self.rows is None or needs is None:
             yield None
             return
+        if not self.resume:
+            self.progress.note(_NOT_KEPT)
         if needs.propagate == "corrected":
             yield self._corrected(stream, needs, self.rows, embedding)
             return
         # The recipe doesn't decide statistics of the checkpoint: others find them by the rest.
         about = {name: value for name, value in self.inputs.items() if name != "recipe"}
         about["dtype"] = str(stream.skeleton.model.dtype)
-        hidden = HiddenStates(self.journal.scratch, self.budget)
+        hidden = self.hidden_states()
         cached = self.cache and needs.independent
         statistics = find_statistics(about, needs.kind) if cached else None
         if statistics is not None:
@@ -83,12 +124,9 @@ class Run:
     def _corrected(
         self, stream: Stream, needs: Needs, rows: Rows, embedding: EmbeddingRows | None
     ) -> CorrectedPass:
-        def states(name: str, share: int) -> HiddenStates:
-            return HiddenStates(self.journal.scratch, self.budget // share, name)
-
-        hidden, drifted = states("hidden", 4), states("drifted", 4)
+        hidden, drifted = (self.hidden_states(name, share=4) for name in ("hidden", "drifted"))
         # A block has few inputs, most of them as wide as the hidden states.
-        store = partial(states, share=16)
+        store = partial(self.hidden_states, share=16, kept=False)
         return CorrectedPass(
             stream, rows, needs, hidden=hidden, drifted=drifted, embedding=embedding, store=store
         )

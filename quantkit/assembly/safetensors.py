@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from quantkit.assembly.blocks import assemble, quantize_linears
 from quantkit.assembly.completeness import check_complete
 from quantkit.assembly.journal import Step
 from quantkit.assembly.run import Run
+from quantkit.base.background import Background, so_far, to_host
 from quantkit.base.errors import not_finite
 from quantkit.base.files import write_json
 from quantkit.base.parallel import parallel_map
@@ -38,8 +40,11 @@ def write_safetensors(run: Run, plan: LinearPlan) -> list[LayerReport]:
         for tensor in plan.tensors
         for key in (tensor.name, *(_part_key(tensor.name, s) for s in format.suffixes))
     ]
-    with TensorWriter(run.directory, keys, scratch=run.journal.scratch) as writer:
-        assemble(run, stream, _Parts(run, plan, writer), f"quantize ({plan.method})")
+    with (
+        TensorWriter(run.directory, keys, scratch=run.journal.scratch) as writer,
+        Background(threaded=run.background) as later,
+    ):
+        assemble(run, stream, _Parts(run, plan, writer, later), f"quantize ({plan.method})")
     check_complete(plan, run.directory)
     write_config(run.directory, run.checkpoint.config, plan.quantization_config)
     for name, content in format.other_files(plan.quantization_config).items():
@@ -48,11 +53,12 @@ def write_safetensors(run: Run, plan: LinearPlan) -> list[LayerReport]:
 
 
 class _Parts:
-    """Implements ``blocks.Parts``."""
+    """Implements ``blocks.Parts``. ``later``: writes one part beside the work on the next."""
 
-    def __init__(self, run: Run, plan: LinearPlan, writer: TensorWriter) -> None:
+    def __init__(self, run: Run, plan: LinearPlan, writer: TensorWriter, later: Background) -> None:
         self._source, self._plan = plan.skeleton.viewed(run.checkpoint), plan
-        self._writer = writer
+        self._writer, self._later = writer, later
+        self._device = run.device
         self._format = safetensors_formats()[plan.format]
         # Layers may share a tensor, which is written with the first of them.
         self._planned = {tensor.name for tensor in plan.tensors}
@@ -71,8 +77,11 @@ class _Parts:
         self._left = set(self._planned)
         self._writer.restart()
 
-    def outside(self) -> Step:
-        return Step("outside", tuple(self._copy(key) for key in self._plan.outside))
+    def outside(self) -> Future[Step]:
+        def copy() -> Step:
+            return Step("outside", tuple(self._copy(key) for key in self._plan.outside))
+
+        return self._later.submit(copy)
 
     def embedding(self) -> None:
         return None
@@ -83,17 +92,44 @@ class _Parts:
         block: nn.Module,
         calibration: CalibrationPass | None,
         tick: Callable[[], None],
-    ) -> Step:
+    ) -> Future[Step]:
         result = quantize_linears(self._plan, index, block, calibration, tick)
         prefix = self._plan.skeleton.layer_name(index) + "."
         layers = tuple(linear.report for linear in result.linears.values())
         keys = tuple(self._plan.skeleton.key(prefix + name) for name in result.changed)
-        return Step("block", tuple(self._write(prefix, result)), layers, rescaled=keys)
+        packed = self._pack(prefix, result)
+        changed = {name: to_host(value) for name, value in result.changed.items()}
+        ready = so_far(self._device)
+
+        def write() -> Step:
+            ready()
+            written = tuple(self._write(prefix, packed, changed))
+            return Step("block", written, layers, rescaled=keys)
+
+        return self._later.submit(write)
 
     def output(self, calibration: CalibrationPass | None) -> Step:
         return Step("output")
 
-    def _write(self, prefix: str, result: BlockResult) -> Iterator[Written]:
+    def _pack(self, prefix: str, result: BlockResult) -> dict[str, dict[str, Tensor]]:
+        """The tensors that each quantized weight is stored as, on their way to the host.
+
+        Packed where the codes are, which is a device that packs faster, and copies less then.
+        """
+        skeleton = self._plan.skeleton
+        names = {f"{module}.weight": module for module in result.linears}
+        names = {name: module for name, module in names.items() if prefix + name in skeleton.names}
+
+        def pack(name: str) -> dict[str, Tensor]:
+            tensor, key = result.linears[names[name]].tensor, skeleton.names[prefix + name]
+            parts = self._format.pack(tensor, skeleton.model.dtype)
+            return {_part_key(key, suffix): to_host(part) for suffix, part in parts.items()}
+
+        return dict(zip(names, parallel_map(pack, names, self._device), strict=True))
+
+    def _write(
+        self, prefix: str, packed: dict[str, dict[str, Tensor]], changed: Mapping[str, Tensor]
+    ) -> Iterator[Written]:
         """Write one block: what was quantized, what was rescaled, and copies of the rest."""
         skeleton = self._plan.skeleton
         views = skeleton.views
@@ -102,22 +138,11 @@ class _Parts:
             for name, key in skeleton.names.items()
             if name.startswith(prefix)
         }
-        tensors = {
-            f"{module}.weight": linear.tensor
-            for module, linear in result.linears.items()
-            if f"{module}.weight" in names
-        }
-
-        def pack(name: str) -> dict[str, Tensor]:
-            parts = self._format.pack(tensors[name], skeleton.model.dtype)
-            return {_part_key(names[name], suffix): part for suffix, part in parts.items()}
-
-        packed = dict(zip(tensors, parallel_map(pack, tensors, torch.device("cpu")), strict=True))
         for name, key in names.items():
             if name in packed:
                 yield from self._writer.add(packed.pop(name))
-            elif name in result.changed:
-                yield from self._writer.add({key: result.changed[name]})
+            elif name in changed:
+                yield from self._writer.add({key: changed[name]})
             else:
                 stored = views[key].key if key in views and key not in self._planned else key
                 if stored in self._left:

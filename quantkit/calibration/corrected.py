@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from quantkit.base.errors import InputError
 from quantkit.base.parallel import return_free_blocks
-from quantkit.calibration.activations import HiddenStates, Snapshot
+from quantkit.calibration.activations import HiddenStates
 from quantkit.calibration.needs import Needs
 from quantkit.calibration.passing import CalibrationPass, CalibrationState
 from quantkit.calibration.replay import Replay
@@ -84,7 +84,6 @@ class CorrectedPass(CalibrationPass):
             )
         self._drifted = HiddenStates(name="drifted") if drifted is None else drifted
         self._store = store
-        self._drifted_snapshot: Snapshot | None = None
         if embedding is None:
             self._drifted.extend(map(self._hidden.read, range(len(self._batches))))
         else:
@@ -117,7 +116,7 @@ class CorrectedPass(CalibrationPass):
             forward = partial(self.stream.run, index, block, batch, hidden)
             self._drifted.write(number, replay.compute(number, batch, forward))
             step()
-        self._snapshot, self._drifted_snapshot = self._hidden.commit(), self._drifted.commit()
+        self._commit(index)
 
     def _remember(
         self,
@@ -189,8 +188,9 @@ class CorrectedPass(CalibrationPass):
         statistics.drift = drift.matrix()
         return statistics
 
-    def state(self) -> CalibrationState:
-        return CalibrationState(self._snapshot, self._drifted_snapshot, tuple(self._folds))
+    @property
+    def _states(self) -> list[HiddenStates]:
+        return [self._hidden, self._drifted]
 
     def restore(self, state: CalibrationState) -> bool:
         if not super().restore(state):

@@ -11,7 +11,9 @@ from. ``Needs.propagate`` decides which weights the block has when it makes them
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -80,6 +82,35 @@ class CalibrationState:
         return cls(hidden, drifted, tuple(folds))
 
 
+@dataclass
+class Standing:
+    """Where a pass is after a block, which is known once a copy of the hidden states is on disk.
+
+    hidden, drifted: the copies, of which some may still be being written; folds: of the last block;
+    on_disk: whether the hidden states are on disk alone, so that the next block writes over what
+    the copy before these holds; listed: whether this is in the journal, so that a later run starts
+    from these copies and no longer from those before.
+    """
+
+    hidden: Future[Snapshot] | None
+    drifted: Future[Snapshot] | None
+    folds: tuple[Fold, ...]
+    on_disk: bool = False
+    listed: bool = False
+
+    @property
+    def known(self) -> bool:
+        """Whether ``state`` has its answer at once."""
+        return all(copy is None or copy.done() for copy in (self.hidden, self.drifted))
+
+    def state(self) -> CalibrationState:
+        """The state, for a later run; waits for the copies, and raises what their writing raised"""
+        hidden, drifted = (
+            None if copy is None else copy.result() for copy in (self.hidden, self.drifted)
+        )
+        return CalibrationState(hidden, drifted, self.folds)
+
+
 class CalibrationPass:
     """Passes the calibration rows through the blocks of ``stream``, in order.
 
@@ -117,7 +148,9 @@ class CalibrationPass:
         # Batches before this one are measured. The last one is the probe, where folds are needed.
         self._measured = len(self._batches) - 1 if needs.folds else len(self._batches)
         self._folds: list[Fold] = []
-        self._snapshot: Snapshot | None = None
+        self._standing: Standing | None = None
+        self._last_copy: Standing | None = None
+        self._since = time.monotonic()
         self.steps = self._measured + (0 if needs.independent else len(self._batches))
 
     def _embed(self, rows: Rows) -> Iterator[Tensor]:
@@ -160,7 +193,7 @@ class CalibrationPass:
             self._folds = self._find_folds(index, block, inputs)
         # Otherwise the rows wait for the quantized weights, with which ``carry`` passes them on.
         if self.needs.independent:
-            self._snapshot = self._hidden.commit()
+            self._commit(index)
         # Another method may need what the output embedding reads, so the cache has that as well.
         if self._writer is not None and index + 1 == len(self.stream.skeleton.layers):
             self._writer.save(index + 1, [self.output()])
@@ -172,7 +205,37 @@ class CalibrationPass:
         for number in range(len(self._batches)):
             self._run(index, blocks, number, keep=True)
             step()
-        self._snapshot = self._hidden.commit()
+        self._commit(index)
+
+    def _commit(self, index: int) -> None:
+        """Make what the rows became in layer ``index`` current, with a copy on disk or without."""
+        states = self._states
+        # A copy in the background is made where the blocks since the last took twice as long as
+        # writing takes, which so has the disk for half of the time at most. What the journal lists
+        # must stay whole. What comes after the last block is soon done.
+        copy = (
+            index + 1 < len(self.stream.skeleton.layers)
+            and (self._last_copy is None or self._last_copy.listed)
+            and time.monotonic() - self._since >= 2 * max(s.copy_seconds for s in states)
+        )
+        copies = [hidden.commit(copy=copy) for hidden in states]
+        if any(made is None and not s.empty for made, s in zip(copies, states, strict=True)):
+            self._standing = None
+            return
+        on_disk = any(hidden.spilled for hidden in states)
+        hidden, drifted = (*copies, None)[:2]
+        self._standing = Standing(hidden, drifted, tuple(self._folds), on_disk)
+        self._last_copy, self._since = self._standing, time.monotonic()
+
+    @property
+    def _states(self) -> list[HiddenStates]:
+        """What waits between blocks."""
+        return [self._hidden]
+
+    def close(self) -> None:
+        """Give up copies of hidden states that are still being written."""
+        for hidden in self._states:
+            hidden.close()
 
     def output(self) -> InputStatistics:
         """Statistics of what the output embedding reads, after the last block; no consumers."""
@@ -191,9 +254,9 @@ class CalibrationPass:
                 statistics.tokens += len(hidden)
         return statistics
 
-    def state(self) -> CalibrationState:
-        """Where the pass is after the last block."""
-        return CalibrationState(self._snapshot, None, tuple(self._folds))
+    def state(self) -> Standing | None:
+        """Where the pass is after the last block; None where no copy of that was begun."""
+        return self._standing
 
     def restore(self, state: CalibrationState) -> bool:
         """Continue after the block of ``state``; False where its files are missing or damaged."""

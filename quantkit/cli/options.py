@@ -46,6 +46,14 @@ BudgetOpt = Annotated[
 CacheOpt = Annotated[
     bool, typer.Option(help="Reuse the statistics of earlier calibrations, and keep this one's.")
 ]
+ResumeOpt = Annotated[
+    bool,
+    typer.Option(
+        "--resume/--no-resume",
+        help="Keep calibration's hidden states in OUT.partial, for a stopped run to go on from: "
+        "after each block on a CPU, now and then on a GPU.",
+    ),
+]
 StrictOpt = Annotated[bool, typer.Option("--strict", help="Warnings about adapters are errors.")]
 AllowCodeOpt = Annotated[
     bool, typer.Option("--allow-code", help="Run the Python that the suite brings. Read it first.")

@@ -19,6 +19,7 @@ from quantkit.cli.options import (
     JsonOpt,
     ModelOpt,
     RecipeArg,
+    ResumeOpt,
     SetOpt,
     StrictOpt,
     parse_adapters,
@@ -42,6 +43,7 @@ def quantize_command(
     force: ForceOpt = False,
     memory_budget: BudgetOpt = None,
     cache: CacheOpt = True,
+    resume: ResumeOpt = True,
     no_fallback: Annotated[
         bool,
         typer.Option("--no-fallback", help="GGUF: refuse rows that the mix's type can't hold."),
@@ -86,6 +88,7 @@ def quantize_command(
         force=force,
         memory_budget=parse_optional_size(memory_budget, "--memory-budget"),
         cache=cache,
+        resume=resume,
         progress=console,
     )
     bits = manifest.bits_per_weight

@@ -165,6 +165,8 @@ def quantize(
     progress: Progress,
     memory_budget: int | None = None,
     cache: bool = True,
+    resume: bool = True,
+    background: bool | None = None,
 ) -> QuantizedManifest:
     """Make the artifact at ``out``; returns its manifest.
 
@@ -172,7 +174,9 @@ def quantize(
 
     device: auto, cpu, cuda or cuda:N; force: replace an artifact that is there; memory_budget:
     bytes of calibration hidden states to keep in memory, the rest goes to disk (default: half of
-    the free memory); cache: use the statistics of earlier calibrations, and keep this one's.
+    the free memory); cache: use the statistics of earlier calibrations, and keep this one's;
+    resume: keep hidden states on disk, so that a stopped run needn't calibrate again; background:
+    write beside the work (default: on any device but the CPU).
 
     Raises QuantkitError. Finished blocks are kept then, unless the inputs were at fault.
     """
@@ -201,6 +205,8 @@ def quantize(
                 budget=budget,
                 inputs=inputs,
                 cache=cache,
+                resume=resume,
+                background=where.type != "cpu" if background is None else background,
             )
             layers = _write(run, job)
             _write_manifest(run, job, files, layers, started)
@@ -305,7 +311,7 @@ def _calibration_rows(job: Job, progress: Progress) -> Rows | None:
 
 def _check_runs(skeleton: Skeleton, run: Run, recipe: str) -> None:
     """One streamed forward on what was written must give finite logits."""
-    stream = Stream(skeleton, open_artifact(run.directory), torch.device("cpu"))
+    stream = Stream(skeleton, open_artifact(run.directory, run.device), run.device)
     limits = Limits.of(skeleton, run.checkpoint)
     length = min(_CHECKED_TOKENS, limits.positions or _CHECKED_TOKENS)
     ids = torch.arange(length)[None] % limits.vocabulary

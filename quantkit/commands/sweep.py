@@ -29,6 +29,7 @@ def sweep(
     force: bool,
     memory_budget: int | None = None,
     cache: bool = True,
+    resume: bool = True,
     suite: LoadedSuite | None = None,
     options: JudgingOptions,
     progress: Progress,
@@ -68,6 +69,7 @@ def sweep(
             progress=progress,
             memory_budget=memory_budget,
             cache=cache,
+            resume=resume,
         )
     if suite is None:
         return Sweep(tuple(describe_artifact(path) for path in artifacts))

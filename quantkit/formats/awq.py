@@ -73,7 +73,7 @@ class AwqFormat(SafetensorsFormat):
         return shape[0] * shape[1] // 2 + groups * shape[0] // 2 + groups * shape[0] * 2
 
     def pack(self, tensor: Quantized, dtype: torch.dtype) -> dict[str, Tensor]:
-        tensor = expect(tensor, QuantizedTensor).cpu()
+        tensor = expect(tensor, QuantizedTensor)
         return {
             "qweight": _pack(tensor.codes.t()),
             "qzeros": _pack(tensor.zeros.t()),

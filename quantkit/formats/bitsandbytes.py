@@ -79,8 +79,8 @@ class BitsandbytesFormat(SafetensorsFormat):
             for suffix in linear.suffixes
             if suffix != "weight"
         }
-        state = QuantState.from_dict(parts, device=torch.device("cpu"))
         codes = linear.read("weight").view(torch.uint8).reshape(-1, 1)
+        state = QuantState.from_dict(parts, device=codes.device)
         return Nf4Tensor(codes, state, tuple(state.shape))
 
     def scheme(self, linear: StoredLinear) -> Grid | Nf4Scheme:

@@ -100,9 +100,8 @@ class CompressedTensorsFormat(SafetensorsFormat):
 
     def pack(self, tensor: Quantized, dtype: torch.dtype) -> dict[str, Tensor]:
         if isinstance(tensor, Fp8Tensor):
-            tensor = tensor.cpu()
             return {"weight": tensor.codes, "weight_scale": tensor.scales.to(dtype)}
-        tensor = expect(tensor, QuantizedTensor).cpu()
+        tensor = expect(tensor, QuantizedTensor)
         if tensor.grid.rounds_inputs:
             codes = tensor.codes.to(torch.int16).sub_(tensor.grid.middle).to(torch.int8)
             return {"weight": codes, "weight_scale": tensor.scales.to(dtype)}
@@ -131,7 +130,7 @@ class CompressedTensorsFormat(SafetensorsFormat):
         rows = codes.shape[0]
         scales = scales.expand(rows, -1)
         if grid.symmetric:
-            zeros = torch.full(scales.shape, grid.middle, dtype=torch.uint8)
+            zeros = torch.full_like(scales, grid.middle, dtype=torch.uint8)
         else:
             zeros = _unpack(linear.read("weight_zero_point"), grid.bits, rows)
         return QuantizedTensor(grid, codes, scales, zeros, _groups(linear))

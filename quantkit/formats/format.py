@@ -172,7 +172,7 @@ class SafetensorsFormat(Format, Protocol):
     old_config: ClassVar[str | None] = None
 
     def pack(self, tensor: Quantized, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The tensors of one linear, by suffix, on the CPU, for a model in ``dtype``."""
+        """The tensors of one linear, by suffix, for a model in ``dtype``, on the codes' device."""
         ...
 
     def unpack(self, linear: StoredLinear) -> Quantized:

@@ -82,13 +82,14 @@ class GptqFormat(SafetensorsFormat):
         return codes + zeros + groups * out_features * 2 + in_features * 4
 
     def pack(self, tensor: Quantized, dtype: torch.dtype) -> dict[str, Tensor]:
-        tensor = expect(tensor, QuantizedTensor).cpu()
+        tensor = expect(tensor, QuantizedTensor)
         bits = tensor.grid.bits
         in_features = tensor.codes.shape[1]
         # Stored as z - 1, which for z = 0 is the highest code. Readers add 1 to all codes of a word
         # at once, and would carry from there into the neighbour: lowest_zero rules that out.
         zeros = tensor.zeros.t() - 1
-        groups = torch.arange(in_features) // tensor.grid.columns(in_features)
+        order = torch.arange(in_features, device=tensor.codes.device)
+        groups = order // tensor.grid.columns(in_features)
         return {
             "qweight": words.pack(tensor.codes.t().contiguous(), bits),
             "qzeros": words.pack(zeros.t().contiguous(), bits).t().contiguous(),
@@ -235,6 +236,7 @@ def _groups(linear: StoredLinear, in_features: int, grid: Grid) -> Tensor | None
     groups = consecutive
     if "g_idx" in linear.suffixes:
         groups = linear.read("g_idx").to(torch.int64)
+        consecutive = consecutive.to(groups.device)
     if groups.shape != (in_features,) or int(groups.min()) < 0 or int(groups.max()) >= count:
         raise InputError(f"its g_idx doesn't name {count} groups of columns", where=linear.module)
     return None if torch.equal(groups, consecutive) and in_features % count == 0 else groups

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from quantkit.base.errors import InputError
@@ -28,12 +29,14 @@ class PackedCheckpoint:
     """A quantized checkpoint, ours or another tool's. Implements ``Weights``.
 
     Keys are the original's: a linear's is ``MODULE.weight``, whatever tensors it is stored as.
-    ``read`` returns quantized weights dequantized to float32, ``read_quantized`` their codes.
+    ``read`` returns quantized weights dequantized to float32, ``read_quantized`` their codes, both
+    on ``device``, which unpacks them; tensors that aren't quantized are on the CPU.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: torch.device | None = None) -> None:
         """Raises InputError when the checkpoint isn't quantized, or its format can't be read."""
         self.checkpoint = checkpoint
+        self._device = device or torch.device("cpu")
         self.directory = checkpoint.directory
         self.files = checkpoint.files
         quantization = quantization_of(self.directory, checkpoint.config)
@@ -130,7 +133,7 @@ class PackedCheckpoint:
             self.dialect.settings,
             tuple(s for s in self._format.read_suffixes if f"{module}.{s}" in entries),
             shape=lambda suffix: self.checkpoint.shape(f"{module}.{suffix}"),
-            read=lambda suffix: self.checkpoint.read(f"{module}.{suffix}"),
+            read=lambda suffix: self.checkpoint.read(f"{module}.{suffix}").to(self._device),
         )
 
     @contextmanager
@@ -150,14 +153,15 @@ class PackedCheckpoint:
             ) from error
 
 
-def open_artifact(path: Path) -> Weights:
+def open_artifact(path: Path, device: torch.device | None = None) -> Weights:
     """The weights of an artifact or of a plain checkpoint, by the original's keys.
 
-    ``path``: a directory, or a .gguf file. Raises InputError for what can't be read.
+    ``path``: a directory, or a .gguf file; device: unpacks tensors in safetensors, None: the CPU.
+    Raises InputError for what can't be read.
     """
     if gguf_files(path):
         return GgufWeights(path)
     checkpoint = Checkpoint(path)
     if quantization_of(path, checkpoint.config):
-        return PackedCheckpoint(checkpoint)
+        return PackedCheckpoint(checkpoint, device)
     return checkpoint

@@ -15,7 +15,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     per_run = 32 // _common(bits)  # codes until a word boundary falls on a code boundary
     words_per_run = per_run * bits // 32
     runs = codes.view(count // per_run, per_run, rest)
-    words = torch.zeros(runs.shape[0], words_per_run, rest, dtype=torch.int64)
+    words = torch.zeros(runs.shape[0], words_per_run, rest, dtype=torch.int64, device=codes.device)
     for i in range(per_run):
         word, shift = divmod(i * bits, 32)
         code = runs[:, i].to(torch.int64)
@@ -30,7 +30,8 @@ def unpack(words: Tensor, bits: int) -> Tensor:
     per_run = 32 // _common(bits)
     words_per_run = per_run * bits // 32
     runs = (words.to(torch.int64) & 0xFFFFFFFF).view(-1, words_per_run, words.shape[1])
-    codes = torch.empty(runs.shape[0], per_run, words.shape[1], dtype=torch.uint8)
+    shape = runs.shape[0], per_run, words.shape[1]
+    codes = torch.empty(shape, dtype=torch.uint8, device=words.device)
     for i in range(per_run):
         word, shift = divmod(i * bits, 32)
         code = runs[:, word] >> shift

@@ -164,9 +164,10 @@ class AdaptedCheckpoint(Checkpoint):
         if key not in self._placement.changes and key in self.base.entries:
             return self.base.read_rows(key, start, stop).to(self.entries[key].dtype)
         # An embedding is read slice by slice: it is merged once, and kept for the next slice.
-        if self._whole is None or self._whole[0] != key:
-            self._whole = (key, self.read(key))
-        return self._whole[1][start:stop]
+        whole = self._whole  # another thread may read another one
+        if whole is None or whole[0] != key:
+            whole = self._whole = (key, self.read(key))
+        return whole[1][start:stop]
 
     def read_float32(self, key: str) -> Tensor:
         """One tensor with the adapters in it, before the cast to its dtype."""

@@ -51,9 +51,6 @@ class Fp8Tensor:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.codes.shape)
 
-    def cpu(self) -> Fp8Tensor:
-        return Fp8Tensor(self.codes.cpu(), self.scales.cpu())
-
     def dequantize(self) -> Tensor:
         return self.codes.float() * self.scales
 

@@ -26,3 +26,13 @@ def resolve_device(name: str) -> torch.device:
             fix="Use --device cpu or auto.",
         )
     return device
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a device with memory of its own has left; None for the CPU."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    # What torch keeps for its next tensors isn't free for others, but it is for them.
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(free + kept)

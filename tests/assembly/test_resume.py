@@ -8,82 +8,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from quantkit.base.errors import InputError, MachineError
-from quantkit.base.files import sha256
-from quantkit.base.progress import Silent, Task
 from quantkit.calibration import cache
-from quantkit.commands.quantize import made_already, prepare, quantize
+from quantkit.commands.quantize import made_already, prepare
 from quantkit.recipes.recipe import load_recipe
-from quantkit.results.manifest import QuantizedManifest
+from tests.helpers.demo_runs import FEW, PROPAGATING, Stopped, StopsAfter, Whole, digests, make
 
 QUANTKIT = str(Path(sys.executable).with_name("quantkit"))
-FEW = ["calibration.samples=16"]
-PROPAGATING = {
-    "quantized": ("gptq-w4-g128", [*FEW, "quantize.propagate=quantized"]),
-    "corrected": ("gptq-w4-g128", [*FEW, "quantize.propagate=corrected"]),
-    "corrected-gguf": ("gguf-q4-k-m-gptq", [*FEW, "quantize.propagate=corrected"]),
-}
-
-
-def make(recipe: str, out: Path, settings: list[str] = FEW, **options: Any) -> QuantizedManifest:
-    job = prepare(load_recipe(recipe, settings), "demo")
-    options = {"device": "cpu", "force": False, "progress": Silent(), "cache": False, **options}
-    return quantize(job, out, **options)
-
-
-def digests(directory: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(directory)): sha256(path)
-        for path in directory.rglob("*")
-        if path.is_file() and path.name != "run.json"
-    }
-
-
-class Stopped(Exception):
-    pass
-
-
-class StopsAfter(Silent):
-    """Progress that ends the run at the n-th step, as a crash would."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def advance(self, steps: int = 1, *, doing: str | None = None) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise Stopped
-
-    @contextmanager
-    def task(self, label: str, total: int) -> Iterator[Task]:
-        yield self
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Uninterrupted artifacts."""
-    folder = tmp_path_factory.mktemp("whole")
-    for recipe in (
-        *("awq-w4-g128", "gptq-w4-g128", "gguf-q4-k-m", "gguf-q4-k-m-gptq", "int8-w8a8"),
-    ):
-        make(recipe, folder / recipe)
-    for name, (recipe, settings) in PROPAGATING.items():
-        make(recipe, folder / name, settings)
-    return {path.name: path for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("recipe", ["awq-w4-g128", "gptq-w4-g128", "gguf-q4-k-m"])
-def test_killed_runs_end_in_the_same_bytes(
-    whole: dict[str, Path], tmp_path: Path, recipe: str
-) -> None:
+def test_killed_runs_end_in_the_same_bytes(whole: Whole, tmp_path: Path, recipe: str) -> None:
     """For real, with SIGKILL, at random moments."""
     command = [QUANTKIT, "quantize", recipe, "--model", "demo", "--set", FEW[0], "--no-cache"]
     out, partial = tmp_path / "out", tmp_path / "out.partial"
@@ -113,9 +53,7 @@ def test_killed_runs_end_in_the_same_bytes(
     ],
 )
 @pytest.mark.parametrize("steps", [6, 20])
-def test_no_block_is_done_twice(
-    whole: dict[str, Path], tmp_path: Path, name: str, steps: int
-) -> None:
+def test_no_block_is_done_twice(whole: Whole, tmp_path: Path, name: str, steps: int) -> None:
     recipe, settings = PROPAGATING.get(name, (name, FEW))
     out = tmp_path / "out"
     with pytest.raises(Stopped):
@@ -138,7 +76,7 @@ def stopped(tmp_path: Path) -> Path:
 
 
 def test_other_inputs_are_refused_by_name_and_force_starts_again(
-    whole: dict[str, Path], tmp_path: Path
+    whole: Whole, tmp_path: Path
 ) -> None:
     partial = stopped(tmp_path)
     before = digests(partial)
@@ -150,7 +88,7 @@ def test_other_inputs_are_refused_by_name_and_force_starts_again(
 
 
 @pytest.mark.parametrize("damaged", ["shard-0", "hidden-a", "hidden-b", "journal.jsonl"])
-def test_damaged_work_is_not_built_on(whole: dict[str, Path], tmp_path: Path, damaged: str) -> None:
+def test_damaged_work_is_not_built_on(whole: Whole, tmp_path: Path, damaged: str) -> None:
     partial = stopped(tmp_path)
     (path,) = partial.rglob(damaged)
     content = bytearray(path.read_bytes())
@@ -165,7 +103,7 @@ def test_damaged_work_is_not_built_on(whole: dict[str, Path], tmp_path: Path, da
     assert digests(tmp_path / "out") == digests(whole["gptq-w4-g128"])
 
 
-def test_a_line_cut_short_counts_for_nothing(whole: dict[str, Path], tmp_path: Path) -> None:
+def test_a_line_cut_short_counts_for_nothing(whole: Whole, tmp_path: Path) -> None:
     journal = stopped(tmp_path) / "unfinished" / "journal.jsonl"
     journal.write_bytes(journal.read_bytes()[:-7])
     make("gptq-w4-g128", tmp_path / "out")
@@ -182,7 +120,7 @@ def test_two_runs_do_not_work_in_one_place(tmp_path: Path) -> None:
             make("gptq-w4-g128", tmp_path / "out")
 
 
-def test_hidden_states_wait_on_disk_past_the_budget(whole: dict[str, Path], tmp_path: Path) -> None:
+def test_hidden_states_wait_on_disk_past_the_budget(whole: Whole, tmp_path: Path) -> None:
     make("awq-w4-g128", tmp_path / "out", memory_budget=1)
     assert digests(tmp_path / "out") == digests(whole["awq-w4-g128"])
     with pytest.raises(Stopped):
@@ -196,7 +134,7 @@ def test_hidden_states_wait_on_disk_past_the_budget(whole: dict[str, Path], tmp_
 
 @pytest.mark.parametrize("name", ["corrected", "corrected-gguf"])
 def test_corrected_inputs_give_the_same_bytes_for_any_number_of_threads(
-    whole: dict[str, Path], tmp_path: Path, name: str
+    whole: Whole, tmp_path: Path, name: str
 ) -> None:
     recipe, settings = PROPAGATING[name]
     threads = torch.get_num_threads()
@@ -209,7 +147,7 @@ def test_corrected_inputs_give_the_same_bytes_for_any_number_of_threads(
 
 
 def test_kept_statistics_give_the_same_bytes(
-    whole: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QUANTKIT_CACHE", str(tmp_path / "cache"))
     make("gptq-w4-g128", tmp_path / "first", cache=True)
@@ -260,7 +198,7 @@ def test_damaged_statistics_are_removed_and_said(
     assert digests(tmp_path / "again") == digests(tmp_path / "first")
 
 
-def test_an_artifact_of_the_same_inputs_is_recognised(whole: dict[str, Path]) -> None:
+def test_an_artifact_of_the_same_inputs_is_recognised(whole: Whole) -> None:
     out = whole["gptq-w4-g128"]
     assert made_already(prepare(load_recipe("gptq-w4-g128", FEW), "demo"), out)
     assert not made_already(prepare(load_recipe("gptq-w4-g128"), "demo"), out)

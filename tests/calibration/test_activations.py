@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantkit.calibration.activations import HiddenStates
+from quantkit.calibration.activations import HiddenStates, Snapshot
 
 BUDGETS = [None, 0, 200]  # all in memory, all on disk, on disk after the first two
 
@@ -25,6 +25,12 @@ def write(hidden: HiddenStates, tensors: list[Tensor]) -> None:
 
 def holds(hidden: HiddenStates, tensors: list[Tensor]) -> bool:
     return all(torch.equal(hidden.read(index), tensor) for index, tensor in enumerate(tensors))
+
+
+def copied(hidden: HiddenStates) -> Snapshot:
+    copy = hidden.commit()
+    assert copy is not None
+    return copy.result()
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -49,9 +55,8 @@ def test_a_run_that_was_killed_inside_a_block_gets_its_inputs(
     hidden = HiddenStates(tmp_path, budget)
     hidden.extend(states_of(0))
     write(hidden, states_of(1))
-    snapshot = hidden.commit()
+    snapshot = copied(hidden)
     hidden.write(0, states_of(2)[0])
-    assert snapshot is not None
     again = HiddenStates(tmp_path, budget)
     again.extend(states_of(0))
     assert again.restore(snapshot) and holds(again, states_of(1))
@@ -64,8 +69,7 @@ def test_a_damaged_or_missing_snapshot_is_refused(tmp_path: Path) -> None:
     hidden = HiddenStates(tmp_path)
     hidden.extend(states_of(0))
     write(hidden, states_of(1))
-    snapshot = hidden.commit()
-    assert snapshot is not None
+    snapshot = copied(hidden)
     path = tmp_path / snapshot.file
     path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
     assert not hidden.restore(snapshot)
