@@ -97,12 +97,15 @@ class _Parts:
         prefix = self._plan.skeleton.layer_name(index) + "."
         layers = tuple(linear.report for linear in result.linears.values())
         keys = tuple(self._plan.skeleton.key(prefix + name) for name in result.changed)
-        packed = self._pack(prefix, result)
+        devices: set[torch.device] = set()  # several, where linears were solved apart
+        packed = self._pack(prefix, result, devices)
         changed = {name: to_host(value) for name, value in result.changed.items()}
-        ready = so_far(self._device)
+        devices |= {value.device for value in result.changed.values()}
+        ready = [so_far(device) for device in devices]
 
         def write() -> Step:
-            ready()
+            for wait in ready:
+                wait()
             written = tuple(self._write(prefix, packed, changed))
             return Step("block", written, layers, rescaled=keys)
 
@@ -111,10 +114,13 @@ class _Parts:
     def output(self, calibration: CalibrationPass | None) -> Step:
         return Step("output")
 
-    def _pack(self, prefix: str, result: BlockResult) -> dict[str, dict[str, Tensor]]:
+    def _pack(
+        self, prefix: str, result: BlockResult, devices: set[torch.device]
+    ) -> dict[str, dict[str, Tensor]]:
         """The tensors that each quantized weight is stored as, on their way to the host.
 
-        Packed where the codes are, which is a device that packs faster, and copies less then.
+        Packed where the codes are: a device packs faster, and less is copied then. devices: gets
+        those that the copies come from.
         """
         skeleton = self._plan.skeleton
         names = {f"{module}.weight": module for module in result.linears}
@@ -123,6 +129,7 @@ class _Parts:
         def pack(name: str) -> dict[str, Tensor]:
             tensor, key = result.linears[names[name]].tensor, skeleton.names[prefix + name]
             parts = self._format.pack(tensor, skeleton.model.dtype)
+            devices.update(part.device for part in parts.values())
             return {_part_key(key, suffix): to_host(part) for suffix, part in parts.items()}
 
         return dict(zip(names, parallel_map(pack, names, self._device), strict=True))
