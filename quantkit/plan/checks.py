@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from quantkit.base.errors import InputError
 from quantkit.base.names import starred
+from quantkit.formats.format import Contents
 from quantkit.formats.registry import FORMATS
 from quantkit.methods.grids import Grid
 from quantkit.methods.linears import Scheme
@@ -76,15 +77,23 @@ def unfit(
 ) -> dict[str, str]:
     """Why a linear can't have the recipe's scheme, by name; its fused siblings stay with it.
 
+    Those are linears whose shape can't hold it, and those that no engine is known to run, unless
+    these were more than half of the weights: on a GPU nobody has tried them.
+
     Raises InputError where the recipe gave the linear a scheme of its own, where it wants no
     exceptions, and where they would be more than half of the weights.
     """
     failed = _misfits(method.format, schemes, shapes, default)
+    if method.unfit == "keep":
+        more = failed | {
+            name: InputError(f"transformers won't run it {why}", where=name)
+            for name, why in not_run(method.format, schemes, shapes, anywhere=True).items()
+        }
+        failed = failed if _most(more, schemes, shapes) else more
     if not failed:
         return {}
     asked = any(schemes[name] != default for name in failed)
-    most = 2 * _weights(failed, shapes) > _weights(schemes, shapes)
-    if asked or most or method.unfit == "refuse":
+    if asked or _most(failed, schemes, shapes) or method.unfit == "refuse":
         raise _together(failed, len(schemes))
     reasons = {name: error.what for name, error in failed.items()}
     for siblings in fused(schemes):
@@ -93,6 +102,35 @@ def unfit(
             reason = f"engines load it as one matrix with {leaf}, which stays as it is"
             reasons |= {name: reason for name in siblings if name not in reasons}
     return reasons
+
+
+def not_run(
+    format_name: str,
+    schemes: Mapping[str, Scheme],
+    shapes: Mapping[str, tuple[int, int]],
+    *,
+    anywhere: bool = False,
+) -> dict[str, str]:
+    """Why transformers won't run a linear, by name: its kernels are known to refuse some widths.
+
+    anywhere: only linears that no other engine runs either.
+    """
+    refused = {}
+    for name, scheme in schemes.items():
+        engines = FORMATS[format_name].loading(Contents([scheme], [shapes[name]]))
+        if anywhere and any(engine.loads != "no" for engine in engines):
+            continue
+        for engine in engines:
+            if engine.engine == "transformers" and engine.loads == "no":
+                refused[name] = engine.why
+    return refused
+
+
+def _most(
+    chosen: Iterable[str], schemes: Iterable[str], shapes: Mapping[str, tuple[int, int]]
+) -> bool:
+    """Whether the chosen linears have more than half of the weights."""
+    return 2 * _weights(chosen, shapes) > _weights(schemes, shapes)
 
 
 def _misfits(

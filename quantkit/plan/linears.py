@@ -15,7 +15,6 @@ from quantkit.base.errors import InputError
 from quantkit.base.names import listed, starred
 from quantkit.calibration.folds import Fold
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.formats.format import Contents
 from quantkit.formats.registry import FORMATS
 from quantkit.methods.grids import Grid
 from quantkit.methods.linears import Scheme
@@ -29,6 +28,7 @@ from quantkit.plan.checks import (
     check_fused,
     check_patterns,
     check_share,
+    not_run,
     unfit,
 )
 from quantkit.plan.tensors import planned_tensors
@@ -117,21 +117,14 @@ def plan_linears(method: LinearMethod, skeleton: Skeleton, checkpoint: Checkpoin
         outside=tuple(tensor.name for tensor in tensors if tensor.name not in inside),
         quantization_config=_config(method, default, schemes, skipped, skeleton),
         kept=kept,
-        notes=(*kept_notes(kept, schemes), *_not_run(method, schemes, found.shapes)),
+        notes=(*kept_notes(kept, schemes), *_not_run_notes(method, schemes, found.shapes)),
     )
 
 
-def _not_run(
-    method: LinearMethod,
-    schemes: Mapping[str, Scheme],
-    shapes: Mapping[str, tuple[int, int]],
+def _not_run_notes(
+    method: LinearMethod, schemes: Mapping[str, Scheme], shapes: Mapping[str, tuple[int, int]]
 ) -> tuple[str, ...]:
-    """Which linears transformers won't run, where its kernels are known to refuse their widths."""
-    refused: dict[str, str] = {}
-    for name, scheme in schemes.items():
-        for loading in FORMATS[method.format].loading(Contents([scheme], [shapes[name]])):
-            if loading.engine == "transformers" and loading.loads == "no":
-                refused[name] = loading.why
+    refused = not_run(method.format, schemes, shapes)
     if not refused:
         return ()
     globs = list(dict.fromkeys(starred(name) for name in refused))

@@ -17,6 +17,7 @@ from quantkit.formats.bitsandbytes import BitsandbytesFormat
 from quantkit.formats.format import Contents
 from quantkit.formats.packed import open_artifact
 from quantkit.methods.nf4 import Nf4Scheme
+from quantkit.plan.linears import LinearPlan
 from quantkit.recipes.recipe import load_recipe
 from tests.helpers.tiny import Tiny
 
@@ -100,7 +101,20 @@ def test_widths_that_the_kernel_for_cpus_refuses(
             layer(inputs)
 
 
+def test_linears_that_no_engine_runs_stay_as_they_are(tiny: Tiny) -> None:
+    source = tiny("llama", torch.bfloat16, hidden_size=128, intermediate_size=80)
+    plan = prepare(load_recipe("nf4", ["quantize.unfit=keep"]), str(source)).plan
+    assert isinstance(plan, LinearPlan)
+    kept = {name.rpartition(".")[2] for name in plan.kept}
+    # 80 rows aren't divisible by 32, nor 80 columns by the block of 64.
+    assert kept == {"gate_proj", "up_proj", "down_proj"}
+    assert "transformers won't run it on CPU" in " ".join(plan.notes)
+    skipped = plan.quantization_config["llm_int8_skip_modules"]
+    assert set(plan.kept) <= set(skipped)
+
+
 def test_the_plan_names_linears_that_transformers_will_not_run(tiny: Tiny) -> None:
+    # Most of the weights, so that they are quantized: on a GPU another kernel may run them.
     source = tiny("llama", torch.bfloat16, hidden_size=128, intermediate_size=208)
     [note] = prepare(load_recipe("nf4"), str(source)).plan.notes
     assert "transformers won't run the artifact on CPU" in note
