@@ -88,7 +88,7 @@ def quantize(
         out: the directory to make. It appears whole or not at all.
         adapters: LoRA adapters to fold in, each alone or with its weight: ("my-lora", 0.7).
         strict: treat warnings about adapters as errors.
-        device: "auto", "cpu", "cuda" or "cuda:N".
+        device: "auto", "cpu", "cuda", "cuda:N", or several CUDA devices, as in "cuda:0,1".
         force: replace an artifact that is there.
         memory_budget: bytes of hidden states to keep in memory; half of what is free if None.
         cache: use the statistics of earlier calibrations, and keep this one's.
@@ -158,7 +158,7 @@ def sweep(
     from quantkit.commands.sweep import sweep
 
     # Quality is computed on the CPU unless a device is named, so that figures compare.
-    judged_on = "cpu" if device == "auto" else device
+    judged_on = "cpu" if device == "auto" else device.partition(",")[0]
     options = JudgingOptions(judged_on, load, localize, goal, allow_code, allow_overlap)
     return sweep(
         [_recipe(recipe) for recipe in recipes],

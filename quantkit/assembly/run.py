@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -43,7 +43,8 @@ EmbeddingRows = Callable[[int, int], Tensor]
 class Run:
     """What is needed wherever a part of an artifact is made.
 
-    rows: calibration rows, where the recipe has some; directory: where the artifact is made;
+    rows: calibration rows, where the recipe has some; devices: that compute, of which all but the
+    first share in calibration and in solving; directory: where the artifact is made;
     budget: bytes that hidden states may take in memory; inputs: digests of all that decides the
     artifact's bytes; cache: whether statistics of earlier runs are used, and this run's are kept;
     resume: whether hidden states are kept for a run that continues this one; background: whether
@@ -52,7 +53,7 @@ class Run:
 
     checkpoint: Checkpoint
     rows: Rows | None
-    device: torch.device
+    devices: tuple[torch.device, ...]
     directory: Path
     journal: Journal
     progress: Progress
@@ -61,6 +62,11 @@ class Run:
     cache: bool
     resume: bool
     background: bool
+
+    @property
+    def device(self) -> torch.device:
+        """The first of ``devices``."""
+        return self.devices[0]
 
     def hidden_states(
         self, name: str = "hidden", *, share: int = 1, kept: bool = True
@@ -111,15 +117,18 @@ class Run:
         about = {name: value for name, value in self.inputs.items() if name != "recipe"}
         about["dtype"] = str(stream.skeleton.model.dtype)
         hidden = self.hidden_states()
+        passed = partial(
+            CalibrationPass, stream, self.rows, needs, hidden=hidden, devices=self.devices
+        )
         cached = self.cache and needs.independent
         statistics = find_statistics(about, needs.kind) if cached else None
         if statistics is not None:
             self.progress.note("using the statistics of an earlier calibration")
         if not cached or statistics is not None:
-            yield CalibrationPass(stream, self.rows, needs, hidden=hidden, cached=statistics)
+            yield passed(cached=statistics)
             return
         with CacheWriter(about, needs.kind, len(stream.skeleton.layers) + 1) as writer:
-            yield CalibrationPass(stream, self.rows, needs, hidden=hidden, writer=writer)
+            yield passed(writer=writer)
 
     def _corrected(
         self, stream: Stream, needs: Needs, rows: Rows, embedding: EmbeddingRows | None
@@ -133,7 +142,7 @@ class Run:
 
 
 def describe_inputs(
-    checkpoint: Checkpoint, rows: Rows | None, recipe: str, device: torch.device
+    checkpoint: Checkpoint, rows: Rows | None, recipe: str, devices: Sequence[torch.device]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Digests of all that decides an artifact's bytes, and of the checkpoint's files by name.
 
@@ -147,7 +156,8 @@ def describe_inputs(
         "recipe": recipe,
         "checkpoint": _digest(files),
         "tokenizer and other files": _digest(digests(own.values(), root)),
-        "device": device.type,
+        # Several devices make the same sums in another order.
+        "device": devices[0].type + (f" × {len(devices)}" if len(devices) > 1 else ""),
         "quantkit": __version__,
         **library_versions(),
     }

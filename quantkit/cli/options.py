@@ -23,6 +23,13 @@ ModelOpt = Annotated[
 ]
 OutFileOpt = Annotated[Path | None, typer.Option("--out", "-o", help="Also write JSON here.")]
 DeviceOpt = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+DevicesOpt = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="auto, cpu, cuda, cuda:N, or cuda:0,1,… to spread calibration rows over several.",
+    ),
+]
 ForceOpt = Annotated[bool, typer.Option("--force", help="Replace an existing output.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout, no table.")]
 SetOpt = Annotated[

@@ -16,7 +16,7 @@ from quantkit.cli.options import (
     AllowOverlapOpt,
     BudgetOpt,
     CacheOpt,
-    DeviceOpt,
+    DevicesOpt,
     ForceOpt,
     GoalOpt,
     JsonOpt,
@@ -41,7 +41,7 @@ def sweep_command(
     suite: Annotated[
         str | None, typer.Option(help="Judge them by this suite; sizes only if unset.")
     ] = None,
-    device: DeviceOpt = "auto",
+    device: DevicesOpt = "auto",
     adapters: AdapterOpt = None,
     strict: StrictOpt = False,
     settings: SetOpt = None,

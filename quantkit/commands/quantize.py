@@ -33,7 +33,7 @@ from quantkit.formats.format import Contents
 from quantkit.formats.packed import open_artifact
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.lora.open import Weighted, adapt
-from quantkit.model.device import resolve_device
+from quantkit.model.device import resolve_devices
 from quantkit.model.limits import Limits, check_length
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream, slices
@@ -172,22 +172,22 @@ def quantize(
 
     Blocks that an earlier run of the same inputs left finished in ``OUT.partial`` are kept.
 
-    device: auto, cpu, cuda or cuda:N; force: replace an artifact that is there; memory_budget:
-    bytes of calibration hidden states to keep in memory, the rest goes to disk (default: half of
-    the free memory); cache: use the statistics of earlier calibrations, and keep this one's;
-    resume: keep hidden states on disk, so that a stopped run needn't calibrate again; background:
-    write beside the work (default: on any device but the CPU).
+    device: auto, cpu, cuda, cuda:N or several, as in cuda:0,1; force: replace an artifact that is
+    there; memory_budget: bytes of calibration hidden states to keep in memory, the rest goes to
+    disk (default: half of the free memory); cache: use the statistics of earlier calibrations, and
+    keep this one's; resume: keep hidden states on disk, so that a stopped run needn't calibrate
+    again; background: write beside the work (default: on any device but the CPU).
 
     Raises QuantkitError. Finished blocks are kept then, unless the inputs were at fault.
     """
     started = time.monotonic()
     return_large_blocks()
-    where = resolve_device(device)
+    devices = resolve_devices(device)
     check_artifact_output(job, out, force=force)
     for note in job.plan.notes:
         progress.note(note)
     rows = _calibration_rows(job, progress)
-    inputs, files = describe_inputs(job.checkpoint, rows, job.loaded.recipe.digest, where)
+    inputs, files = describe_inputs(job.checkpoint, rows, job.loaded.recipe.digest, devices)
     with unfinished(out, inputs, force=force, progress=progress) as (directory, journal):
         if not journal.done:
             adapted = job.checkpoint if isinstance(job.checkpoint, AdaptedCheckpoint) else None
@@ -198,7 +198,7 @@ def quantize(
             run = Run(
                 checkpoint=job.checkpoint,
                 rows=rows,
-                device=where,
+                devices=devices,
                 directory=directory,
                 journal=journal,
                 progress=progress,
@@ -206,7 +206,7 @@ def quantize(
                 inputs=inputs,
                 cache=cache,
                 resume=resume,
-                background=where.type != "cpu" if background is None else background,
+                background=devices[0].type != "cpu" if background is None else background,
             )
             layers = _write(run, job)
             _write_manifest(run, job, files, layers, started)
@@ -244,7 +244,9 @@ def _write_manifest(
         tensors=tensors,
     )
     recipe = str(job.loaded.path.resolve())
-    record = run_record(started, model=job.model, device=str(run.device), recipe=recipe)
+    record = run_record(
+        started, model=job.model, device=",".join(map(str, run.devices)), recipe=recipe
+    )
     write_manifest(run.directory, manifest, record)
 
 

@@ -28,6 +28,26 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def resolve_devices(name: str) -> tuple[torch.device, ...]:
+    """The same, and also several CUDA devices, as in ``cuda:0,1``.
+
+    Raises what ``resolve_device`` raises, and InputError for a device that is named twice.
+    """
+    if not re.fullmatch(r"cuda:\d+(,(cuda:)?\d+)+", name):
+        if "," in name:
+            raise InputError(
+                f"{name} doesn't name CUDA devices",
+                where="--device",
+                fix="Several devices are named as in cuda:0,1.",
+            )
+        return (resolve_device(name),)
+    numbers = [part.removeprefix("cuda:") for part in name.split(",")]
+    devices = tuple(resolve_device(f"cuda:{int(number)}") for number in numbers)
+    if len(set(devices)) < len(devices):
+        raise InputError(f"{name} names a device twice", where="--device")
+    return devices
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that a device with memory of its own has left; None for the CPU."""
     if device.type != "cuda":

@@ -8,10 +8,14 @@ import pytest
 import torch
 
 from quantkit.base.errors import InputError
+from quantkit.base.progress import Silent
 from quantkit.calibration import passing
 from quantkit.calibration.needs import Needs
 from quantkit.calibration.passing import CalibrationPass
 from quantkit.calibration.statistics import InputStatistics
+from quantkit.commands import quantize as command
+from quantkit.commands.quantize import prepare, quantize
+from quantkit.recipes.recipe import load_recipe
 from tests.helpers.measured_block import random_rows, stream_of
 from tests.helpers.tiny import Tiny
 
@@ -67,3 +71,22 @@ def test_layers_that_hand_on_more_are_refused(tiny: Tiny) -> None:
     stream = stream_of(tiny("gemma4_text"))
     with pytest.raises(InputError, match="can't be spread over several devices"):
         CalibrationPass(stream, random_rows(2, 16), Needs("gram"), devices=[CPU, CPU])
+
+
+@pytest.mark.parametrize("recipe", ["gptq-w4-g128", "awq-w4-g128", "gguf-q4-k-m-gptq"])
+def test_an_artifact_made_on_several_devices(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nearly all bytes are those that one device makes: sums differ in their last bits."""
+    weights = []
+    for devices in ((CPU,), (CPU, CPU)):
+        monkeypatch.setattr(command, "resolve_devices", lambda name, chosen=devices: chosen)
+        out = tmp_path / str(len(devices))
+        small = ["calibration.samples=6", "calibration.sequence_length=256"]
+        job = prepare(load_recipe(recipe, small), "demo")
+        quantize(job, out, device="auto", force=False, progress=Silent(), cache=False)
+        [file] = [*out.glob("*.safetensors"), *out.glob("*.gguf")]
+        weights.append(torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8))
+    one, two = weights
+    assert one.shape == two.shape
+    assert (one == two).float().mean() > 0.99
