@@ -207,8 +207,8 @@ def _quantize_on_device(
         factor, whole = attempt_factor(readers.moment, settings, group, readers.drift)
         results.append(_with_factor(readers, factor, settings))
         factorized.append(whole)
-    for place, whole in enumerate(_read(factorized)):
-        if not whole:  # more damping is needed, which is rare
+    for place, enough in enumerate(_read(factorized)):
+        if not enough:  # more damping is needed, which is rare
             readers = inputs[place]
             other = factorize(readers.moment, settings, late[place], readers.drift)
             results[place] = (

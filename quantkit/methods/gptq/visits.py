@@ -100,17 +100,17 @@ class Visits:
             part = errors[low - start : high - start]
             visit_panel(
                 slice(low, high),
-                self.work,
-                self.original,
-                self.unit,
-                self.pivots,
-                self.groups,
-                self.ranges.scales,
-                self.ranges.zeros,
-                self.ranges.grid.levels,
-                part,
-                self.codes,
-                self.losses,
+                work=self.work,
+                original=self.original,
+                unit=self.unit,
+                pivots=self.pivots,
+                groups=self.groups,
+                scales=self.ranges.scales,
+                zeros=self.ranges.zeros,
+                levels=self.ranges.grid.levels,
+                errors=part,
+                codes=self.codes,
+                losses=self.losses,
             )
             if low > start:
                 self.work[start:low].addmm_(self.unit[low:high, start:low].t(), part)
