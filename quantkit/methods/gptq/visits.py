@@ -79,7 +79,17 @@ class Visits:
         """Before the first visit."""
         codes = torch.empty(work.shape, dtype=torch.uint8, device=work.device)
         losses, distances = torch.zeros(2, work.shape[1], device=work.device)
-        return cls(unit, pivots, ranges, groups, original, work, codes, losses, distances)
+        return cls(
+            unit=unit,
+            pivots=pivots,
+            ranges=ranges,
+            groups=groups,
+            original=original,
+            work=work,
+            codes=codes,
+            losses=losses,
+            distances=distances,
+        )
 
     def block(self, start: int, end: int) -> None:
         """Visit the columns from ``start`` to before ``end``, the last one first."""
