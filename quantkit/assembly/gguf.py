@@ -212,7 +212,7 @@ class _Mix(_Parts):
         quantized: dict[str, QuantizedLinear] = {}
         for groups in inputs:
             matrices = {
-                consumer: FileMatrix(self.tensor(index, f"{consumer}.weight"), self.run.checkpoint)
+                consumer: self._matrix(index, block, f"{consumer}.weight")
                 for group in groups
                 for consumer in group.consumers
             }
@@ -223,6 +223,9 @@ class _Mix(_Parts):
             if self._corrects:
                 self._apply(block, matrices, quantized, groups[0].importance().cpu())
         return replace(self.step("block", quantized), importance=importance)
+
+    def _matrix(self, index: int, block: nn.Module, name: str) -> FileMatrix:
+        return FileMatrix.of_block(self.tensor(index, name), self.run.checkpoint, block, name)
 
     def output(self, calibration: CalibrationPass | None) -> Step:
         if self._output_first or not self._method.measures_output:

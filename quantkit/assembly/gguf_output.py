@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quantkit.assembly.run import EmbeddingRows, Run
 from quantkit.calibration.needs import Needs
@@ -16,6 +16,7 @@ from quantkit.calibration.statistics import InputStatistics
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.written import Written
 from quantkit.formats.gguf.file import GgufTensorPlan
+from quantkit.methods.fused import fused
 from quantkit.methods.ggml.encoder import quantize_by_ggml
 from quantkit.methods.ggml.types import GgmlTensor, row_bytes
 from quantkit.model.stream import Stream
@@ -26,10 +27,25 @@ EMBEDDING = "token_embd.weight"
 
 @dataclass(frozen=True)
 class FileMatrix:
-    """A matrix of the file and where its weights come from. Implements ``Matrix``."""
+    """A matrix of the file and where its weights come from. Implements ``Matrix``.
+
+    loaded: the checkpoint's tensor, where it is on the device that quantizes.
+    """
 
     plan: GgufTensorPlan
     source: Checkpoint
+    loaded: Tensor | None = None
+
+    @classmethod
+    def of_block(
+        cls, plan: GgufTensorPlan, source: Checkpoint, block: nn.Module, name: str
+    ) -> FileMatrix:
+        """The matrix that is made of the parameter ``name`` of a ``block`` in memory."""
+        value = block.get_parameter(name).detach()
+        # Nothing is read and copied to a GPU twice; but what an adapter or another dtype has
+        # changed is not what the file is made of.
+        same = type(source) is Checkpoint and source.dtype(str(plan.key)) == value.dtype
+        return cls(plan, source, value if same and fused(value.device) else None)
 
     @property
     def name(self) -> str:
@@ -48,7 +64,12 @@ class FileMatrix:
         return self.plan.shape
 
     def rows(self, start: int, stop: int) -> Tensor:
-        return self.plan.rows(self.source, start, stop)
+        if self.loaded is None:
+            return self.plan.rows(self.source, start, stop)
+        transform, unit = self.plan.transform, self.plan.transform.rows
+        if unit is None or start % unit or stop % unit:
+            return transform.apply(self.loaded)[start:stop]
+        return transform.apply(self.loaded[start:stop])
 
     def whole(self) -> Tensor:
         return self.plan.value(self.source)

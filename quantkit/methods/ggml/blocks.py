@@ -169,11 +169,11 @@ class Blocks:
     mins: Tensor
 
     def pack(self) -> GgmlTensor:
-        """The bytes that ggml reads."""
+        """The bytes that ggml reads, on the device of the codes."""
         layout = LAYOUTS[self.type]
         parts = [self._field(field, layout) for field in layout.fields]
         packed = torch.cat(parts, -1).flatten(1)
-        return GgmlTensor(self.type, packed.cpu(), tuple(self.codes.shape))
+        return GgmlTensor(self.type, packed, tuple(self.codes.shape))
 
     def _field(self, field: str | BitField, layout: BlockLayout) -> Tensor:
         """The bytes of one field, (out, blocks, n)."""

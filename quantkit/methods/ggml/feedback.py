@@ -19,7 +19,7 @@ Where inputs have drifted, the targets are moved as well (``methods.drift``).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,15 +29,18 @@ from quantkit.base.parallel import multiplies_bfloat16
 from quantkit.calibration.statistics import Moment
 from quantkit.methods.cholesky import cholesky_
 from quantkit.methods.drift import correction
+from quantkit.methods.fused import fused
 from quantkit.methods.ggml.blocks import LAYOUTS
-from quantkit.methods.ggml.scales import CodeRounding, Scales
+from quantkit.methods.ggml.scales import CodeRounding, Scales, rounding_of
 from quantkit.methods.ggml.types import GgmlTensor, row_bytes
+from quantkit.methods.ggml.visits import visit_panels
 from quantkit.methods.grids import sum_of
 
 FEEDBACK_TYPES = tuple(LAYOUTS)  # those whose codes are chosen one at a time
 WIDEST_GROUP = 32  # columns; the others have 16. The width of an input must be a multiple
 _BLOCK = 256  # columns between matrix products with all that were visited before
 ROWS_AT_ONCE = 4096  # quantized together, which bounds the memory: no row depends on another
+NOT_FINITE = "the weight holds NaN or infinity"
 _ATTEMPTS = 4  # dampings tried, each ten times the one before
 _HEAVY_TAIL = 0.6  # median energy over mean, below which the second round pays (docs/quality.md)
 
@@ -59,15 +62,24 @@ class Factorization:
 
     grouped: for the order in which the columns of a group stay together; free: for the order by
     falling energy alone, None where a second round wouldn't pay; mean: the mean diagonal of XᵀX,
-    by which H was divided; damping: λ as a share of it; drift: (X - Y)ᵀ Y (in, in), not divided,
-    None where the input hasn't drifted.
+    a scalar, by which H was divided; damping: λ as a share of it; drift: (X - Y)ᵀ Y (in, in), not
+    divided, None where the input hasn't drifted.
     """
 
     grouped: OrderedFactor
     free: OrderedFactor | None
-    mean: float
+    mean: Tensor
     damping: float
     drift: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class RoundedRows:
+    """Quantized rows: blocks (rows, bytes) uint8; losses: of each row, (rows,) float32, divided by
+    the mean diagonal as the hessian is."""
+
+    blocks: Tensor
+    losses: Tensor
 
 
 @dataclass(frozen=True)
@@ -81,34 +93,57 @@ class RoundedMatrix:
 def factorize_orders(
     moment: Moment, damping: float = 0.01, drift: Tensor | None = None, threads: int = 1
 ) -> Factorization | None:
-    """Factorize the damped hessian of an input, on the CPU, for one or two orders of visits.
+    """Factorize the damped hessian of an input for one or two orders of visits.
 
     moment: of the input, whose width is a multiple of 32; damping: λ as a share of the mean
     diagonal; drift: (X - Y)ᵀ Y (in, in), where the moment is that of Y, which the quantized model
-    reads in place of X. None where no damping, up to a thousand times ``damping``, makes it
-    positive definite: where it holds NaN or infinity, or where the input is always zero.
-    Raises InputError for another width.
+    reads in place of X. It is on the CPU, or on the moment's device where kernels compute there.
+    None where no damping, up to a thousand times ``damping``, makes the hessian positive definite:
+    where it holds NaN or infinity, or where the input is always zero. Raises InputError for another
+    width.
     """
-    energy = moment.diagonal().cpu()
+    if not 0 < float(_energy(moment).mean()) < float("inf"):
+        return None
+    heavy = bool(heavy_tailed(moment))
+    for attempt in range(_ATTEMPTS):
+        factors, whole = attempt_orders(moment, damping * 10**attempt, drift, threads, heavy=heavy)
+        first, *second = whole.tolist()
+        if first:
+            return factors if all(second) else replace(factors, free=None)
+    return None
+
+
+def attempt_orders(
+    moment: Moment, damping: float, drift: Tensor | None, threads: int = 1, *, heavy: bool
+) -> tuple[Factorization, Tensor]:
+    """The same with one damping, and for each order whether the hessian has that factor.
+
+    heavy: of ``heavy_tailed``. The latter result, of bools (orders,), is on the device, so that a
+    GPU needn't be waited for.
+    """
+    energy = _energy(moment)
     if len(energy) % WIDEST_GROUP:
         raise InputError(
             f"a Gram matrix of {len(energy)} features doesn't fit groups of {WIDEST_GROUP}"
         )
-    mean = float(energy.mean())
-    if not 0 < mean < float("inf"):
-        return None
+    mean = energy.mean()
     # H is divided by the mean diagonal of XᵀX, so that λ is the share itself.
-    for attempt in range(_ATTEMPTS):
-        share = damping * 10**attempt
-        grouped = _factorize(moment, _by_groups(energy), mean, share, threads)
-        if grouped is None:
-            continue
-        # A second factorization, for the second round: it pays where few inputs have most of the
-        # energy, as before down projections, and loses elsewhere (docs/quality.md).
-        heavy = bool(energy.median() < _HEAVY_TAIL * mean)
-        free = _factorize(moment, _falling(energy), mean, share, threads) if heavy else None
-        return Factorization(grouped, free, mean, share, None if drift is None else _compact(drift))
-    return None
+    grouped, whole = _factorize(moment, _by_groups(energy), mean, damping, threads)
+    free, found = None, [whole]
+    # A second factorization, for the second round: it pays where few inputs have most of the
+    # energy, as before down projections, and loses elsewhere (docs/quality.md).
+    if heavy:
+        free, whole = _factorize(moment, _falling(energy), mean, damping, threads)
+        found.append(whole)
+    if drift is not None:
+        drift = _compact(drift, energy.device)
+    return Factorization(grouped, free, mean, damping, drift), torch.stack(found)
+
+
+def heavy_tailed(moment: Moment) -> Tensor:
+    """Whether few features of the input have most of its energy, a bool scalar on the device."""
+    energy = _energy(moment)
+    return energy.median() < (_HEAVY_TAIL * energy.mean().double()).float()
 
 
 def quantize_with_feedback(weight: Tensor, factors: Factorization, type: str) -> RoundedMatrix:
@@ -130,24 +165,24 @@ def quantize_with_feedback(weight: Tensor, factors: Factorization, type: str) ->
             f"{len(factors.grouped.columns)} measured input features"
         )
     if not bool(weight.isfinite().all()):
-        raise InputError("the weight holds NaN or infinity")
-    rounding = CodeRounding(type, weight.device)
-    parts = [
-        _quantize_rows(rows.float(), factors, type, rounding) for rows in weight.split(ROWS_AT_ONCE)
-    ]
-    blocks = torch.cat([part.tensor.blocks for part in parts])
-    loss = math.fsum(part.loss for part in parts)
-    return RoundedMatrix(GgmlTensor(type, blocks, tuple(weight.shape)), loss)
+        raise InputError(NOT_FINITE)
+    parts = [quantize_rows(rows, factors, type) for rows in weight.split(ROWS_AT_ONCE)]
+    blocks = torch.cat([part.blocks for part in parts])
+    mean = float(factors.mean)
+    loss = math.fsum(sum_of(part.losses) * mean for part in parts)
+    return RoundedMatrix(GgmlTensor(type, blocks.cpu(), tuple(weight.shape)), loss)
 
 
-def _quantize_rows(
-    rows: Tensor, factors: Factorization, type: str, rounding: CodeRounding
-) -> RoundedMatrix:
+def quantize_rows(weight: Tensor, factors: Factorization, type: str) -> RoundedRows:
+    """The same for some rows at once, unchecked; the result is on the device of ``weight``."""
+    rows = weight.float()
+    rounding = rounding_of(type, rows.device)
     scales = Scales(type, rows, rounding)
-    codes, loss = _visit(rows, factors.grouped, scales, rounding, factors, choose=True)
+    visit = _visit_by_kernel if fused(rows.device) else _visit
+    codes, losses = visit(rows, factors.grouped, scales, rounding, factors, choose=True)
     if factors.free is not None:
-        codes, loss = _visit(rows, factors.free, scales, rounding, factors, choose=False)
-    return RoundedMatrix(scales.blocks(codes).pack(), loss)
+        codes, losses = visit(rows, factors.free, scales, rounding, factors, choose=False)
+    return RoundedRows(scales.blocks(codes).pack().blocks, losses)
 
 
 def _falling(energy: Tensor) -> Tensor:
@@ -166,16 +201,49 @@ def _by_groups(energy: Tensor) -> Tensor:
     return columns[_falling(energy[columns].sum((1, 2)))].flatten()
 
 
+def _energy(moment: Moment) -> Tensor:
+    """The energy of each feature, (width,), on the device that computes with it."""
+    energy = moment.diagonal()
+    return energy if fused(energy.device) else energy.cpu()
+
+
 def _factorize(
-    moment: Moment, columns: Tensor, mean: float, damping: float, threads: int
-) -> OrderedFactor | None:
-    """V for the order of ``columns``; None where this damping isn't enough."""
+    moment: Moment, columns: Tensor, mean: Tensor, damping: float, threads: int
+) -> tuple[OrderedFactor, Tensor]:
+    """V for the order of ``columns``, and whether this damping was enough."""
     # With rows and columns in reverse order, the lower triangular factor, reversed too, is the
     # upper triangular one.
     reverse = columns.flip(0).to(moment.diagonal().device)
-    damped = moment.matrix(reverse).cpu().div_(mean)
+    damped = moment.matrix(reverse).to(columns.device).div_(mean)
     damped.diagonal().add_(damping)
-    return OrderedFactor(columns, damped.flip(0, 1)) if cholesky_(damped, threads) else None
+    whole = cholesky_(damped, threads)
+    return OrderedFactor(columns, damped.flip(0, 1)), whole
+
+
+def _visit_by_kernel(
+    weight: Tensor,
+    order: OrderedFactor,
+    scales: Scales,
+    rounding: CodeRounding,
+    factors: Factorization,
+    *,
+    choose: bool,
+) -> tuple[Tensor, Tensor]:
+    """``_visit`` where kernels compute."""
+    drifted = None
+    if factors.drift is not None:
+        drifted = _drift_products(weight, order, factors.drift, factors.mean)
+    return visit_panels(
+        weight,
+        order.columns,
+        order.upper,
+        scales,
+        rounding,
+        factors.damping,
+        drifted,
+        scales.layout.group if choose else WIDEST_GROUP,
+        choose=choose,
+    )
 
 
 def _visit(
@@ -186,11 +254,11 @@ def _visit(
     factors: Factorization,
     *,
     choose: bool,
-) -> tuple[Tensor, float]:
+) -> tuple[Tensor, Tensor]:
     """Visit all columns of ``weight`` (out, in) float32.
 
     choose: whether scales are chosen too; else ``scales`` holds them. Returns the rounded values,
-    (in, out) int8 in the order in which they are stored, and the loss.
+    (in, out) int8 in the order in which they are stored, and the losses (out,).
     """
     layout, upper = LAYOUTS[scales.type], order.upper
     groups = order.columns // layout.group
@@ -242,16 +310,16 @@ def _visit(
         loss -= factors.damping * work[start : start + _BLOCK].square().sum(0)
     stored = torch.empty_like(codes)
     stored[order.columns] = codes
-    return stored, sum_of(loss) * factors.mean
+    return stored, loss
 
 
-def _compact(drift: Tensor) -> Tensor:
-    """``drift`` on the CPU, in a dtype whose products are fast there."""
-    drift = drift.cpu()
+def _compact(drift: Tensor, device: torch.device) -> Tensor:
+    """``drift`` on ``device``, in a dtype whose products are fast there."""
+    drift = drift.to(device)
     return drift if multiplies_bfloat16(drift.device) else drift.float()
 
 
-def _drift_products(weight: Tensor, order: OrderedFactor, drift: Tensor, mean: float) -> Tensor:
+def _drift_products(weight: Tensor, order: OrderedFactor, drift: Tensor, mean: Tensor) -> Tensor:
     """C V, which drift adds to D V, (in, out) in the order of visits."""
     product = correction(weight, drift, order.columns).div_(mean).t()
     return torch.linalg.solve_triangular(order.upper, product, upper=True)

@@ -11,6 +11,7 @@ and minima that it compares are those that the block can hold.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -19,13 +20,13 @@ from torch import Tensor
 from quantkit.methods.ggml.blocks import LAYOUTS, Blocks
 
 # Shares of a group's range that are tried as the range of its codes.
-_SHARES = tuple(1.08 - 0.03 * step for step in range(12))
+SHARES = tuple(1.08 - 0.03 * step for step in range(12))
 # The units are fixed before error feedback adds to the weights. A step that ``d`` is too small for
 # would clip them, and a ``d`` that is larger than needed costs next to nothing: so units have room
 # for steps larger by this factor.
 _HEADROOM = 1.15
-_LARGEST_HALF = 65504.0
-_TINY = 1e-30
+LARGEST_HALF = 65504.0
+TINY = 1e-30
 
 
 class CodeRounding:
@@ -34,26 +35,32 @@ class CodeRounding:
     def __init__(self, type: str, device: torch.device) -> None:
         layout = LAYOUTS[type]
         self._lowest, self._highest = layout.codes
-        self._table: Tensor | None = None
+        self.table: Tensor | None = None  # the value of every half step from -128 on
         if layout.table:
             # The borders between neighbors are multiples of a half, so that the nearest value of
             # every half step, from -128 to 127.5, is an exact table of all roundings.
             values = torch.tensor(layout.table, dtype=torch.float32)
             middles = torch.arange(-256, 256) / 2 + 0.25
             nearest = (middles[:, None] - values).abs().argmin(1)
-            self._table = values[nearest].to(device)
+            self.table = values[nearest].to(device)
             self._indices = nearest[::2].to(torch.int8).to(device)  # for integers from -128 on
 
     def __call__(self, x: Tensor) -> Tensor:
         """Round ``x``, float32 in units of the step, in place."""
-        if self._table is None:
+        if self.table is None:
             return x.round_().clamp_(self._lowest, self._highest)
         places = x.mul_(2).floor_().clamp_(-256, 255).add_(256).to(torch.int32)
-        return x.copy_(self._table.index_select(0, places.flatten()).view(x.shape))
+        return x.copy_(self.table.index_select(0, places.flatten()).view(x.shape))
 
     def stored(self, values: Tensor) -> Tensor:
         """The codes stored for rounded values (int8): themselves, or their indices in the table."""
-        return values if self._table is None else self._indices[values.long() + 128]
+        return values if self.table is None else self._indices[values.long() + 128]
+
+
+@functools.cache
+def rounding_of(type: str, device: torch.device) -> CodeRounding:
+    """The rounding of ``type``: its tables are copied to a device once."""
+    return CodeRounding(type, device)
 
 
 @dataclass(frozen=True)
@@ -79,11 +86,11 @@ class _LeastSquares:
         """The step of the lowest loss; ``positive``: the type has no minimum below zero."""
         # Where all codes are alike, any step would do: the floor keeps it finite.
         whole = self.qq * self.n
-        determinant = torch.maximum(whole - self.q1.square(), whole * 1e-6).clamp_(min=_TINY)
+        determinant = torch.maximum(whole - self.q1.square(), whole * 1e-6).clamp_(min=TINY)
         step = (self.tq * self.n - self.q1 * self.t1) / determinant
         if not positive:
             return step
-        alone = self.tq / self.qq.clamp(min=_TINY)
+        alone = self.tq / self.qq.clamp(min=TINY)
         return torch.where(self.best_minimum(step) < 0, alone, step)
 
     def best_minimum(self, step: Tensor) -> Tensor:
@@ -94,33 +101,34 @@ class _LeastSquares:
 class Scales:
     """The units and scales of one matrix, which are chosen group by group.
 
-    d, dmin: (blocks, out) float32, exact in fp16; scales, mins: (groups, out) float32.
+    d, dmin: (blocks, out) float32, exact in fp16; scales, mins: (groups, out) float32; plain:
+    whether a block is one group, whose ``d`` and ``dmin`` are chosen.
     """
 
     def __init__(self, type: str, weight: Tensor, rounding: CodeRounding) -> None:
         """Fix the units of all blocks, from ``weight`` (out, in) float32."""
         self.type = type
-        self._layout = layout = LAYOUTS[type]
+        self.layout = layout = LAYOUTS[type]
         self._rounding = rounding
-        self._plain = layout.group == layout.columns
+        self.plain = layout.group == layout.columns
         groups = weight.unflatten(1, (-1, layout.group))
-        step, origin = self._range(groups.amax(2).t(), groups.amin(2).t())
+        high, low = groups.amax(2).t().contiguous(), groups.amin(2).t().contiguous()
+        step, origin = self._range(high, low)
         per_block = layout.columns // layout.group
         self.d = self._unit(step.abs(), layout.scales, per_block)
         self.dmin = self._unit(-origin, layout.mins, per_block)
         # For plain types they stay ones: ``d`` and ``dmin`` are chosen instead.
         self.scales, self.mins = torch.ones_like(step), torch.ones_like(step)
-        self._shares = torch.tensor(_SHARES, device=weight.device)[:, None, None]
 
     def _range(self, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
         """The step with which codes cover [low, high], and the weight of code 0; all (…, out)."""
-        lowest, highest = self._layout.codes
-        if not self._layout.has_min:
+        lowest, highest = self.layout.codes
+        if not self.layout.has_min:
             # The lowest code reaches at least as far from zero as the highest: it is for the larger
             # extreme, whatever the sign of that, by a step that may be negative.
             extreme = torch.where(high > -low, high, low)
             return extreme / lowest, torch.zeros_like(extreme)
-        if not self._plain:  # the integer ``min`` is never negative
+        if not self.plain:  # the integer ``min`` is never negative
             low = low.clamp(max=0)
         return (high - low) / highest, low
 
@@ -138,7 +146,7 @@ class Scales:
         return self.dmin[self._blocks(groups)] * self.mins[groups]
 
     def _blocks(self, groups: Tensor) -> Tensor:
-        return groups * self._layout.group // self._layout.columns
+        return groups * self.layout.group // self.layout.columns
 
     def choose(self, group: Tensor, targets: Tensor, importance: Tensor) -> None:
         """Choose the step and minimum of one group for its targets.
@@ -149,8 +157,9 @@ class Scales:
         # Several steps around the one that covers the range give codes; each set of codes has its
         # own best step and minimum, and the best of these that the block can hold wins.
         step, origin = self._range(targets.amax(0), targets.amin(0))
-        step = torch.where(step.abs() < _TINY, _TINY, step)
-        scaled = targets / step / self._shares  # (shares, columns, out)
+        step = torch.where(step.abs() < TINY, TINY, step)
+        shares = torch.tensor(SHARES, device=targets.device)[:, None, None]
+        scaled = targets / step / shares  # (shares, columns, out)
         q = self._rounding(scaled.sub_(origin / step))
         weighted = targets * importance[:, None]
         tq = weighted.mul(q).sum(1)
@@ -182,30 +191,30 @@ class Scales:
         )
 
     def _sums(self, qq: Tensor, tq: Tensor, q1: Tensor, t1: Tensor, n: Tensor) -> _LeastSquares:
-        if not self._layout.has_min:  # so that the best minimum is zero
+        if not self.layout.has_min:  # so that the best minimum is zero
             q1, t1 = torch.zeros_like(q1), torch.zeros_like(t1)
         return _LeastSquares(qq, tq, q1, t1, n)
 
     def _held(self, group: Tensor, sums: _LeastSquares) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, step and minimum of the best fit that the block can hold; all (…, out)."""
         block = self._blocks(group)
-        step = sums.best_step(positive=not self._plain)
-        step = self._snap(step, self.d[block][0], self._layout.scales)
+        step = sums.best_step(positive=not self.plain)
+        step = self._snap(step, self.d[block][0], self.layout.scales)
         # The minimum is fitted to the step as it is rounded.
-        minimum = self._snap(sums.best_minimum(step), self.dmin[block][0], self._layout.mins)
+        minimum = self._snap(sums.best_minimum(step), self.dmin[block][0], self.layout.mins)
         return sums.loss(step, minimum), step, minimum
 
     def _snap(self, value: Tensor, unit: Tensor, limits: tuple[int, int]) -> Tensor:
         """The nearest value that can be stored: an fp16, or an integer times the unit."""
-        return _half(value) if self._plain else _integers(value, unit, limits).mul_(unit)
+        return _half(value) if self.plain else _integers(value, unit, limits).mul_(unit)
 
     def _set(self, group: Tensor, step: Tensor, minimum: Tensor) -> None:
-        if self._plain:  # a block is a group
+        if self.plain:  # a block is a group
             self.d[group], self.dmin[group] = step, minimum
             return
         block = self._blocks(group)
-        self.scales[group] = _integers(step, self.d[block][0], self._layout.scales)
-        self.mins[group] = _integers(minimum, self.dmin[block][0], self._layout.mins)
+        self.scales[group] = _integers(step, self.d[block][0], self.layout.scales)
+        self.mins[group] = _integers(minimum, self.dmin[block][0], self.layout.mins)
 
     def blocks(self, codes: Tensor) -> Blocks:
         """The blocks of the matrix whose rounded values are ``codes``, (in, out) int8."""
@@ -221,9 +230,9 @@ class Scales:
 
 def _half(value: Tensor) -> Tensor:
     """``value`` rounded to a finite fp16, as float32."""
-    return value.clamp(-_LARGEST_HALF, _LARGEST_HALF).to(torch.float16).float()
+    return value.clamp(-LARGEST_HALF, LARGEST_HALF).to(torch.float16).float()
 
 
 def _integers(value: Tensor, unit: Tensor, limits: tuple[int, int]) -> Tensor:
     """``value`` in units, rounded to integers between the limits, as float32."""
-    return (value / unit.clamp(min=_TINY)).round_().clamp_(*limits)
+    return (value / unit.clamp(min=TINY)).round_().clamp_(*limits)
