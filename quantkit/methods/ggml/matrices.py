@@ -39,10 +39,14 @@ class _Input:
     readers: Sequence[tuple[Matrix, Tensor]]
 
     @property
+    def fused(self) -> bool:
+        """Whether kernels compute where it was measured; else threads do, on the CPU."""
+        return fused(self.statistics.moment.diagonal().device)
+
+    @property
     def device(self) -> torch.device:
         """The one that computes."""
-        device = self.statistics.moment.diagonal().device
-        return device if fused(device) else _CPU
+        return self.statistics.moment.diagonal().device if self.fused else _CPU
 
 
 def quantize_matrices(
@@ -75,7 +79,8 @@ def quantize_output_matrix(
     """
     if matrix.type not in feedback.FEEDBACK_TYPES or inputs.width % feedback.WIDEST_GROUP:
         return {}
-    device = _Input(inputs, ()).device
+    read = _Input(inputs, ())
+    device = read.device
     gram = inputs.moment.matrix().to(device)
 
     # Nobody has run the matrix, so the energy of its outputs comes from the Gram matrix too.
@@ -84,19 +89,18 @@ def quantize_output_matrix(
         return gram_loss(rows.to(device).float(), gram)
 
     found = parallel_map(energies, range(0, matrix.shape[0], _ROWS), device)
-    if device == _CPU:
-        energy = torch.tensor(
-            math.fsum(sum_of(part) * _SAMPLE_STRIDE for part in found), dtype=torch.float64
-        )
-    else:
+    if read.fused:
         energy = torch.cat(found).double().sum() * _SAMPLE_STRIDE
+    else:
+        exact = math.fsum(sum_of(part) * _SAMPLE_STRIDE for part in found)
+        energy = torch.tensor(exact, dtype=torch.float64)
     return _quantize([_Input(inputs, [(matrix, energy)])], damping)
 
 
 def _quantize(work: Sequence[_Input], damping: float) -> dict[str, QuantizedLinear]:
     if not work:
         return {}
-    return (_by_threads if work[0].device == _CPU else _on_device)(work, damping)
+    return (_on_device if work[0].fused else _by_threads)(work, damping)
 
 
 def _by_threads(work: Sequence[_Input], damping: float) -> dict[str, QuantizedLinear]:
