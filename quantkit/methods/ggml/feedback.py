@@ -239,9 +239,9 @@ def _visit_by_kernel(
         order.upper,
         scales,
         rounding,
-        factors.damping,
-        drifted,
-        scales.layout.group if choose else WIDEST_GROUP,
+        damping=factors.damping,
+        drifted=drifted,
+        size=scales.layout.group if choose else WIDEST_GROUP,
         choose=choose,
     )
 

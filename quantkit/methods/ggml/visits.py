@@ -20,10 +20,10 @@ def visit_panels(
     upper: Tensor,
     scales: Scales,
     rounding: CodeRounding,
+    *,
     damping: float,
     drifted: Tensor | None,
     size: int,
-    *,
     choose: bool,
 ) -> tuple[Tensor, Tensor]:
     """Visit all columns of ``weight`` (out, in) float32, in the order of ``columns`` (in,).
@@ -57,16 +57,16 @@ def visit_panels(
         last = min(first + _PANEL, width)
         visit_panel(
             slice(first, last),
-            targets,
-            work,
-            codes,
-            losses,
-            unit,
-            triangles,
-            groups,
-            scales,
-            rounding,
-            0.0 if drifted is not None else damping,
+            targets=targets,
+            work=work,
+            codes=codes,
+            losses=losses,
+            unit=unit,
+            triangles=triangles,
+            groups=groups,
+            scales=scales,
+            rounding=rounding,
+            damping=0.0 if drifted is not None else damping,
             choose=choose,
         )
         targets[last:].addmm_(unit[last:, first:last], work[first:last])

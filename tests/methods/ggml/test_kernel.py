@@ -12,6 +12,7 @@ from quantkit.base.errors import InputError
 from quantkit.calibration.statistics import Drift, Gram, InputStatistics
 from quantkit.methods.cholesky import on_device_
 from quantkit.methods.ggml import feedback, matrices
+from quantkit.methods.ggml.blocks import LAYOUTS
 from quantkit.methods.ggml.feedback import (
     FEEDBACK_TYPES,
     RoundedMatrix,
@@ -70,26 +71,35 @@ def both(
 
 def agree(one: RoundedMatrix, other: RoundedMatrix) -> None:
     assert other.tensor.blocks.device.type == "cpu"
-    values = [rounded.tensor.dequantize() for rounded in (one, other)]
-    near = (values[0] - values[1]).abs() <= 1e-3 * values[0].abs()
     # Sums in another order are rounded otherwise, which moves codes on an edge, and what follows.
     plain = one.tensor.type in PLAIN
-    assert near.float().mean() > (0.9 if plain else 0.98)
-    assert other.loss == pytest.approx(one.loss, rel=0.03 if plain else 5e-3)
+    assert same_codes(one, other) > (0.9 if plain else 0.99)
+    assert other.loss == pytest.approx(one.loss, rel=0.02 if plain else 5e-3)
+
+
+def same_codes(one: RoundedMatrix, other: RoundedMatrix) -> float:
+    """The share of values that are less than half a step apart."""
+    values, others = one.tensor.dequantize(), other.tensor.dequantize()
+    layout = LAYOUTS[one.tensor.type]
+    steps = len(layout.table) or layout.codes[1] - layout.codes[0]
+    step = (values.amax(1, keepdim=True) - values.amin(1, keepdim=True)) / steps
+    return float(((values - others).abs() <= step / 4).float().mean())
 
 
 @pytest.mark.parametrize("type", FEEDBACK_TYPES)
 def test_codes_are_those_of_the_cpu(type: str) -> None:
-    """In one or two rounds, with and without drift, of more columns than a panel has."""
+    """In one or two rounds, with and without drift."""
     place, plain = FEEDBACK_TYPES.index(type), type in PLAIN
-    columns = 160 if plain else 256
+    columns = 96 if plain else 256
     x = inputs(columns, heavy=plain or place % 2 == 0)
     agree(*both(x, weight_of(20, columns), type, drifted=place % 3 == 0))
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(1, 32), (33, 64), (5, 288), (7, 512)])
-def test_odd_sizes(rows: int, columns: int) -> None:
-    agree(*both(inputs(columns, heavy=columns < 512), weight_of(rows, columns), "Q4_0"))
+@pytest.mark.parametrize(
+    ("rows", "columns", "heavy"), [(1, 32, True), (33, 64, False), (5, 288, True), (7, 512, False)]
+)
+def test_odd_sizes(rows: int, columns: int, heavy: bool) -> None:
+    agree(*both(inputs(columns, heavy=heavy), weight_of(rows, columns), "Q4_0"))
 
 
 @pytest.mark.parametrize("type", ["Q5_1", "IQ4_NL"])
@@ -135,6 +145,8 @@ def statistics(x: Tensor, *consumers: str) -> InputStatistics:
     return InputStatistics(list(consumers), x.shape[1], moment, len(x), energy)
 
 
+# Of a weight that holds infinity.
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:All-NaN slice")
 def test_matrices_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """They come out as from the CPU, by their names, whatever is quantized together."""
     x = inputs(64)
@@ -181,7 +193,7 @@ def test_more_damping_where_the_first_is_not_enough() -> None:
     with kernels():
         found = matrices.quantize_matrices([read], named, tiny)
     near = found["q"].tensor.dequantize() - expected["q"].tensor.dequantize()
-    assert (near.abs() < 1e-3).float().mean() > 0.8
+    assert (near.abs() < 1e-3).float().mean() > 0.9
 
 
 def launches(columns: int, *, heavy: bool) -> Launches:
