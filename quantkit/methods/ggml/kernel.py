@@ -14,17 +14,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quantkit.methods.ggml.scales import LARGEST_HALF, SHARES, TINY, CodeRounding, Scales
+from quantkit.methods.ggml.kernel_scales import (
+    chosen_scales,
+    fit_cost,
+    held_fit,
+    integers,
+    reciprocal,
+    rounded,
+)
+from quantkit.methods.ggml.scales import CodeRounding, Scales
 
 _STRIP = 32  # rows
-# Triton reads no other globals.
-_FIRST_SHARE = tl.constexpr(SHARES[0])
-_SHARE_STEP = tl.constexpr(SHARES[0] - SHARES[1])
-_SHARES = tl.constexpr(len(SHARES))
-_LARGEST_HALF = tl.constexpr(LARGEST_HALF)
-_TINY = tl.constexpr(TINY)
-# Added to a small float32 and subtracted again, it rounds half to even, as torch does.
-_ROUNDER = tl.constexpr(1.5 * 2**23)
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def _visit(  # type: ignore[no-untyped-def]
                 unit = tl.load(d + in_block, mask=inside, other=0.0)
                 if HAS_MIN:
                     min_unit = tl.load(dmin + in_block, mask=inside, other=0.0)
-            step, minimum = _chosen(
+            step, minimum = chosen_scales(
                 target=target,
                 importance=pivot * pivot,
                 unit=unit,
@@ -191,14 +191,14 @@ def _visit(  # type: ignore[no-untyped-def]
                 HAS_MIN=HAS_MIN,
                 TABLE=TABLE,
             )
-            reciprocal = _reciprocal(step)
+            inverse = reciprocal(step)
             target += minimum[None, :]
             # V's part times the codes, for the fit.
             product = tl.zeros((SIZE, STRIP), dtype=tl.float32)
             for k in range(SIZE):
                 here = (place == k)[:, None]
                 one = tl.sum(tl.where(here, target, 0.0), axis=0)
-                q = _rounded(one * reciprocal, table, lowest, highest, TABLE)
+                q = rounded(one * inverse, table, lowest, highest, TABLE)
                 line = triangle + k * SIZE + place
                 target -= tl.load(shares + line)[:, None] * (one - q * step)[None, :]
                 product += tl.load(upper + line)[:, None] * q[None, :]
@@ -211,7 +211,7 @@ def _visit(  # type: ignore[no-untyped-def]
             n = tl.sum(ones * ones, axis=0)
             if not HAS_MIN:
                 q1, t1 = q1 * 0.0, t1 * 0.0
-            found, new_step, new_minimum = _held(
+            found, new_step, new_minimum = held_fit(
                 qq=qq,
                 tq=tq,
                 q1=q1,
@@ -225,18 +225,18 @@ def _visit(  # type: ignore[no-untyped-def]
                 PLAIN=PLAIN,
                 HAS_MIN=HAS_MIN,
             )
-            better = found < _cost(qq, tq, q1, t1, n, step, minimum)
+            better = found < fit_cost(qq, tq, q1, t1, n, step, minimum)
             step = tl.where(better, new_step, step)
             minimum = tl.where(better, new_minimum, minimum)
             if PLAIN:
                 tl.store(d + in_block, step, mask=inside)
                 tl.store(dmin + in_block, minimum, mask=inside)
             else:
-                held = _integers(step, unit, scale_low, scale_high)
-                tl.store(scales + in_group, held, mask=inside)
+                integer = integers(step, unit, scale_low, scale_high)
+                tl.store(scales + in_group, integer, mask=inside)
                 if HAS_MIN:
-                    held = _integers(minimum, min_unit, 0.0, min_high)
-                    tl.store(mins + in_group, held, mask=inside)
+                    integer = integers(minimum, min_unit, 0.0, min_high)
+                    tl.store(mins + in_group, integer, mask=inside)
             residual = fitted - product * step[None, :] + ones[:, None] * minimum[None, :]
             value = code * step[None, :] - minimum[None, :]
         else:
@@ -256,7 +256,7 @@ def _visit(  # type: ignore[no-untyped-def]
                 here = (place == k)[:, None]
                 one = tl.sum(tl.where(here, target, 0.0), axis=0)
                 step = tl.sum(tl.where(here, steps, 0.0), axis=0)
-                q = _rounded(one * _reciprocal(step), table, lowest, highest, TABLE)
+                q = rounded(one * reciprocal(step), table, lowest, highest, TABLE)
                 share = tl.load(shares + triangle + k * SIZE + place)
                 target -= share[:, None] * (one - q * step)[None, :]
                 code = tl.where(here, q[None, :], code)
@@ -270,136 +270,3 @@ def _visit(  # type: ignore[no-untyped-def]
         # The next group reads the differences, which other threads have written.
         tl.debug_barrier()
     tl.store(losses + row, loss, mask=inside)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _chosen(  # type: ignore[no-untyped-def]
-    target,
-    importance,
-    unit,
-    min_unit,
-    table,
-    lowest,
-    highest,
-    scale_low,
-    scale_high,
-    min_high,
-    PLAIN: tl.constexpr,
-    HAS_MIN: tl.constexpr,
-    TABLE: tl.constexpr,
-):
-    """``Scales.choose``: the step and minimum of each row for its targets (columns, rows)."""
-    high, low = tl.max(target, axis=0), tl.min(target, axis=0)
-    if HAS_MIN:
-        if not PLAIN:
-            low = tl.minimum(low, 0.0)
-        width, origin = (high - low) / highest, low
-    else:
-        width = tl.where(high > -low, high, low) / lowest
-        origin = high * 0.0
-    width = tl.where(tl.abs(width) < _TINY, _TINY, width)
-    whole = tl.div_rn(target, width[None, :])
-    offset = tl.div_rn(origin, width)
-    weighted = target * importance[:, None]
-    n, t1 = tl.sum(importance, axis=0), tl.sum(weighted, axis=0)
-    if not HAS_MIN:
-        t1 = t1 * 0.0
-    best = high * 0.0 + float("inf")
-    step, minimum = high * 0.0, high * 0.0
-    for index in range(_SHARES):
-        wider = 1.0 / (_FIRST_SHARE - _SHARE_STEP * index)
-        q = _rounded(whole * wider - offset[None, :], table, lowest, highest, TABLE)
-        tq = tl.sum(weighted * q, axis=0)
-        spread = q * importance[:, None]
-        q1, qq = tl.sum(spread, axis=0), tl.sum(spread * q, axis=0)
-        if not HAS_MIN:
-            q1 = q1 * 0.0
-        cost, new_step, new_minimum = _held(
-            qq=qq,
-            tq=tq,
-            q1=q1,
-            t1=t1,
-            n=n,
-            unit=unit,
-            min_unit=min_unit,
-            scale_low=scale_low,
-            scale_high=scale_high,
-            min_high=min_high,
-            PLAIN=PLAIN,
-            HAS_MIN=HAS_MIN,
-        )
-        better = cost < best
-        best = tl.where(better, cost, best)
-        step = tl.where(better, new_step, step)
-        minimum = tl.where(better, new_minimum, minimum)
-    return step, minimum
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _held(  # type: ignore[no-untyped-def]
-    qq,
-    tq,
-    q1,
-    t1,
-    n,
-    unit,
-    min_unit,
-    scale_low,
-    scale_high,
-    min_high,
-    PLAIN: tl.constexpr,
-    HAS_MIN: tl.constexpr,
-):
-    """The cost, step and minimum of the best fit that the block can hold."""
-    whole = qq * n
-    determinant = tl.maximum(tl.maximum(whole - q1 * q1, whole * 1e-6), _TINY)
-    step = tl.div_rn(tq * n - q1 * t1, determinant)
-    minimum = step * 0.0
-    if PLAIN:
-        step = _half(step)
-        if HAS_MIN:
-            minimum = _half((step * q1 - t1) / n)
-    else:
-        if HAS_MIN:
-            alone = tl.div_rn(tq, tl.maximum(qq, _TINY))
-            step = tl.where(step * q1 < t1, alone, step)
-        step = _integers(step, unit, scale_low, scale_high) * unit
-        if HAS_MIN:
-            minimum = _integers((step * q1 - t1) / n, min_unit, 0.0, min_high) * min_unit
-    return _cost(qq, tq, q1, t1, n, step, minimum), step, minimum
-
-
-@triton.jit
-def _cost(qq, tq, q1, t1, n, step, minimum):  # type: ignore[no-untyped-def]
-    """``_LeastSquares.loss``."""
-    linear = tq + minimum * q1
-    return step * (step * qq - 2.0 * linear) + minimum * (minimum * n + 2.0 * t1)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _rounded(x, table, lowest, highest, TABLE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """``CodeRounding``: the nearest value that a code can have."""
-    if TABLE:
-        halves = tl.floor(tl.minimum(tl.maximum(x * 2.0, -256.0), 255.0))
-        code = tl.load(table + (halves.to(tl.int32) + 256))
-    else:
-        code = (tl.minimum(tl.maximum(x, lowest), highest) + _ROUNDER) - _ROUNDER
-    return code
-
-
-@triton.jit
-def _integers(value, unit, low, high):  # type: ignore[no-untyped-def]
-    whole = tl.div_rn(value, tl.maximum(unit, _TINY))
-    return (tl.minimum(tl.maximum(whole, low), high) + _ROUNDER) - _ROUNDER
-
-
-@triton.jit
-def _half(value):  # type: ignore[no-untyped-def]
-    limited = tl.minimum(tl.maximum(value, -_LARGEST_HALF), _LARGEST_HALF)
-    return limited.to(tl.float16).to(tl.float32)
-
-
-@triton.jit
-def _reciprocal(step):  # type: ignore[no-untyped-def]
-    """Zero for a step of zero, which gives the value zero whatever the code."""
-    return tl.where(step == 0.0, 0.0, tl.div_rn(step * 0.0 + 1.0, tl.where(step == 0.0, 1.0, step)))
