@@ -118,7 +118,7 @@ def dry_run(
     """
     from quantkit.commands.quantize import prepare
 
-    return prepare(_recipe(recipe), str(model), _weighted(adapters), strict=strict).plan
+    return prepare(_recipe(recipe), str(model), _weighted(adapters), strict=strict, dry=True).plan
 
 
 def sweep(

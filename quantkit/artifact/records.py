@@ -94,9 +94,14 @@ def record_files(directory: Path) -> dict[str, FileRecord]:
     }
 
 
+def weight_files(directory: Path) -> list[Path]:
+    """The weight files in a directory."""
+    return [path for path in directory.iterdir() if path.suffix in _WEIGHT_FILES]
+
+
 def weights_bytes(directory: Path) -> int:
     """Size of the weight files in a directory."""
-    return sum(p.stat().st_size for p in directory.iterdir() if p.suffix in _WEIGHT_FILES)
+    return sum(path.stat().st_size for path in weight_files(directory))
 
 
 def checkpoint_digests(checkpoint: Checkpoint) -> dict[str, str]:

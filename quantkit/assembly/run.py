@@ -127,7 +127,8 @@ class Run:
         if not cached or statistics is not None:
             yield passed(cached=statistics)
             return
-        with CacheWriter(about, needs.kind, len(stream.skeleton.layers) + 1) as writer:
+        layers = len(stream.skeleton.layers) + 1
+        with CacheWriter(about, needs.kind, layers, patient=not self.background) as writer:
             yield passed(writer=writer)
 
     def _corrected(

@@ -53,10 +53,14 @@ class Background:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        self.close()
         if kind is None:
             self.wait()
+
+    def close(self) -> None:
+        """Wait until the thread has ended."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def to_host(tensor: Tensor) -> Tensor:

@@ -10,10 +10,11 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
+from threading import Lock, Thread
 from typing import Any
 
 from quantkit.base.contents import mistaken_content
@@ -28,7 +29,7 @@ _FIXES = {
     errno.ENAMETOOLONG: "Choose a shorter name.",
     errno.ENOTDIR: "A part of the path is a file: choose another path.",
 }
-_CHUNK = 1 << 20  # bytes read at a time
+_CHUNK = 1 << 20  # bytes read at a time, at least
 
 
 def with_home(path: str | Path) -> Path:
@@ -146,15 +147,59 @@ def write_at(file: FileIO, offset: int, data: memoryview | bytes) -> None:
 
 def sha256(path: Path) -> str:
     """Hex digest of a file. Remembered as long as the file's size and times stay the same."""
+    # Commands ask for the same weights several times: sweep once a recipe, and all again to verify.
     status = path.stat()
-    return _sha256(path.absolute(), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    key = path.absolute(), status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    with _lock:
+        known = _digests.get(key)
+        if known is None:
+            ours = _digests[key] = Future()
+            for other in list(_digests)[:-_REMEMBERED]:
+                del _digests[other]
+    if known is not None:  # or will be soon: another thread is at it
+        return known.result()
+    try:
+        ours.set_result(_sha256(path, status.st_size))
+    except BaseException as error:
+        with _lock:
+            _digests.pop(key, None)
+        ours.set_exception(error)
+        raise
+    return ours.result()
 
 
-# Commands ask for the same weights several times: sweep once a recipe, and all again to verify.
-@functools.lru_cache(maxsize=1024)
-def _sha256(path: Path, size: int, modified: int, changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+_lock = Lock()
+_digests: dict[tuple[Path, int, int, int], Future[str]] = {}
+_REMEMBERED = 1024  # files
+
+
+def _sha256(path: Path, size: int) -> str:
+    digest = hashlib.sha256()
+    # After each piece this thread may wait for one that runs Python, so that pieces are large.
+    buffer = memoryview(bytearray(min(max(size // 64, _CHUNK), 16 * _CHUNK)))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def hash_ahead(paths: Iterable[Path]) -> None:
+    """Begin to compute digests that ``sha256`` will be asked for, beside other work."""
+    waiting = iter(sorted(paths, key=lambda path: -path.stat().st_size))
+    taking = Lock()
+
+    def work() -> None:
+        while True:
+            with taking:
+                path = next(waiting, None)
+            if path is None:
+                return
+            with suppress(OSError):  # whoever asks for the digest will see it
+                sha256(path)
+
+    for _ in range(max(1, (os.cpu_count() or 1) // 2)):
+        # A command that ends early doesn't wait for them.
+        Thread(target=work, daemon=True).start()
 
 
 def digests(paths: Iterable[Path], root: Path | None = None) -> dict[str, str]:

@@ -14,19 +14,22 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from safetensors.torch import load, save_file
+from torch import Tensor
 
+from quantkit.base.background import Background, aside, so_far, to_host
 from quantkit.base.errors import MachineError
 from quantkit.base.files import openable, read_json, sha256, write_json
-from quantkit.base.parallel import Ahead
 from quantkit.calibration.statistics import InputStatistics, Kind, new_moment
 
 _INDEX = "index.json"
@@ -169,10 +172,13 @@ class CacheWriter:
     """Writes an entry of ``layers`` files, one layer at a time.
 
     A context manager: the entry is discarded where the ``with`` block ends by an exception, or
-    where not all layers were saved. A full disk ends the writing, never the run.
+    where not all layers were saved. A full disk ends the writing, never the run. patient: wait for
+    the disk; otherwise an entry that takes longer to write than to measure is given up.
     """
 
-    def __init__(self, about: Mapping[str, str], kind: Kind, layers: int) -> None:
+    def __init__(
+        self, about: Mapping[str, str], kind: Kind, layers: int, *, patient: bool = True
+    ) -> None:
         self._about = dict(about)
         self._kind = kind
         self._layers = layers
@@ -181,8 +187,9 @@ class CacheWriter:
         self._final = (root or Path()) / _key(about, kind)
         self._path = self._final.with_name(f"{self._final.name}.{os.getpid()}.partial")
         self._digests: dict[str, str] = {}
-        self._writing = Ahead()
-        self._pending: int | None = None
+        self._patient = patient
+        self._writing = Background(threaded=True)
+        self._pending: Future[bool] | None = None
         self._open = False  # until the first layer shows how much space the entry takes
 
     def __enter__(self) -> CacheWriter:
@@ -190,6 +197,7 @@ class CacheWriter:
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._wait()
+        self._writing.close()
         if error is None and self._open and len(self._digests) == self._layers:
             content = {"about": self._about, "kind": self._kind, "files": self._digests}
             with suppress(OSError):
@@ -203,21 +211,32 @@ class CacheWriter:
     def save(self, index: int, inputs: Sequence[InputStatistics]) -> None:
         """Write the statistics of layer ``index`` in the background."""
         # At most one layer is being written: more would keep their statistics in memory.
+        if not self._patient and self._pending is not None and not self._pending.done():
+            self._open = False
+            return
         self._wait()
         if index == 0 and self._has_place:
             self._open = self._make_room(_nbytes(inputs) * self._layers)
         if self._open:
-            self._writing.start(index, lambda: self._write(index, inputs))
-            self._pending = index
+            devices = {part.device for group in inputs for part in group.moment.parts()}
+            ready = [so_far(device) for device in devices]
+            self._pending = self._writing.submit(partial(self._write, index, inputs, ready))
 
     def _wait(self) -> None:
         if self._pending is not None:
             pending, self._pending = self._pending, None
-            self._open = self._writing.result(pending, lambda: True) and self._open
+            self._open = pending.result() and self._open
 
-    def _write(self, index: int, inputs: Sequence[InputStatistics]) -> bool:
+    def _write(
+        self,
+        index: int,
+        inputs: Sequence[InputStatistics],
+        ready: Sequence[Callable[[], None]],
+    ) -> bool:
+        for wait in ready:
+            wait()
         tensors = {
-            f"{number}.{part_number}": part.cpu().contiguous()
+            f"{number}.{part_number}": _copied(part).contiguous()
             for number, group in enumerate(inputs)
             for part_number, part in enumerate(group.moment.parts())
         }
@@ -264,6 +283,11 @@ class CacheWriter:
             total -= oldest.nbytes
             shutil.rmtree(oldest.path, ignore_errors=True)
         return True
+
+
+def _copied(part: Tensor) -> Tensor:
+    with aside(part.device):
+        return to_host(part)
 
 
 def _nbytes(inputs: Sequence[InputStatistics]) -> int:

@@ -11,13 +11,19 @@ import psutil
 import torch
 
 from quantkit.artifact.manifest import read_manifest, run_record, write_manifest
-from quantkit.artifact.records import checkpoint_digests, quantized_manifest, record_adapter
+from quantkit.artifact.records import (
+    checkpoint_digests,
+    quantized_manifest,
+    record_adapter,
+    weight_files,
+)
 from quantkit.assembly.completeness import fates
 from quantkit.assembly.gguf import write_gguf
 from quantkit.assembly.journal import unfinished
 from quantkit.assembly.run import Run, describe_inputs
 from quantkit.assembly.safetensors import write_safetensors
 from quantkit.base.errors import InputError, QuantkitError
+from quantkit.base.files import hash_ahead
 from quantkit.base.output import check_output
 from quantkit.base.parallel import return_large_blocks
 from quantkit.base.progress import Progress
@@ -81,14 +87,22 @@ class Job:
 
 
 def prepare(
-    loaded: LoadedRecipe, model: str, adapters: Sequence[Weighted] = (), *, strict: bool = False
+    loaded: LoadedRecipe,
+    model: str,
+    adapters: Sequence[Weighted] = (),
+    *,
+    strict: bool = False,
+    dry: bool = False,
 ) -> Job:
     """Open the checkpoint, plan every tensor, and refuse what can't be done. Writes nothing.
 
     model: a directory, a hub id or 'demo'; adapters: folded in as tensors are read, without a
-    merged copy on disk; strict: warnings about adapters are errors. Raises InputError.
+    merged copy on disk; strict: warnings about adapters are errors; dry: nothing will be made, so
+    that the digests of the weights, which are computed meanwhile, aren't needed. Raises InputError.
     """
     checkpoint = Checkpoint(locate_model(model))
+    if not dry:
+        hash_ahead(checkpoint.files)
     if quantization := checkpoint.config.get("quantization_config"):
         raise InputError(
             f"is quantized already ({quantization.get('quant_method', 'unknown method')})",
@@ -280,6 +294,8 @@ def _write(run: Run, job: Job) -> list[LayerReport]:
     else:
         assert isinstance(plan, LinearPlan)
         layers = write_safetensors(run, plan)
+    # Beside the check, which reads them too.
+    hash_ahead(weight_files(run.directory))
     # ggml's own tensors were decoded again and compared when they were written.
     linears = plan.linears if isinstance(plan, GgufFilePlan) else plan
     if linears is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,9 +13,20 @@ from torch import Tensor, nn
 from quantkit.base.errors import InputError
 from quantkit.base.names import dtype_name
 from quantkit.checkpoint.weights import TensorSource
+from quantkit.model.device import free_memory
 from quantkit.model.rounding import round_inputs
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stubs import forward_as, weight_as, zeros_as_weight
+
+_TABLE_SHARE = 8  # of a device's free memory, the part that rows of an embedding may take
+
+
+@dataclass(frozen=True)
+class EmbeddingTable:
+    """Rows of the input embedding on the device, from number ``first`` on."""
+
+    first: int
+    rows: nn.Parameter
 
 
 class Parameters:
@@ -58,8 +69,13 @@ class Parameters:
         return next(f"{name}.weight" for name, other in modules if other is module)
 
     def read(self, names: list[str]) -> dict[str, Tensor]:
-        """The named parameters' weights by checkpoint key, on the CPU and as they are stored."""
-        return {key: self._source.read(key) for key in self.keys(names)}
+        """The named parameters' weights by checkpoint key, as they are stored: on the CPU, where a
+        device copies them by itself, or on the device."""
+        return {key: self._pinned(self._source.read(key)) for key in self.keys(names)}
+
+    def _pinned(self, tensor: Tensor) -> Tensor:
+        pins = self._device.type == "cuda" and tensor.device.type == "cpu"
+        return tensor.pin_memory() if pins else tensor
 
     def keys(self, names: list[str]) -> list[str]:
         """The checkpoint keys that the named parameters are made of, each once."""
@@ -87,7 +103,7 @@ class Parameters:
             key = name if fusion is not None else self._skeleton.key(name)
             if key not in shared:
                 read = made.pop(name) if fusion is not None else take(key)
-                value = read.to(self._device, original.dtype)
+                value = read.to(self._device, original.dtype, non_blocking=True)
                 if original.dtype == torch.float16:
                     _check_fits(key, read, value)
                 is_parameter = isinstance(original, nn.Parameter)
@@ -114,28 +130,33 @@ class Parameters:
 
     @contextmanager
     def embedding_of(
-        self, ids: Tensor, read_rows: Callable[[int, int], Tensor] | None = None
+        self,
+        ids: Tensor,
+        read_rows: Callable[[int, int], Tensor] | None = None,
+        table: EmbeddingTable | None = None,
     ) -> Iterator[None]:
         """Let the input embedding look up ``ids`` in a table of the rows that they need.
 
         read_rows: gives rows ``start`` to before ``stop`` of the embedding, where they aren't the
-        source's.
+        source's; table: that has the rows already.
         """
         embedding = self._skeleton.model.get_input_embeddings()
         if not isinstance(embedding, nn.Embedding):
             yield
             return
-        wanted, places = ids.unique(return_inverse=True)
-        key = self._skeleton.key(self.weight_of(embedding))
-        read = read_rows or partial(self._source.read_rows, key)
-        table = torch.cat([read(start, stop) for start, stop in _runs(wanted.tolist())])
         look_up, weight, padding = embedding.forward, embedding.weight, embedding.padding_idx
-        value = nn.Parameter(table.to(self._device, weight.dtype), requires_grad=False)
+        if table is None:
+            wanted, places = ids.unique(return_inverse=True)
+            read = read_rows or self._read_embedding
+            rows = torch.cat([read(start, stop) for start, stop in _runs(wanted.tolist())])
+            value = nn.Parameter(rows.to(self._device, weight.dtype), requires_grad=False)
+        else:
+            value, places = table.rows, ids - table.first
 
         def forward(_: Tensor) -> Tensor:
             with weight_as(embedding, value):
-                rows: Tensor = look_up(places)
-            return rows
+                found: Tensor = look_up(places)
+            return found
 
         # It is of no use without gradients, and its row may not be in the table.
         embedding.padding_idx = None
@@ -144,6 +165,29 @@ class Parameters:
                 yield
         finally:
             embedding.weight, embedding.padding_idx = weight, padding
+
+    def embedding_table(
+        self, ids: Tensor, read_rows: Callable[[int, int], Tensor] | None = None
+    ) -> EmbeddingTable | None:
+        """A table for all of ``ids``, where the device has memory of its own, and room for it.
+
+        There it takes longer to look which rows each batch needs than to copy all of them.
+        """
+        embedding = self._skeleton.model.get_input_embeddings()
+        free = free_memory(self._device)
+        if free is None or not isinstance(embedding, nn.Embedding):
+            return None
+        first, last = int(ids.min()), int(ids.max())
+        dtype = embedding.weight.dtype
+        if (last + 1 - first) * embedding.weight.shape[1] * dtype.itemsize > free // _TABLE_SHARE:
+            return None
+        rows = (read_rows or self._read_embedding)(first, last + 1)
+        value = nn.Parameter(rows.to(self._device, dtype), requires_grad=False)
+        return EmbeddingTable(first, value)
+
+    def _read_embedding(self, start: int, stop: int) -> Tensor:
+        embedding = self._skeleton.model.get_input_embeddings()
+        return self._source.read_rows(self._skeleton.key(self.weight_of(embedding)), start, stop)
 
 
 def _check_fits(key: str, stored: Tensor, value: Tensor) -> None:

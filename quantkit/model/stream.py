@@ -82,9 +82,13 @@ class Stream:
         aren't the source's.
         """
         first: list[Call] = []
+        if self.device.type != "cpu":
+            self._read_ahead(0)
+        table = self._parameters.embedding_table(rows, read_embedding)
         with self._parameters.loaded(self._parameters.outside_layers()):
             for ids in rows.to(self.device).split(batch_size):
-                with torch.inference_mode(), self._parameters.embedding_of(ids, read_embedding):
+                embedding = self._parameters.embedding_of(ids, read_embedding, table)
+                with torch.inference_mode(), embedding:
                     hidden, calls = self._stubs.record(ids)
                 if first and not hands_on(calls) and same_arguments(calls, first):
                     calls = first  # nearly always so: one copy of masks and rotations is kept
@@ -108,9 +112,11 @@ class Stream:
         plain = isinstance(source, Checkpoint) or (
             isinstance(source, ViewedSource) and isinstance(source.source, Checkpoint)
         )
-        if isinstance(source, Checkpoint | ViewedSource) and plain:
+        on_cpu = self.device.type == "cpu"
+        if isinstance(source, Checkpoint | ViewedSource) and plain and on_cpu:
             # The system's cache is enough for weights that are stored as they are used, and
-            # doesn't count as memory of ours. Unpacking takes time, so it is done ahead.
+            # doesn't count as memory of ours. Unpacking takes time, so it is done ahead. Another
+            # device copies weights from memory that is made ready for it.
             source.expect(self._parameters.keys(names))
         else:
             self._ahead.start(index, partial(self._parameters.read, names))
