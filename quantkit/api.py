@@ -96,7 +96,7 @@ def quantize(
     """
     from quantkit.commands.quantize import prepare, quantize
 
-    job = prepare(_recipe(recipe), str(model), _weighted(adapters), strict=strict)
+    job = prepare(_recipe(recipe), str(model), _weighted(adapters), strict=strict, device=device)
     return quantize(
         job,
         with_home(out),
@@ -118,7 +118,7 @@ def dry_run(
     """
     from quantkit.commands.quantize import prepare
 
-    return prepare(_recipe(recipe), str(model), _weighted(adapters), strict=strict, dry=True).plan
+    return prepare(_recipe(recipe), str(model), _weighted(adapters), strict=strict).plan
 
 
 def sweep(

@@ -39,7 +39,7 @@ from quantkit.formats.format import Contents
 from quantkit.formats.packed import open_artifact
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.lora.open import Weighted, adapt
-from quantkit.model.device import resolve_devices
+from quantkit.model.device import begin_using, resolve_devices
 from quantkit.model.limits import Limits, check_length
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream, slices
@@ -92,16 +92,20 @@ def prepare(
     adapters: Sequence[Weighted] = (),
     *,
     strict: bool = False,
-    dry: bool = False,
+    device: str | None = None,
 ) -> Job:
     """Open the checkpoint, plan every tensor, and refuse what can't be done. Writes nothing.
 
     model: a directory, a hub id or 'demo'; adapters: folded in as tensors are read, without a
-    merged copy on disk; strict: warnings about adapters are errors; dry: nothing will be made, so
-    that the digests of the weights, which are computed meanwhile, aren't needed. Raises InputError.
+    merged copy on disk; strict: warnings about adapters are errors; device: what the work will be
+    done on, for which the slow beginnings are made meanwhile (None: no work will be done).
+
+    Raises InputError, and MachineError for a device that isn't there.
     """
+    if device is not None:
+        begin_using(resolve_devices(device))
     checkpoint = Checkpoint(locate_model(model))
-    if not dry:
+    if device is not None:
         hash_ahead(checkpoint.files)
     if quantization := checkpoint.config.get("quantization_config"):
         raise InputError(

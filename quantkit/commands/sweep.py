@@ -42,7 +42,7 @@ def sweep(
     Raises QuantkitError. Every job is checked before the first one starts; artifacts that were
     finished before the error stay.
     """
-    jobs = [prepare(recipe, model, adapters, strict=strict) for recipe in recipes]
+    jobs = [prepare(recipe, model, adapters, strict=strict, device=device) for recipe in recipes]
     names = [job.loaded.recipe.name for job in jobs]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"is given twice: {', '.join(sorted(twice))}", subject="RECIPE")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from contextlib import suppress
+from threading import Thread
 
 import torch
 
@@ -46,6 +49,19 @@ def resolve_devices(name: str) -> tuple[torch.device, ...]:
     if len(set(devices)) < len(devices):
         raise InputError(f"{name} names a device twice", where="--device")
     return devices
+
+
+def begin_using(devices: Iterable[torch.device]) -> None:
+    """Begin what the first use of devices would wait for, in the background."""
+
+    def use(device: torch.device) -> None:
+        with suppress(RuntimeError):  # whoever uses it next will see it
+            square = torch.zeros(16, 16, device=device)
+            torch.mm(square, square)
+
+    for device in devices:
+        if device.type != "cpu":
+            Thread(target=use, args=(device,), daemon=True).start()
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -147,7 +148,7 @@ class Parameters:
         look_up, weight, padding = embedding.forward, embedding.weight, embedding.padding_idx
         if table is None:
             wanted, places = ids.unique(return_inverse=True)
-            read = read_rows or self._read_embedding
+            read = read_rows or self._read_embedding(embedding)
             rows = torch.cat([read(start, stop) for start, stop in _runs(wanted.tolist())])
             value = nn.Parameter(rows.to(self._device, weight.dtype), requires_grad=False)
         else:
@@ -181,13 +182,13 @@ class Parameters:
         dtype = embedding.weight.dtype
         if (last + 1 - first) * embedding.weight.shape[1] * dtype.itemsize > free // _TABLE_SHARE:
             return None
-        rows = (read_rows or self._read_embedding)(first, last + 1)
+        rows = (read_rows or self._read_embedding(embedding))(first, last + 1)
         value = nn.Parameter(rows.to(self._device, dtype), requires_grad=False)
         return EmbeddingTable(first, value)
 
-    def _read_embedding(self, start: int, stop: int) -> Tensor:
-        embedding = self._skeleton.model.get_input_embeddings()
-        return self._source.read_rows(self._skeleton.key(self.weight_of(embedding)), start, stop)
+    def _read_embedding(self, embedding: nn.Embedding) -> Callable[[int, int], Tensor]:
+        key = self._skeleton.key(self.weight_of(embedding))
+        return partial(self._source.read_rows, key)
 
 
 def _check_fits(key: str, stored: Tensor, value: Tensor) -> None:

@@ -6,14 +6,17 @@ import errno
 import hashlib
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
+from quantkit.base import files
 from quantkit.base.errors import InputError, MachineError
 from quantkit.base.files import (
     as_machine_error,
     digests,
+    hash_ahead,
     holds,
     read_json,
     sha256,
@@ -105,3 +108,45 @@ def test_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(InputError, match="home directory isn't known"):
         with_home("~/x")
+
+
+def test_a_file_is_read_once_for_its_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is asked for while another thread is at it; and again once it has changed."""
+    read: list[str] = []
+    begun, go = threading.Event(), threading.Event()
+    compute = files._sha256
+
+    def slow(path: Path, size: int) -> str:
+        read.append(path.name)
+        begun.set()
+        assert go.wait(60)
+        return compute(path, size)
+
+    monkeypatch.setattr(files, "_sha256", slow)
+    contents = {"a": b"a" * 5_000_000, "b": b"", "c": b"c"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    paths = [tmp_path / name for name in contents]
+    hash_ahead(paths)
+    assert begun.wait(60)
+    threading.Timer(0.05, go.set).start()
+    assert digests(paths) == {n: hashlib.sha256(c).hexdigest() for n, c in contents.items()}
+    assert sorted(read) == ["a", "b", "c"]
+    (tmp_path / "c").write_bytes(b"changed")
+    assert sha256(tmp_path / "c") == hashlib.sha256(b"changed").hexdigest()
+
+
+def test_a_digest_that_failed_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"a")
+
+    def fails(path: Path, size: int) -> str:
+        raise OSError(5, "Input/output error", str(path))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+        patch.setattr(files, "_sha256", fails)
+        sha256(tmp_path / "a")
+    assert sha256(tmp_path / "a") == hashlib.sha256(b"a").hexdigest()

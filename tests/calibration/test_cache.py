@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,3 +85,24 @@ def test_damaged_statistics_are_refused_and_removed(directory: Path) -> None:
     with pytest.raises(MachineError, match="damaged and have been removed"):
         cached.load(1, CPU)
     assert find_statistics(ABOUT, "gram") is None
+
+
+def test_an_entry_that_holds_up_a_gpu_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+    save_file = cache.save_file
+
+    def slow(*args: Any) -> None:
+        assert go.wait(60)
+        save_file(*args)
+
+    monkeypatch.setattr(cache, "save_file", slow)
+    with CacheWriter(ABOUT, "gram", 2, patient=False) as writer:
+        writer.save(0, statistics("gram"))
+        writer.save(1, statistics("gram"))  # returns, though the first isn't written
+        go.set()
+    assert not cache.entries() and not list(cache.directory().rglob("layer*"))
+    with CacheWriter(ABOUT, "gram", 2, patient=False) as writer:
+        for index in range(2):
+            writer.save(index, statistics("gram"))
+            writer._wait()
+    assert len(cache.entries()) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from quantkit.formats.gguf import grids as gguf_grids
 from quantkit.formats.gguf.transforms import Keep
 from quantkit.formats.registry import FORMATS, safetensors_formats
 from quantkit.methods import fp8, nf4, rtn
-from quantkit.methods.fp8 import Fp8Scheme
+from quantkit.methods.fp8 import Fp8Scheme, Fp8Tensor
 from quantkit.methods.grids import Grid, Quantized, QuantizedTensor
 from quantkit.methods.nf4 import Nf4Scheme
 from tests.helpers.stored import stored
@@ -97,6 +99,27 @@ def test_what_is_held_comes_back_exactly_in_the_bytes_that_were_planned(
     # bitsandbytes stores JSON, whose length depends on the numbers in it.
     slack = 200 if isinstance(scheme, Nf4Scheme) else 0
     assert abs(written - format.nbytes(SHAPE, scheme, BF16)) <= slack
+
+
+@pytest.mark.parametrize(("format", "scheme"), HELD)
+def test_codes_are_packed_where_they_are(format: Format, scheme: object) -> None:
+    """On a device that computes nothing, and refuses to mix with another."""
+    tensor = quantized(scheme)
+    if not isinstance(format, SafetensorsFormat) or isinstance(scheme, Nf4Scheme):
+        return
+    assert isinstance(tensor, QuantizedTensor | Fp8Tensor)
+    on_cpu = format.pack(tensor, BF16)
+    names = [field.name for field in fields(tensor) if field.name not in ("grid", "groups")]
+    away = replace(tensor, **{name: getattr(tensor, name).to("meta") for name in names})
+    parts = format.pack(away, BF16)
+    described = {name: (part.shape, part.dtype) for name, part in parts.items()}
+    assert described == {name: (part.shape, part.dtype) for name, part in on_cpu.items()}
+    assert {part.device.type for name, part in parts.items() if name != "weight_shape"} == {"meta"}
+    if "weight_shape" in parts:
+        parts["weight_shape"] = on_cpu["weight_shape"]
+    if "g_idx" not in parts:  # whose values are looked at
+        settings = format.dialect(format.config(scheme, {"m": scheme}, [], BF16)).settings
+        assert format.unpack(stored(parts, settings)).dequantize().device.type == "meta"
 
 
 @pytest.mark.parametrize("name", FORMATS)

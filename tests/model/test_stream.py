@@ -47,3 +47,20 @@ def test_only_one_block_is_in_memory(tiny: Tiny) -> None:
         real = {n for n, p in stream.skeleton.model.named_parameters() if not p.is_meta}
         assert real and all(name.startswith("model.layers.1.") for name in real)
     assert all(p.is_meta for p in stream.skeleton.model.parameters())
+
+
+def test_rows_of_a_table_are_those_that_are_read_one_by_one(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device with memory of its own holds the rows that a text needs."""
+    checkpoint = Checkpoint(tiny("gemma2"))  # whose embedding is scaled, with a row for padding
+    rows = torch.tensor([[9, 3, 3, 40], [12, 9, 7, 3]])
+
+    def embedded() -> list[torch.Tensor]:
+        stream = Stream(Skeleton(checkpoint), checkpoint, torch.device("cpu"))
+        return [batch.hidden for batch in stream.begin_each(rows, 1)]
+
+    one_by_one = embedded()
+    for free in (10**9, 8):  # room for the table, and none
+        monkeypatch.setattr("quantkit.model.parameters.free_memory", lambda device, n=free: n)
+        assert all(map(torch.equal, one_by_one, embedded()))
