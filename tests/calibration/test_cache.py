@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from quantkit.base.errors import MachineError
 from quantkit.calibration import cache
@@ -89,13 +90,12 @@ def test_damaged_statistics_are_refused_and_removed(directory: Path) -> None:
 
 def test_an_entry_that_holds_up_a_gpu_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     go = threading.Event()
-    save_file = cache.save_file
 
     def slow(*args: Any) -> None:
         assert go.wait(60)
         save_file(*args)
 
-    monkeypatch.setattr(cache, "save_file", slow)
+    monkeypatch.setattr("quantkit.calibration.cache.save_file", slow)
     with CacheWriter(ABOUT, "gram", 2, patient=False) as writer:
         writer.save(0, statistics("gram"))
         writer.save(1, statistics("gram"))  # returns, though the first isn't written
