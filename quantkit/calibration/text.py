@@ -183,7 +183,10 @@ def _rendered(document: Document, tokenizer: Any) -> tuple[str, bool]:
     if document.plain is not None and not _has_template(tokenizer):
         return document.plain, False
     messages, where = document.content, document.where
-    return render_chat(messages, tokenizer, where, add_generation_prompt=False), True
+    text = render_chat(
+        messages, tokenizer, where, add_generation_prompt=False, tools=document.tools
+    )
+    return text, True
 
 
 def render_chat(

@@ -70,6 +70,15 @@ def locate_file(name: str, directory: Path) -> Path:
     return Path(os.path.abspath(path)) if special else path.resolve()
 
 
+def is_pipe(path: Path) -> bool:
+    """Whether there is a pipe at ``path``, as a shell makes for ``<(command)``."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
 def check_readable(path: Path) -> None:
     """Raise InputError where there is no file or pipe at ``path``."""
     if path.is_dir():

@@ -46,16 +46,18 @@ class Document:
     """One document of a data set: text, or chat messages.
 
     where: its file and line, or its row; plain: the text to take for messages where the model has
-    no chat template, None where it needs one.
+    no chat template, None where it needs one; tools: that may be called in the messages.
     """
 
     where: str
     content: str | list[Message]
     plain: str | None = None
+    tools: list[dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         """Raises InputError for halves of characters."""
         check_text(self.content, self.where)
+        check_text(self.tools, self.where)
 
     @property
     def words(self) -> str:
@@ -152,7 +154,8 @@ def _documents(
     what = f"{one} of {kept[0][1].kind}" if len(kinds) == 1 else f"{one} ({', '.join(parts)})"
     if blank := len(forms) - len(kept):
         what += f"; {counted(blank, 'blank one')} dropped"
-    return [Document(where, form.content, form.plain) for where, form in kept], what
+    documents = [Document(where, form.content, form.plain, form.tools) for where, form in kept]
+    return documents, what
 
 
 def _from_hub(dataset: HubDataset) -> Texts:
@@ -160,7 +163,7 @@ def _from_hub(dataset: HubDataset) -> Texts:
     # A row without a text is a blank one.
     values = ["" if value is None else value for value in read_column(dataset)]
     for number, value in enumerate(values):
-        if not isinstance(value, str | list):
+        if not isinstance(value, str | list | dict):
             raise InputError(
                 "is neither text nor a list of chat messages", subject=f"{dataset} row {number}"
             )
@@ -168,8 +171,8 @@ def _from_hub(dataset: HubDataset) -> Texts:
     documents, found = _documents(records, str(dataset), "Is it the right split and column?")
     digest = hashlib.sha256()
     for value in values:
-        if value and (isinstance(value, list) or value.strip()):
-            text = json.dumps(value, ensure_ascii=False)
+        if value and (isinstance(value, list | dict) or value.strip()):
+            text = json.dumps(value, ensure_ascii=False, default=str)
             digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
     if dataset.join is not None:
         texts = [document.content for document in documents]

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantkit.base.errors import InputError
 from quantkit.base.files import with_home
-from quantkit.documents.content import locate_file
+from quantkit.documents.content import is_pipe, locate_file, read_bytes
 from quantkit.documents.explain import explain
 from quantkit.documents.text import lone_surrogate, surrogate_message
 
@@ -52,12 +52,12 @@ Document = TypeVar("Document", bound=Versioned)
 
 
 def find_document(name_or_path: str, folder: Path, kind: str) -> Path:
-    """The file of that path, or the one of that name shipped in ``folder``.
+    """The file or pipe of that path, or the file of that name shipped in ``folder``.
 
     kind: for the message. Raises InputError where there is neither.
     """
     path = with_home(name_or_path)
-    if path.is_file():
+    if path.is_file() or is_pipe(path):
         return path
     shipped = folder / f"{name_or_path}.yaml"
     if path.name == name_or_path and shipped.is_file():
@@ -106,14 +106,19 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds. Raises InputError for a file that isn't one."""
+    """The mapping that a YAML file or pipe holds. Raises InputError for one that isn't YAML."""
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        data = yaml.load(read_bytes(path).decode(), _UniqueKeys)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # of bytes, dates and depth
         raise InputError(f"isn't valid YAML: {error}", subject=str(path)) from error
     if not isinstance(data, dict):
         raise InputError("holds no mapping of keys to values", subject=str(path))
     return data
+
+
+def directory_of(path: Path) -> Path:
+    """What paths in the document at ``path`` are relative to: for a pipe, where one works."""
+    return Path.cwd() if is_pipe(path) else path.parent
 
 
 def apply_setting(data: dict[str, Any], setting: str) -> None:

@@ -32,11 +32,13 @@ _ROLES = {
 @dataclass(frozen=True)
 class Form:
     """What a record holds. kind: its form, in words; content: text, or chat messages; plain: the
-    text to take for messages where a model has no chat template, None where there is no such."""
+    text to take for messages where a model has no chat template, None where there is no such;
+    tools: descriptions of the functions that may be called in the messages."""
 
     kind: str
     content: str | list[Message]
     plain: str | None = None
+    tools: list[dict[str, Any]] | None = None
 
     @property
     def is_blank(self) -> bool:
@@ -143,10 +145,25 @@ def _chat(record: Mapping[str, Any]) -> Form | None:
             system = record.get("system")
             if key != "messages" and isinstance(system, str) and system.strip():
                 messages = [{"role": "system", "content": system}, *messages]
-            return Form("messages" if key == "messages" else "conversations", messages)
+            kind = "messages" if key == "messages" else "conversations"
+            return Form(kind, messages, tools=_tools(record.get("tools")))
         if isinstance(turns, str):
             raise ValueError(f"has {key} that are text, and no list of messages in JSON")
     return None
+
+
+def _tools(value: Any) -> list[dict[str, Any]] | None:
+    """The tools beside messages, which data sets also have as text in JSON."""
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"has tools that are text, and no JSON ({error})") from None
+    if not value:
+        return None
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise ValueError("has tools that are no list of objects")
+    return value
 
 
 def _continued(record: Mapping[str, Any]) -> Form | None:

@@ -11,8 +11,11 @@ from pydantic import Field, model_validator
 
 from quantkit.base.errors import InputError, MachineError, not_installed
 from quantkit.documents.document import Strict
+from quantkit.documents.forms import KEYS
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+_TEXT = "text"
 
 
 class HubDataset(Strict):
@@ -24,7 +27,7 @@ class HubDataset(Strict):
     hub: str = Field(description="owner/name, or a folder: ./data, ../data, /data")
     config: str | None = Field(default=None, description="such as wikitext-2-raw-v1")
     split: str = "train"
-    column: str = Field(default="text", description="of strings, or of lists of chat messages")
+    column: str = Field(default=_TEXT, description="of strings, or of lists of chat messages")
     revision: str | None = Field(default=None, description="commit; a folder has none")
     rows: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="how many of the first to take; the rest isn't downloaded"
@@ -72,7 +75,9 @@ def library() -> Any:
 def read_column(dataset: HubDataset) -> list[Any]:
     """The values of a data set's column.
 
-    Raises InputError where it can't be loaded, MachineError where the Hub can't be reached.
+    Where no column is called ``text``, and the recipe names no other, whole rows in a form that
+    files may have too: messages, or an instruction and its answer. Raises InputError where it can't
+    be loaded, MachineError where the Hub can't be reached.
     """
     datasets = library()
     datasets.disable_progress_bars()
@@ -85,7 +90,8 @@ def read_column(dataset: HubDataset) -> list[Any]:
             streaming=dataset.rows is not None,
         )
         columns = list(table.column_names or [])
-        values = [row.get(dataset.column) for row in islice(table, dataset.rows)]
+        rows = list(islice(table, dataset.rows))
+        values = [row.get(dataset.column) for row in rows]
     except (ConnectionError, TimeoutError) as error:
         raise MachineError(
             f"the Hub can't be reached ({type(error).__name__}: {_first_line(error)})",
@@ -99,6 +105,8 @@ def read_column(dataset: HubDataset) -> list[Any]:
             fix="Check hub, config, split and revision, and HF_TOKEN for a gated data set.",
         ) from error
     if columns and dataset.column not in columns:
+        if dataset.column == _TEXT and {*KEYS} & {column.strip().lower() for column in columns}:
+            return rows
         raise InputError(
             f"has no column {dataset.column}; it has {', '.join(columns)}", subject=str(dataset)
         )

@@ -14,6 +14,7 @@ from quantkit.documents.document import (
     Strict,
     Versioned,
     apply_setting,
+    directory_of,
     find_document,
     read_yaml,
     validate,
@@ -96,7 +97,7 @@ class LoadedRecipe(BaseModel):
         calibration = self.recipe.calibration
         if calibration is None:
             return None
-        return resolve_dataset(calibration.dataset, self.path.parent)
+        return resolve_dataset(calibration.dataset, directory_of(self.path))
 
 
 def load_recipe(name_or_path: str, settings: list[str] | None = None) -> LoadedRecipe:

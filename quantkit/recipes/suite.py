@@ -12,7 +12,14 @@ from pydantic import BaseModel, Field, model_validator
 from quantkit.base import resources
 from quantkit.documents.content import locate_file
 from quantkit.documents.dataset import Dataset, DatasetKey, resolve_dataset
-from quantkit.documents.document import Strict, Versioned, find_document, read_yaml, validate
+from quantkit.documents.document import (
+    Strict,
+    Versioned,
+    directory_of,
+    find_document,
+    read_yaml,
+    validate,
+)
 from quantkit.results.metrics import INTERVAL_METRICS, METRICS, has_interval, is_metric
 
 
@@ -126,7 +133,7 @@ class LoadedSuite(BaseModel):
 
     def resolve(self, relative: str) -> Path:
         """The absolute path of one that the suite's file names."""
-        return locate_file(relative, self.path.parent)
+        return locate_file(relative, directory_of(self.path))
 
     def harness_tasks(self) -> HarnessTasks | None:
         section = self.suite.harness
@@ -142,7 +149,7 @@ class LoadedSuite(BaseModel):
         )
 
     def likelihood_dataset(self) -> Dataset:
-        return resolve_dataset(self.suite.likelihood.dataset, self.path.parent)
+        return resolve_dataset(self.suite.likelihood.dataset, directory_of(self.path))
 
 
 def load_suite(name_or_path: str) -> LoadedSuite:

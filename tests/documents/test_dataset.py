@@ -61,6 +61,24 @@ def test_messages_go_through_the_template(folder: Path) -> None:
     assert rows.digest == read_dataset(chat).digest
 
 
+def test_columns_of_instructions_are_rows_in_a_known_form(folder: Path) -> None:
+    """Alpaca's columns, as files may have them; the recipe names no column."""
+    rows = [{"instruction": f"Add {i}.", "input": "2", "output": str(2 + i)} for i in range(3)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "data" / "alpaca.jsonl").write_text(lines)
+    readme = folder / "README.md"
+    more = "- {config_name: alpaca, data_files: [{split: train, path: data/alpaca.jsonl}]}\n---\n"
+    readme.write_text(readme.read_text().removesuffix("---\n") + more)
+    alpaca = HubDataset(hub=str(folder), config="alpaca")
+    texts = read_dataset(alpaca)
+    file = read_dataset(folder / "data" / "alpaca.jsonl")
+    assert [d.content for d in texts.documents] == [d.content for d in file.documents]
+    assert texts.found.endswith("3 documents of instructions")
+    assert texts.digest == digest_of(alpaca)
+    with pytest.raises(InputError, match="has no column answer; it has instruction"):
+        read_dataset(alpaca.model_copy(update={"column": "answer"}))
+
+
 def test_what_can_not_be_read_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="has no column nothing; it has text, other, number"):
         read_dataset(HubDataset(hub=str(folder), config="plain", column="nothing"))

@@ -134,3 +134,25 @@ def test_null_contents_and_tool_calls_go_through_the_template(tmp_path: Path) ->
     )
     text = render_chat(case.messages, tokenizer, "here", add_generation_prompt=True)
     assert text == f'{ASKED["content"]}[{{"a": 2}}]{ASKED["content"]}'
+
+
+@pytest.mark.parametrize("tools", [[CALL], json.dumps([CALL])])
+def test_tools_beside_messages_go_through_the_template(tmp_path: Path, tools: Any) -> None:
+    tokenizer = load_tokenizer(demo_model())
+    path = tmp_path / "a.jsonl"
+    records = [{"messages": CHAT, "tools": tools}, {"messages": CHAT, "tools": []}]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    with pytest.raises(InputError, match="leaves the tools out"):
+        pack_rows(path, tokenizer, sequence_length=8, rows=None, seed=None)
+    tokenizer.chat_template = "{{ tools | tojson if tools }}{{ messages[0].content }}"
+    rows = pack_rows(path, tokenizer, sequence_length=4, rows=None, seed=None)
+    expected = tokenizer.apply_chat_template(CHAT, tools=[CALL], return_dict=False)
+    assert rows.ids.flatten().tolist()[: len(expected)] == expected
+
+
+@pytest.mark.parametrize(
+    ("tools", "why"), [("[{", "no JSON"), ('{"a": 1}', "no list of objects"), ([3], "no list")]
+)
+def test_tools_that_are_none_are_refused(tools: Any, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        form_of({"messages": CHAT, "tools": tools})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,29 @@ def test_a_file_that_is_not_yaml(tmp_path: Path) -> None:
     bad.write_text("just text\n")
     with pytest.raises(InputError, match="holds no mapping"):
         load_recipe(str(bad))
+
+
+def test_a_recipe_and_a_suite_through_a_pipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a shell makes for ``<(command)``: paths inside are relative to the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def piped(text: str) -> str:
+        reads, writes = os.pipe()
+        os.write(writes, text.encode())
+        os.close(writes)
+        return f"/dev/fd/{reads}"
+
+    source = resources.recipes() / "gptq-w4-g128.yaml"
+    text = source.read_text().replace("../calibration/general-v1.jsonl", "here.txt")
+    recipe = load_recipe(piped(text))
+    assert recipe.recipe.digest != load_recipe(str(source)).recipe.digest
+    assert recipe.calibration_dataset() == tmp_path / "here.txt"
+    suite = load_suite(piped((resources.suites() / "demo.yaml").read_text()))
+    assert suite.suite.digest == load_suite("demo").suite.digest
+    with pytest.raises(InputError, match="isn't valid YAML"):
+        load_recipe(piped("a: [b"))
 
 
 def test_a_default_spelt_out_is_no_other_recipe(tmp_path: Path) -> None:
