@@ -64,7 +64,15 @@ def handles_errors(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(int(failure.exit_code)) from None
         except (typer.Exit, typer.Abort):
             raise
-        except Exception:
+        except Exception as error:
+            if type(error).__name__ == "OutOfMemoryError":  # torch's; this is no place to import it
+                full = MachineError(
+                    f"the GPU's memory is full: {str(error).split('. ')[0]}",
+                    where="--device",
+                    fix="Use --device cpu, or a GPU with more memory.",
+                )
+                Console(as_json=as_json).error(full)
+                raise typer.Exit(int(full.exit_code)) from None
             import traceback
 
             Console().note(

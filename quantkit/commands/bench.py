@@ -11,7 +11,7 @@ from quantkit.base.errors import InputError
 from quantkit.base.files import write_json
 from quantkit.base.progress import Progress
 from quantkit.checkpoint.reader import Checkpoint
-from quantkit.engines.choose import LLAMACPP, TRANSFORMERS, engine_for
+from quantkit.engines.choose import LLAMACPP, engine_for
 from quantkit.engines.probe import Probe, run_probe
 from quantkit.judging.naming import named_artifacts
 from quantkit.judging.variants import describe_costs
@@ -82,7 +82,7 @@ def _measure_in_process(path: Path, engine: str, load: Load, name: str) -> Cost:
     probe = Probe(
         path=str(path),
         engine=engine,
-        device=str(resolve_device(load.device)) if engine == TRANSFORMERS else "cpu",
+        device="cpu" if engine == LLAMACPP else str(resolve_device(load.device)),
         threads=load.threads or usable_cores(),
         prompt_tokens=load.prompt_tokens,
         new_tokens=load.new_tokens,

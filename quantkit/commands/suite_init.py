@@ -93,11 +93,12 @@ def init_suite(
     chat = getattr(tokenizer, "chat_template", None) is not None
     asked, found = _read_prompts(locate_file(str(prompts), Path.cwd()), max_new_tokens, chat)
     progress.note(f"prompts: {found}")
-    hf.check_memory(baseline.parameters(), torch.float32, "recording answers")
+    where = resolve_device(device)
+    hf.check_memory(baseline.parameters(), torch.float32, "recording answers", where)
     skeleton = Skeleton(baseline, torch.float32)
     limits = Limits.of(skeleton, baseline)
     check_prompts(asked, tokenizer, limits)
-    stream = Stream(skeleton, baseline, resolve_device(device))
+    stream = Stream(skeleton, baseline, where)
     end = end_tokens(baseline.tokenizer, tokenizer)
     with (
         progress.task("record the baseline's answers", len(asked)) as task,

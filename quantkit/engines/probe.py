@@ -124,7 +124,8 @@ def _measure_torch(probe: Probe) -> Cost:
         from quantkit.engines import int4
         from quantkit.formats.packed import PackedCheckpoint
 
-        model, name = int4.load(PackedCheckpoint(Checkpoint(Path(probe.path))))
+        source = PackedCheckpoint(Checkpoint(Path(probe.path)))
+        model, name = int4.load(source, torch.device(probe.device))
     else:
         from quantkit.engines.choose import check_engine
         from quantkit.model.build import class_of
@@ -172,9 +173,11 @@ def _measure_torch(probe: Probe) -> Cost:
     prefill, decode = medians(1)
     _, decode8 = medians(_BATCH)
     steps = probe.new_tokens - 1
+    weights = _held_bytes(model)
+    on_gpu = _measure_gpu(model, row, probe) if model.device.type == "cuda" else {}
     return probe.cost(
         engine=name,
-        weights_bytes=_held_bytes(model),
+        weights_bytes=weights,
         resident_bytes=resident,
         peak_bytes=_peak_bytes(),
         prefill_tokens_per_second=probe.prompt_tokens / prefill,
@@ -182,7 +185,30 @@ def _measure_torch(probe: Probe) -> Cost:
         decode_tokens_per_second_batch8=_BATCH * steps / decode8,
         ttft_ms=1000 * prefill,
         tpot_ms=1000 * decode / steps,
+        **on_gpu,
     )
+
+
+def _measure_gpu(model: Any, row: Any, probe: Probe) -> dict[str, Any]:
+    """The figures of a GPU alone: its memory at its peak so far, and decoding by CUDA graphs."""
+    import torch
+
+    from quantkit.engines import graphs
+
+    figures: dict[str, Any] = {"device_peak_bytes": torch.cuda.max_memory_allocated(model.device)}
+    missing = {}
+    names = "decode_tokens_per_second_graphs", "decode_tokens_per_second_batch8_graphs"
+    for name, batch in zip(names, (1, _BATCH), strict=True):
+        ids = row.expand(batch, -1).contiguous()
+        try:
+            with torch.cuda.device(model.device):
+                seconds = graphs.decode_seconds(model, ids, probe.new_tokens, probe.repeats)
+        except Exception as error:  # whatever a model's own code does that a graph can't hold
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            missing[name] = f"no CUDA graph of it could be replayed: {reason[0]}"
+        else:
+            figures[name] = batch * (probe.new_tokens - 1) / seconds
+    return {**figures, "missing": missing}
 
 
 def _held_bytes(model: Any) -> int:

@@ -13,18 +13,21 @@ from quantkit.base.errors import MachineError
 _BATCH = 16
 
 
-def check_memory(parameters: int, dtype: torch.dtype, purpose: str) -> None:
+def check_memory(parameters: int, dtype: torch.dtype, purpose: str, device: torch.device) -> None:
     """Raise MachineError when a model of that many ``parameters`` won't fit into free memory.
 
-    ``purpose``: what needs the model, for the message.
+    ``purpose``: what needs the model, for the message; ``device``: the one that holds it.
     """
     needed = parameters * dtype.itemsize
-    free = psutil.virtual_memory().available
+    cuda = device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
     if needed > free:
+        where = f"the memory of {device}" if cuda else "memory"
+        larger = "--device cpu, a GPU" if cuda else "a machine"
         raise MachineError(
-            f"{purpose} needs the whole model in memory: {needed / 1e9:.1f} GB, "
+            f"{purpose} needs the whole model in {where}: {needed / 1e9:.1f} GB, "
             f"{free / 1e9:.1f} GB are free",
-            fix="Use a machine with more memory, or a suite without regression cases.",
+            fix=f"Use {larger} with more memory, or a suite without regression cases.",
         )
 
 
@@ -80,9 +83,12 @@ def score(model: Any, sequences: Sequence[list[int]], ends: Sequence[int]) -> li
             chosen = indices[start : start + _BATCH]
             batch = torch.tensor([sequences[i] for i in chosen], device=model.device)
             logits = model(input_ids=batch, use_cache=False).logits
+            sums = []  # read together: reading one makes a GPU wait
             for row, index in enumerate(chosen):
                 end = ends[index]
                 predicted = logits[row, -end - 1 : -1].float().log_softmax(-1)
                 seen = predicted.gather(-1, batch[row, -end:, None])
-                results[index] = float(seen.sum(dtype=torch.float64))
+                sums.append(seen.sum(dtype=torch.float64))
+            for index, value in zip(chosen, torch.stack(sums).tolist(), strict=True):
+                results[index] = value
     return results

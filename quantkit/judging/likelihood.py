@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from quantkit.base.errors import InputError
+from quantkit.calibration import passing
 from quantkit.calibration.text import Rows, pack_rows
 from quantkit.model.limits import Limits, check_length
 from quantkit.model.stream import Batch, Stream, slices
@@ -23,6 +24,30 @@ from quantkit.recipes.suite import LoadedSuite
 from quantkit.results.quality import KlDivergence, Perplexity, Quality, RowSums
 
 TOKENS_PER_BATCH = 2048
+_COLUMNS = 2048  # of the vocabulary at once
+_LOGITS_ON_GPU = 1 << 27  # at once, at most
+_BYTES_PER_LOGIT = 256  # of a device's memory: enough for what a comparison makes of a logit
+
+
+def tokens_per_batch(device: torch.device) -> int:
+    """How many tokens pass through a model together on ``device``.
+
+    As everywhere here, it depends on the memory that the device has, not on what is free, so that
+    two runs on one device make the same sums.
+    """
+    if device.type != "cuda":
+        return TOKENS_PER_BATCH
+    return max(TOKENS_PER_BATCH, passing.tokens_per_batch(device))
+
+
+def columns_per_slice(device: torch.device) -> int:
+    """How many rows of the output embeddings are applied at once to a batch on ``device``."""
+    # Each slice runs what a model does around its head, which costs a GPU more than the product.
+    if device.type != "cuda":
+        return _COLUMNS
+    memory = torch.cuda.get_device_properties(device).total_memory
+    logits = min(_LOGITS_ON_GPU, memory // _BYTES_PER_LOGIT)
+    return max(1, logits // tokens_per_batch(device) // _COLUMNS) * _COLUMNS
 
 
 def held_out_rows(loaded: LoadedSuite, limits: Limits, tokenizer: Any) -> Rows:
@@ -66,7 +91,7 @@ def final_states(
     stream: Stream, rows: Tensor, step: Callable[[], None] = lambda: None
 ) -> FinalStates:
     """Run all blocks on ``rows`` (rows, tokens); ``step`` is called after each block."""
-    batches = stream.begin(rows, max(1, TOKENS_PER_BATCH // rows.shape[1]))
+    batches = stream.begin(rows, max(1, tokens_per_batch(stream.device) // rows.shape[1]))
     for index in range(len(stream.skeleton.layers)):
         with stream.block(index) as block:
             stream.advance(index, block, batches)
@@ -147,7 +172,8 @@ def compare_predictions(
     parts = [_Running(batch.ids) for batch in baseline.batches]
     with baseline.stream.head() as logits_p, variant.stream.head() as logits_q:
         # The vocabulary is the outer loop, so that each slice of the heads is read only once.
-        for part in slices(baseline.stream.vocabulary):
+        columns = columns_per_slice(baseline.stream.device)
+        for part in slices(baseline.stream.vocabulary, columns):
             for place, running in enumerate(parts):
                 p = logits_p(baseline.batches[place], part)
                 q = p if variant is baseline else logits_q(variant.batches[place], part)

@@ -160,10 +160,10 @@ class _Judge:
         if (wanted := loaded.harness_tasks()) is not None:
             tasks = Harness(wanted, allow_code=allow_code)
             tasks.check_metrics([gate.metric for gate in suite.gates])
+        where = resolve_device(device)
         if cases or tasks:
-            hf.check_memory(
-                checkpoint.parameters(), torch.float32, "answering cases and harness tasks"
-            )
+            purpose = "answering cases and harness tasks"
+            hf.check_memory(checkpoint.parameters(), torch.float32, purpose, where)
         return cls(
             checkpoint=checkpoint,
             tokenizer=tokenizer,
@@ -172,7 +172,7 @@ class _Judge:
             cases=cases,
             harness=tasks,
             end=end_tokens(checkpoint.tokenizer, tokenizer),
-            device=resolve_device(device),
+            device=where,
             dtype=skeleton.model.dtype,
             layers=len(skeleton.layers),
             slice_cases=suite.regression.slice_cases if suite.regression else 1,

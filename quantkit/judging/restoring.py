@@ -17,8 +17,10 @@ from quantkit.judging.likelihood import (
     TOKENS_PER_BATCH,
     Divergence,
     FinalStates,
+    columns_per_slice,
     compare_predictions,
     final_states,
+    tokens_per_batch,
 )
 from quantkit.judging.places import Place, is_rescaled, layer_places, outer_places, recorded
 from quantkit.model.skeleton import Skeleton
@@ -50,14 +52,16 @@ class Localizer:
         baseline_skeleton, self.skeleton = skeletons
         self.rows, self.device, self.artifact, self.baseline = rows, device, artifact, baseline
         self._rescaled = rescaled or is_rescaled(artifact, baseline, self.skeleton)
-        self.batch_size = max(1, TOKENS_PER_BATCH // rows.shape[1])
+        self.batch_size = max(1, tokens_per_batch(device) // rows.shape[1])
         self._reference = final_states(Stream(baseline_skeleton, baseline, device), rows, step)
 
     @property
     def steps(self) -> tuple[int, int]:
         """How many steps one pass over the layers takes, and one comparison of predictions."""
         vocabulary = self.skeleton.model.get_output_embeddings().weight.shape[0]
-        return len(self.skeleton.layers), len(list(slices(vocabulary)))
+        return len(self.skeleton.layers), len(
+            list(slices(vocabulary, columns_per_slice(self.device)))
+        )
 
     def rank(self, step: Step = lambda: None) -> list[Place]:
         """Every place that differs from the baseline, in order of falling error.
@@ -68,19 +72,24 @@ class Localizer:
         layer.
         """
         stream = Stream(self.skeleton, self.artifact, self.device)
-        (batch,) = stream.begin(self.rows[: self.batch_size], self.batch_size)
+        few = max(1, TOKENS_PER_BATCH // self.rows.shape[1])  # the same on every device
+        (batch,) = stream.begin(self.rows[:few], few)
         places = list(outer_places(self.skeleton, self.artifact, self.baseline))
         for index in range(len(self.skeleton.layers)):
             with stream.block(index) as block:
                 with recorded(block) as traffic:
                     output = stream.run(index, block, batch, batch.hidden)
-                for place in layer_places(self.skeleton, index, traffic, rescaled=self._rescaled):
+                known = layer_places(self.skeleton, index, traffic, rescaled=self._rescaled)
+                inside = list(known)
+                errors = []  # read together: reading one makes a GPU wait
+                for place in inside:
                     with self.restored(block, place):
                         other = stream.run(index, block, batch, batch.hidden)
                     change = (other - output).square().sum(-1) / output.square().sum(-1)
-                    error = change.mean().item()
-                    error = error if math.isfinite(error) else math.inf
-                    places.append(replace(place, error=error))
+                    errors.append(change.mean())
+                numbers = torch.stack(errors).tolist() if errors else []
+                for place, error in zip(inside, numbers, strict=True):
+                    places.append(replace(place, error=error if math.isfinite(error) else math.inf))
                 batch.hidden = output
             step()
         return sorted((p for p in places if p.error > 0), key=lambda p: -p.error)

@@ -10,8 +10,8 @@ class Load:
     """What every engine is asked to do when its cost is measured.
 
     One prompt of ``prompt_tokens`` is read and ``new_tokens`` are generated, ``repeats`` times;
-    the median counts. threads: of the CPU, all cores if None; device: of the engine transformers,
-    the others run on the CPU.
+    the median counts. threads: of the CPU, all cores if None; device: of the engines transformers
+    and quantkit-int4, llama.cpp runs on the CPU.
     """
 
     prompt_tokens: int = 128
@@ -28,7 +28,9 @@ class Cost:
     threads: of the CPU; prompt_tokens, new_tokens: the measured request; repeats: rates and times
     are medians of so many. weights_bytes: the parameters as the engine holds them;
     resident_bytes, peak_bytes: memory of the whole process after loading, and at its peak;
-    ttft_ms: time from a prompt to the first token; tpot_ms: time of each further token at batch 1.
+    device_peak_bytes: what torch held on a GPU at most. Tokens are decoded by a loop in Python; the
+    figures with ``graphs`` are of CUDA graphs, which only a GPU has. ttft_ms: time from a prompt to
+    the first token; tpot_ms: time of each further token at batch 1.
     A figure that the engine can't give is None, and ``missing`` has the reason by the figure's
     name.
     """
@@ -42,9 +44,12 @@ class Cost:
     weights_bytes: int | None = None
     resident_bytes: int | None = None
     peak_bytes: int | None = None
+    device_peak_bytes: int | None = None
     prefill_tokens_per_second: float | None = None
     decode_tokens_per_second: float | None = None
     decode_tokens_per_second_batch8: float | None = None
+    decode_tokens_per_second_graphs: float | None = None
+    decode_tokens_per_second_batch8_graphs: float | None = None
     ttft_ms: float | None = None
     tpot_ms: float | None = None
     missing: dict[str, str] = field(default_factory=dict)

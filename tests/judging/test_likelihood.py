@@ -47,7 +47,7 @@ def test_equal_to_the_whole_model(
     checkpoint = Checkpoint(directory)
     device = torch.device("cpu")
     monkeypatch.setattr(
-        likelihood, "slices", lambda n: [slice(i, min(i + 40, n)) for i in range(0, n, 40)]
+        likelihood, "slices", lambda n, size: [slice(i, min(i + 40, n)) for i in range(0, n, 40)]
     )
     sides = [
         likelihood.final_states(Stream(Skeleton(checkpoint), source, device), rows)
