@@ -34,6 +34,10 @@ class Int4Linear(nn.Module):
     activations; order: int64 (in), the input of each column, or None.
     """
 
+    weight: Tensor
+    scales_and_offsets: Tensor
+    bias: Tensor | None
+
     def __init__(
         self,
         tensor: QuantizedTensor,

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import quantkit
 from quantkit.base.resources import demo_model
 from quantkit.base.version import __version__
 from tests.helpers.cli import refused, run
@@ -254,6 +255,15 @@ def test_a_full_disk(tmp_path: Path) -> None:
             )
             shutil.rmtree(tmp_path / "out")
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
+
+    monkeypatch.setattr(quantkit, "bench", full)
+    message = refused(3, "bench", "demo")
+    assert "the GPU's memory is full: CUDA out of memory" in message and "--device cpu" in message
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import quantkit
 from quantkit.base.progress import Silent
 from quantkit.base.resources import demo_model
 from quantkit.checkpoint.reader import Checkpoint
@@ -100,12 +101,12 @@ def test_windows_that_slide_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_costs_on_a_gpu_have_decoding_with_graphs_and_without(artifacts: dict[str, Path]) -> None:
+def test_costs_on_a_gpu_have_decoding_with_graphs_and_without(tmp_path: Path) -> None:
     load = Load(prompt_tokens=16, new_tokens=8, repeats=2, device="cuda")
-    names = ["gptq-w4-g128", "awq-w4-g128"]
-    costs = measure_costs(
-        [artifacts[name] for name in names], Checkpoint(demo_model()), load, Silent()
-    )
+    paths = [tmp_path / name for name in ("gptq-w4-g128", "awq-w4-g128")]
+    for path in paths:
+        quantkit.quantize(path.name, model="demo", out=path, device="cuda", cache=False)
+    costs = measure_costs(paths, Checkpoint(demo_model()), load, Silent())
     for cost in (present(costs.baseline), *costs.artifacts):
         assert cost.missing == {} and cost.device.startswith("cuda")
         assert present(cost.device_peak_bytes) >= present(cost.weights_bytes)

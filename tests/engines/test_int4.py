@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import quantkit
 from quantkit.base.errors import MachineError
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.engines import int4
@@ -114,8 +115,9 @@ def test_what_no_engine_runs_on_cuda_says_so(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", ["awq-w4-g128", "gptq-w4-g128"])
-def test_a_gpu_computes_what_was_judged(artifacts: dict[str, Path], name: str) -> None:
-    source = PackedCheckpoint(Checkpoint(artifacts[name]))
+def test_a_gpu_computes_what_was_judged(tmp_path: Path, name: str) -> None:
+    quantkit.quantize(name, model="demo", out=tmp_path / name, device="cuda", cache=False)
+    source = PackedCheckpoint(Checkpoint(tmp_path / name))
     model, engine = int4.load(source, torch.device("cuda"))
     assert engine == "quantkit-int4" and model.device.type == "cuda"
     for path, linear in model.named_modules():

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -93,3 +96,47 @@ def test_a_model_against_itself_has_no_divergence(tiny: Tiny) -> None:
     result = likelihood.compare_predictions(side, side)
     assert result.kl_divergence().p99 < 1e-12
     assert result.top1_agreement() == 1 and result.perplexity().ratio == 1
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "tokens", "columns"), [(2, 2048, 4096), (8, 8192, 4096), (80, 8192, 16384)]
+)
+def test_a_gpu_takes_more_at_once_by_the_memory_that_it_has(
+    monkeypatch: pytest.MonkeyPatch, gigabytes: int, tokens: int, columns: int
+) -> None:
+    memory = SimpleNamespace(total_memory=gigabytes << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert likelihood.tokens_per_batch(cuda) == tokens
+    assert likelihood.columns_per_slice(cuda) == columns
+    assert likelihood.tokens_per_batch(cpu) == likelihood.columns_per_slice(cpu) == 2048
+
+
+def test_no_slice_waits_for_a_number(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Checkpoint(tiny("llama"))
+    rows = torch.randint(0, 96, (4, 20), generator=torch.Generator().manual_seed(3))
+    sides = [
+        likelihood.final_states(Stream(Skeleton(checkpoint), source, torch.device("cpu")), rows)
+        for source in (checkpoint, Noisy(checkpoint))
+    ]
+    waits: list[str] = []
+    for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
+        original = getattr(torch.Tensor, name)
+
+        def wait(tensor: torch.Tensor, name: str = name, original: Any = original) -> Any:
+            if sys._getframe(1).f_code.co_filename == likelihood.__file__:  # not transformers'
+                waits.append(name)
+            return original(tensor)
+
+        monkeypatch.setattr(torch.Tensor, name, wait)
+    found = []
+    for columns in (96, 8):
+        monkeypatch.setattr(likelihood, "columns_per_slice", lambda device, n=columns: n)
+        waits.clear()
+        figures = likelihood.compare_predictions(sides[0], sides[1])
+        found.append((figures, list(waits)))
+    (whole, few), (sliced, many) = found
+    assert few == many == ["cpu"] * 4  # the figures, at the end
+    torch.testing.assert_close(sliced.kl, whole.kl, rtol=1e-4, atol=1e-8)  # float32
+    torch.testing.assert_close(sliced.nll, whole.nll)
+    assert torch.equal(sliced.agrees, whole.agrees)
