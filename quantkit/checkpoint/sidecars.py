@@ -15,6 +15,7 @@ from typing import Any
 from quantkit.base.contents import mistaken_content
 from quantkit.base.errors import InputError
 from quantkit.base.files import read_json, read_optional_json, write_json
+from quantkit.checkpoint.template_syntax import check_syntax
 from quantkit.results.manifest import MANIFEST, RUN
 
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx"}
@@ -137,8 +138,9 @@ def _inline_template(directory: Path) -> Any:
 def check_sidecars(directory: Path) -> None:
     """Raise InputError where transformers couldn't read a file of the tokenizer, nor its settings.
 
-    That is a Git LFS pointer, JSON that begins with a byte order mark, or a longest length that
-    isn't a number, which transformers takes and then compares with the lengths of texts.
+    That is a Git LFS pointer, JSON that begins with a byte order mark, a longest length that isn't
+    a number, which transformers takes and then compares with the lengths of texts, or a chat
+    template that isn't Jinja, which it takes until a chat is to be rendered.
     """
     names = sorted(_TOKENIZER | _TEMPLATES | {"generation_config.json"})
     for path in (*(directory / name for name in names), *more_templates(directory).values()):
@@ -152,6 +154,25 @@ def check_sidecars(directory: Path) -> None:
             where=str(path),
             fix="Set it to the number of tokens that the model was trained for, or remove it.",
         )
+    check_syntax(_all_templates(directory))
+
+
+def _all_templates(directory: Path) -> dict[str, str]:
+    """The text of every chat template in a directory, by where it is."""
+    files = [directory / _TEMPLATE, *more_templates(directory).values()]
+    found = {
+        str(path): path.read_text(encoding="utf-8", errors="replace")
+        for path in files
+        if path.is_file()
+    }
+    inline, where = _inline_template(directory), f"{directory / _SETTINGS} (chat_template)"
+    if isinstance(inline, list):  # several by name
+        for entry in inline:
+            if isinstance(entry, dict) and isinstance(entry.get("template"), str):
+                found[f"{where}, {entry.get('name')}"] = entry["template"]
+    elif isinstance(inline, str):
+        found[where] = inline
+    return found
 
 
 def brings_tokenizer(adapter: Path) -> bool:
