@@ -31,7 +31,7 @@ from quantkit.base.errors import InputError
 from quantkit.base.parallel import return_free_blocks
 from quantkit.calibration.activations import HiddenStates
 from quantkit.calibration.needs import Needs
-from quantkit.calibration.passing import CalibrationPass, CalibrationState
+from quantkit.calibration.passing import CalibrationPass, CalibrationState, check_finite
 from quantkit.calibration.replay import Replay
 from quantkit.calibration.statistics import Diagonal, Drift, Gram, InputStatistics, Meter
 from quantkit.calibration.text import Rows
@@ -106,6 +106,7 @@ class CorrectedPass(CalibrationPass):
         inputs = self._remember(index, block, linears, replay, step)
         for group in inputs:
             self._measure_beside(index, block, group, replay)
+            check_finite([group], self.stream, index)
             yield group
             replay.finish(group.consumers)
             # The caller is done with the matrices, which are the largest of all that is held.

@@ -59,6 +59,26 @@ def tokens_per_batch(device: torch.device) -> int:
     return max(_TOKENS, min(_TOKENS_ON_GPU, memory // _BYTES_PER_TOKEN))
 
 
+def check_finite(inputs: Sequence[InputStatistics], stream: Stream, index: int) -> None:
+    """Raise InputError where linears of layer ``index`` read NaN or infinity.
+
+    Nothing could be chosen by such statistics, and the model itself would give no text.
+    """
+    # Read together, since a device is waited for.
+    finite = [group.moment.diagonal().isfinite().all() for group in inputs]
+    read = torch.stack([flag.to(stream.device) for flag in finite]).tolist() if finite else []
+    for group, whole in zip(inputs, read, strict=True):
+        if not whole:
+            name = f"{stream.skeleton.layer_name(index)}.{group.consumers[0]}"
+            raise InputError(
+                f"{name} reads numbers that aren't finite, on the calibration text and before "
+                "anything is quantized",
+                where=str(stream.skeleton.directory),
+                fix="Does the model give text in transformers? Is its config.json right "
+                "(rope_theta, rms_norm_eps, dtype)?",
+            )
+
+
 @dataclass(frozen=True)
 class CalibrationState:
     """Where a pass is after a block: all that ``CalibrationPass.restore`` needs to continue there.
@@ -186,6 +206,7 @@ class CalibrationPass:
             inputs = self._cached.load(index, self.stream.device)
         else:
             inputs = self._measure_inputs(index, block, step)
+            check_finite(inputs, self.stream, index)
             return_free_blocks()
             if self._writer is not None:
                 self._writer.save(index, inputs)

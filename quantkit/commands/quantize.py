@@ -32,6 +32,7 @@ from quantkit.calibration.text import Rows, load_tokenizer, pack_rows
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import check_sidecars
 from quantkit.checkpoint.source import locate_model, model_name
+from quantkit.checkpoint.weights import TensorSource
 from quantkit.commands.verify import check_written
 from quantkit.documents.dataset import check_exists, digest_of
 from quantkit.engines.compatibility import loading_of
@@ -333,25 +334,36 @@ def _calibration_rows(job: Job, progress: Progress) -> Rows | None:
 
 def _check_runs(skeleton: Skeleton, run: Run, recipe: str) -> None:
     """One streamed forward on what was written must give finite logits."""
-    stream = Stream(skeleton, open_artifact(run.directory, run.device), run.device)
     limits = Limits.of(skeleton, run.checkpoint)
     length = min(_CHECKED_TOKENS, limits.positions or _CHECKED_TOKENS)
     ids = torch.arange(length)[None] % limits.vocabulary
     if run.rows is not None:
         ids = run.rows.ids[:1, :_CHECKED_TOKENS]
-    batches = stream.begin(ids, 1)
-    for index in range(len(skeleton.layers)):
-        with stream.block(index) as block:
-            stream.advance(index, block, batches)
-    with stream.head() as logits:
-        finite = all(
-            bool(logits(batch, part).isfinite().all())
-            for batch in batches
-            for part in slices(stream.vocabulary)
+
+    def finite(source: TensorSource) -> bool:
+        stream = Stream(skeleton, source, run.device)
+        batches = stream.begin(ids, 1)
+        for index in range(len(skeleton.layers)):
+            with stream.block(index) as block:
+                stream.advance(index, block, batches)
+        with stream.head() as logits:
+            return all(
+                bool(logits(batch, part).isfinite().all())
+                for batch in batches
+                for part in slices(stream.vocabulary)
+            )
+
+    if finite(open_artifact(run.directory, run.device)):
+        return
+    if not finite(run.checkpoint):
+        raise InputError(
+            "the model itself gives logits that aren't finite, before anything is quantized",
+            subject=str(run.checkpoint.directory),
+            fix="Is its config.json right (rope_theta, rms_norm_eps, dtype)? transformers would "
+            "compute the same.",
         )
-    if not finite:
-        raise QuantkitError(
-            "the quantized model's logits aren't finite, and nothing was written",
-            where=recipe,
-            fix="Try another method or more bits.",
-        )
+    raise QuantkitError(
+        "the quantized model's logits aren't finite, and nothing was written",
+        where=recipe,
+        fix="Try another method or more bits.",
+    )

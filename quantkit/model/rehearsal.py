@@ -99,6 +99,14 @@ def _reads(run: Callable[[Callable[[Tensor], Tensor]], Any]) -> Tensor:
 
 
 def _compare(skeleton: Skeleton, expected: Tensor, given: Tensor) -> None:
+    if not bool(expected.isfinite().all()):
+        raise InputError(
+            f"{type(skeleton.model).__name__} with this config.json computes numbers that aren't "
+            "finite, tried with small random weights",
+            where=str(skeleton.directory),
+            fix="Does the model give text in transformers? Is its config.json right (rope_theta, "
+            "rms_norm_eps, dtype)?",
+        )
     near = expected.shape == given.shape and bool(
         (expected - given).abs().max() <= _TOLERANCE * expected.abs().max()
     )
