@@ -137,6 +137,8 @@ def their_tool(options: argparse.Namespace) -> Tool:
         "from llmcompressor.modifiers.awq import AWQModifier\n"
         "if torch.cuda.is_available(): torch.ones(1, device='cuda')"
     )
+    if shutil.which(options.peer_python) is None:
+        return Tool(PEER, sys.executable, settings, f"no such interpreter: {options.peer_python}")
     measured = processes.run([options.peer_python, "-c", code], log, settings=settings)
     missing = f"not installed here: {measured.error}" if measured.error else None
     return Tool(PEER, options.peer_python, settings, missing)
@@ -168,12 +170,9 @@ def make_feed(options: argparse.Namespace) -> Path:
     sizes = ["--samples", options.samples, "--sequence-length", options.sequence_length]
     arguments = ["-m", "benchmarks.gpu_feed", options.shape, feed, "--device", options.device]
     tool = our_tool(options)
-    subprocess.run(
-        [tool.python, *map(str, [*arguments, *sizes])],
-        check=True,
-        cwd=ROOT,
-        env=os.environ | tool.settings,
-    )
+    command = [tool.python, *map(str, [*arguments, *sizes])]
+    if code := subprocess.run(command, cwd=ROOT, env=os.environ | tool.settings).returncode:
+        raise SystemExit(code)  # it said why
     return feed
 
 
@@ -281,11 +280,13 @@ def render(head: Sequence[str], runs: Sequence[Run]) -> str:
 def describe(feed: Path, tools: Sequence[Tool], options: argparse.Namespace) -> list[str]:
     """The lines above the table: what was done, where, with what."""
     rows = json.loads((feed / "rows.json").read_text())
+    mixture = "num_experts" in json.loads((feed / "model" / "config.json").read_text())
+    kind = "a mixture of experts" if mixture else "a Llama"
     where = machine.gpu() if options.device == "cuda" else "CPU"
     lines = [
         "# quantkit and llm-compressor on a GPU",
         "",
-        f"Made by `python -m benchmarks.gpu`. {options.shape}: a Llama of "
+        f"Made by `python -m benchmarks.gpu`. {options.shape}: {kind} of "
         f"{parameters(feed / 'model') / 1e9:,.2f} billion random parameters, {len(rows)} × "
         f"{len(rows[0])} tokens, the same ids for both tools. Each run is a whole process: start, "
         "load, quantize, save. Imports were warm; quantkit's Triton kernels are compiled in the "
@@ -304,14 +305,20 @@ def describe(feed: Path, tools: Sequence[Tool], options: argparse.Namespace) -> 
     return lines
 
 
+def _at_least_one(text: str) -> int:
+    if (count := int(text)) < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return count
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu")
     parser.add_argument("--jobs", nargs="+", default=list(JOBS), choices=JOBS, metavar="JOB")
     parser.add_argument("--shape", default="2b-8", help="of benchmarks/models.py")
     parser.add_argument("--tools", default="both", choices=("ours", "peer", "both"))
-    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--samples", type=_at_least_one, default=128)
     parser.add_argument("--sequence-length", type=int, default=2048)
-    parser.add_argument("--runs", type=int, default=1, help="of every tool on every job")
+    parser.add_argument("--runs", type=_at_least_one, default=1, help="of every tool on every job")
     parser.add_argument("--limit", type=float, default=200.0, help="seconds for one process")
     parser.add_argument("--within", type=float, default=3600.0, help="seconds for all of them")
     parser.add_argument("--cold", action="store_true", help="don't import once before measuring")
@@ -332,6 +339,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = parse()
     (options.work / "logs").mkdir(parents=True, exist_ok=True)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     feed = make_feed(options)
     tools = []
     if options.tools != "peer":

@@ -1,4 +1,4 @@
-"""The inputs of the benchmarks: random Llama checkpoints, adapters for them, calibration rows.
+"""The inputs of the benchmarks: random checkpoints, adapters for them, calibration rows.
 
     python -m benchmarks.models MODEL [--work reports/bench]
 
@@ -75,6 +75,10 @@ class Shape:
             "mlp.down_proj": (self.hidden, self.intermediate),
         }
 
+    def others(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of what else one layer has."""
+        return {"input_layernorm": (self.hidden,), "post_attention_layernorm": (self.hidden,)}
+
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Name and shape of every tensor of the checkpoint."""
         yield "model.embed_tokens.weight", (self.vocabulary, self.hidden)
@@ -82,8 +86,8 @@ class Shape:
             prefix = f"model.layers.{layer}"
             for name, shape in self.linears().items():
                 yield f"{prefix}.{name}.weight", shape
-            yield f"{prefix}.input_layernorm.weight", (self.hidden,)
-            yield f"{prefix}.post_attention_layernorm.weight", (self.hidden,)
+            for name, shape in self.others().items():
+                yield f"{prefix}.{name}.weight", shape
         yield "model.norm.weight", (self.hidden,)
         if not self.tied:
             yield "lm_head.weight", (self.vocabulary, self.hidden)
@@ -114,12 +118,52 @@ class Shape:
         }
 
 
+@dataclass(frozen=True)
+class Mixture(Shape):
+    """Sizes of a Qwen3-MoE: ``intermediate`` is of one of its ``experts``, each token takes
+    ``active`` of them."""
+
+    experts: int = 64
+    active: int = 8
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        dense = super().linears()
+        attention = {name: shape for name, shape in dense.items() if name.startswith("self_attn")}
+        return attention | {
+            f"mlp.experts.{expert}.{name.removeprefix('mlp.')}": shape
+            for expert in range(self.experts)
+            for name, shape in dense.items()
+            if name.startswith("mlp")
+        }
+
+    def others(self) -> dict[str, tuple[int, ...]]:
+        head = (self.hidden // self.heads,)
+        norms = {"self_attn.q_norm": head, "self_attn.k_norm": head}
+        return super().others() | norms | {"mlp.gate": (self.experts, self.hidden)}
+
+    def config(self) -> dict[str, Any]:
+        return super().config() | {
+            "architectures": ["Qwen3MoeForCausalLM"],
+            "model_type": "qwen3_moe",
+            "head_dim": self.hidden // self.heads,
+            "moe_intermediate_size": self.intermediate,
+            "num_experts": self.experts,
+            "num_experts_per_tok": self.active,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }
+
+
 SHAPES = {
     "tiny": Shape(2, 256, 512, 4, 2, 8192, tied=True),  # to try the scripts
     "82m": Shape(12, 768, 2048, 12, 4, 8192, tied=True),
     "1.1b": Shape(22, 2048, 5632, 32, 4, 32000),
     "1.1b-deep": Shape(44, 2048, 5632, 32, 4, 32000),
     "2b-8": Shape(8, 4096, 14336, 32, 8, 32000),  # eight layers of a model of eight billion
+    "8b": Shape(32, 4096, 14336, 32, 8, 32000),
+    "tiny-mixture": Mixture(2, 256, 128, 4, 2, 8192, tied=True, experts=8, active=2),
+    "mixture-8": Mixture(8, 2048, 768, 32, 4, 32000),
     "7b": Shape(32, 4096, 11008, 32, 32, 32000),
 }
 
@@ -183,7 +227,7 @@ def write_model(directory: Path, shape: Shape, device: str = "cpu") -> None:
 
 def write_adapter(directory: Path, shape: Shape) -> None:
     """Write a LoRA adapter as PEFT saves it, both matrices random."""
-    names = list(shape.linears())
+    linears = {name: size for name, size in shape.linears().items() if ".experts." not in name}
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -192,14 +236,14 @@ def write_adapter(directory: Path, shape: Shape) -> None:
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
-        "target_modules": sorted(name.split(".")[-1] for name in names),
+        "target_modules": sorted(name.split(".")[-1] for name in linears),
         "base_model_name_or_path": None,
         "inference_mode": True,
     }
     write_json(directory / "adapter_config.json", config)
     tensors: dict[str, tuple[int, ...]] = {}
     for layer in range(shape.layers):
-        for name, (outputs, inputs) in shape.linears().items():
+        for name, (outputs, inputs) in linears.items():
             prefix = f"base_model.model.model.layers.{layer}.{name}"
             tensors[f"{prefix}.lora_A.weight"] = (RANK, inputs)
             tensors[f"{prefix}.lora_B.weight"] = (outputs, RANK)

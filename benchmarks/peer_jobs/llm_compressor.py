@@ -8,8 +8,8 @@ from llmcompressor import oneshot
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
-def modifier(given: Arguments) -> Any:
-    """GPTQ or AWQ on all linears but the head."""
+def modifier(given: Arguments, config: Any) -> Any:
+    """GPTQ or AWQ on all linears but the head, and the routers of a mixture of experts."""
     weights = {
         "num_bits": given.bits,
         "type": "int",
@@ -17,14 +17,17 @@ def modifier(given: Arguments) -> Any:
         "strategy": "group",
         "group_size": 128,
     }
+    ignore = ["lm_head"]
+    if hasattr(config, "num_experts"):
+        ignore.append("re:.*mlp.gate$")
     groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
     if given.job == "gptq":
         from llmcompressor.modifiers.quantization import GPTQModifier
 
-        return GPTQModifier(config_groups=groups, ignore=["lm_head"])
+        return GPTQModifier(config_groups=groups, ignore=ignore)
     from llmcompressor.modifiers.awq import AWQModifier
 
-    return AWQModifier(config_groups=groups, ignore=["lm_head"])
+    return AWQModifier(config_groups=groups, ignore=ignore)
 
 
 def quantize(given: Arguments) -> None:
@@ -35,7 +38,7 @@ def quantize(given: Arguments) -> None:
         model=model,
         processor=tokenizer,
         dataset=Dataset.from_dict(rows),
-        recipe=[modifier(given)],
+        recipe=[modifier(given, model.config)],
         max_seq_length=len(given.rows[0]),
         num_calibration_samples=len(given.rows),
         output_dir=str(given.out),

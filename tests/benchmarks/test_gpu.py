@@ -73,3 +73,25 @@ def test_nothing_begins_when_the_time_is_up(tmp_path: Path) -> None:
     tools = [gpu.Tool(OURS, "/no/such/python", {}), gpu.Tool(PEER, "/no/such/python", {})]
     runs = list(gpu.bench(tmp_path, tools, options))
     assert [it.measured.error for it in runs] == ["not begun: no time was left"] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--runs", "0"], "at least 1"),
+        (["--samples", "-3"], "at least 1"),
+        (["--jobs", "nf4"], "invalid choice: 'nf4'"),
+        (["--device", "tpu"], "invalid choice: 'tpu'"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        gpu.parse(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_an_interpreter_that_is_not_there_is_a_reason(tmp_path: Path) -> None:
+    options = gpu.parse(["--peer-python", "/no/python", "--work", str(tmp_path), "--device", "cpu"])
+    assert gpu.their_tool(options).missing == "no such interpreter: /no/python"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from benchmarks import models
 from quantkit.calibration.text import load_tokenizer, pack_rows
@@ -39,6 +40,15 @@ def test_parts_that_are_there_are_kept(feed: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in feed.rglob("*")} == before
 
 
+def test_a_mixture_is_one_that_transformers_loads_whole(tmp_path: Path) -> None:
+    shape = models.SHAPES["tiny-mixture"]
+    models.write_model(tmp_path, shape)
+    model, told = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not told["missing_keys"] and not told["unexpected_keys"]
+    experts = model.model.layers[1].mlp.experts
+    assert (experts.num_experts, model.config.num_experts_per_tok) == (8, 2)
+
+
 def test_names_tell_the_sizes() -> None:
     sizes = {
         name: sum(prod(size) for _, size in shape.tensors())
@@ -47,6 +57,8 @@ def test_names_tell_the_sizes() -> None:
     assert round(sizes["82m"] / 1e6) == 82
     assert round(sizes["1.1b"] / 1e8) == 11
     assert round(sizes["7b"] / 1e9) == 7
+    assert round(sizes["2b-8"] / 1e8) == 20
+    assert sizes["mixture-8"] - 2 * 32000 * 2048 == pytest.approx(8 * 64 * 3 * 768 * 2048, rel=0.05)
     assert models.SHAPES["1.1b-deep"].layers == 2 * models.SHAPES["1.1b"].layers
 
 
