@@ -86,8 +86,8 @@ class Shape:
             prefix = f"model.layers.{layer}"
             for name, shape in self.linears().items():
                 yield f"{prefix}.{name}.weight", shape
-            for name, shape in self.others().items():
-                yield f"{prefix}.{name}.weight", shape
+            for name, size in self.others().items():
+                yield f"{prefix}.{name}.weight", size
         yield "model.norm.weight", (self.hidden,)
         if not self.tied:
             yield "lm_head.weight", (self.vocabulary, self.hidden)
