@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from quantkit.assembly.gguf_output import (
 )
 from quantkit.assembly.journal import Part, Step
 from quantkit.assembly.run import EmbeddingRows, Run
+from quantkit.base.background import Background
 from quantkit.calibration.corrected import CorrectedPass
 from quantkit.calibration.needs import Needs
 from quantkit.calibration.passing import CalibrationPass
@@ -29,8 +30,11 @@ from quantkit.checkpoint.written import Written
 from quantkit.formats.gguf import grids
 from quantkit.formats.gguf.file import GgufTensorPlan
 from quantkit.formats.gguf.writer import write_blocks, write_file
+from quantkit.methods.fused import fused
+from quantkit.methods.ggml.blocks import LAYOUTS, decoded
 from quantkit.methods.ggml.encoder import quantize_by_ggml
 from quantkit.methods.ggml.method import MixMethod
+from quantkit.methods.ggml.types import GgmlTensor
 from quantkit.methods.grids import QuantizedTensor
 from quantkit.methods.linears import BlockResult, QuantizedLinear
 from quantkit.model.skeleton import Skeleton
@@ -49,14 +53,14 @@ def write_gguf(run: Run, plan: GgufFilePlan, name: str) -> list[LayerReport]:
     """
     path = run.directory / f"{name}-{plan.file.mix.upper()}.gguf"
     label = f"quantize ({plan.method}, {plan.file.mix})"
-    parts: _Grids | _Mix | None = None
     if plan.linears is not None:
-        parts = _Grids(run, plan, plan.linears, path)
+        with Background(threaded=run.background) as later:
+            grids = _Grids(run, plan, plan.linears, path, later)
+            assemble(run, grids.stream, grids, label)
     elif isinstance(plan.settings, MixMethod) and run.rows is not None:
-        stream = Stream(Skeleton(run.checkpoint), run.checkpoint, run.device)
-        parts = _Mix(run, plan, plan.settings, path, stream)
-    if parts is not None:
-        assemble(run, parts.stream, parts, label)
+        with Background(threaded=run.background) as later:
+            mix = _Mix(run, plan, plan.settings, path, later)
+            assemble(run, mix.stream, mix, label)
     elif not _intact(path, run.journal.steps):
         run.progress.note("the unfinished work is damaged: starting again")
         run.journal.forget()
@@ -91,34 +95,51 @@ def _intact(path: Path, steps: Sequence[Step]) -> bool:
 class _Parts:
     """What both kinds of GGUF artifact share of ``blocks.Parts``."""
 
-    def __init__(self, run: Run, plan: GgufFilePlan, path: Path, stream: Stream) -> None:
+    def __init__(
+        self, run: Run, plan: GgufFilePlan, path: Path, stream: Stream, later: Background
+    ) -> None:
         self.run, self.plan, self.path, self.stream = run, plan, path, stream
+        self._later = later  # writes one part beside the work on the next
         self._planned = {tensor.key: tensor for tensor in plan.file.tensors}
+        self._known: Written | None = None  # any tensor that the file holds
 
     def resume(self, steps: Sequence[Step]) -> bool:
+        self._known = next(iter(_tensors(steps)), None)
         return _intact(self.path, steps)
 
     def restart(self) -> None:
-        """The file's bytes are written over."""
+        self._known = None  # the file's bytes are written over
 
     def tensor(self, layer: int, name: str) -> GgufTensorPlan:
         """The file's tensor for a parameter of a layer, by the name within the layer."""
         skeleton = self.stream.skeleton
         return self._planned[skeleton.key(f"{skeleton.layer_name(layer)}.{name}")]
 
-    def step(self, part: Part, linears: Mapping[str, QuantizedLinear]) -> Step:
+    def step(
+        self,
+        part: Part,
+        linears: Mapping[str, QuantizedLinear],
+        importance: Mapping[str, str] | None = None,
+    ) -> Future[Step]:
         """Write quantized tensors, by their names in the file, to their places there."""
-        known = next(iter(_tensors(self.run.journal.steps)), None)
-        written = write_blocks(self.path, self.plan.file, linears, known)
-        return Step(part, tuple(written), tuple(linear.report for linear in linears.values()))
+
+        def write() -> Step:
+            written = write_blocks(self.path, self.plan.file, linears, self._known)
+            self._known = next(iter(written), self._known)
+            reports = tuple(linear.report for linear in linears.values())
+            return Step(part, tuple(written), reports, importance=dict(importance or {}))
+
+        return self._later.submit(write)
 
 
 class _Grids(_Parts):
     """Linears of the blocks on integer grids, which some of ggml's types hold exactly."""
 
-    def __init__(self, run: Run, plan: GgufFilePlan, linears: LinearPlan, path: Path) -> None:
+    def __init__(
+        self, run: Run, plan: GgufFilePlan, linears: LinearPlan, path: Path, later: Background
+    ) -> None:
         stream = Stream(linears.skeleton, run.checkpoint, run.device)
-        super().__init__(run, plan, path, stream)
+        super().__init__(run, plan, path, stream, later)
         self._linears = linears
 
     @property
@@ -137,7 +158,7 @@ class _Grids(_Parts):
         block: nn.Module,
         calibration: CalibrationPass | None,
         tick: Callable[[], None],
-    ) -> Step:
+    ) -> Future[Step]:
         result = quantize_linears(self._linears, index, block, calibration, tick)
         return self.step("block", dict(self._packed(index, result)))
 
@@ -162,9 +183,10 @@ class _Mix(_Parts):
     """Tensors of the types that a mix has for them."""
 
     def __init__(
-        self, run: Run, plan: GgufFilePlan, method: MixMethod, path: Path, stream: Stream
+        self, run: Run, plan: GgufFilePlan, method: MixMethod, path: Path, later: Background
     ) -> None:
-        super().__init__(run, plan, path, stream)
+        stream = Stream(Skeleton(run.checkpoint), run.checkpoint, run.device)
+        super().__init__(run, plan, path, stream, later)
         self._method = method
 
     @property
@@ -201,7 +223,7 @@ class _Mix(_Parts):
         block: nn.Module,
         calibration: CalibrationPass | None,
         tick: Callable[[], None],
-    ) -> Step:
+    ) -> Future[Step]:
         assert calibration is not None
         inputs: Iterable[list[InputStatistics]] = (
             ([group] for group in calibration.measure_in_turn(index, block, tick))
@@ -216,13 +238,14 @@ class _Mix(_Parts):
                 for group in groups
                 for consumer in group.consumers
             }
+            quantized |= self._method.quantize(groups, matrices)
+            # Read from the device after all that it has to do.
             for group in groups:
                 weights = _encode(group.importance())
                 importance |= {str(matrices[name].key): weights for name in group.consumers}
-            quantized |= self._method.quantize(groups, matrices)
             if self._corrects:
                 self._apply(block, matrices, quantized, groups[0].importance().cpu())
-        return replace(self.step("block", quantized), importance=importance)
+        return self.step("block", quantized, importance)
 
     def _matrix(self, index: int, block: nn.Module, name: str) -> FileMatrix:
         return FileMatrix.of_block(self.tensor(index, name), self.run.checkpoint, block, name)
@@ -236,7 +259,7 @@ class _Mix(_Parts):
     def _quantize_output(self, part: Part, inputs: InputStatistics) -> Step:
         matrix = FileMatrix(self._output, self.run.checkpoint)
         tied = self._output.name == EMBEDDING
-        return self.step(part, self._method.quantize_output(inputs, matrix, tied=tied))
+        return self.step(part, self._method.quantize_output(inputs, matrix, tied=tied)).result()
 
     def _apply(
         self,
@@ -247,11 +270,16 @@ class _Mix(_Parts):
     ) -> None:
         """Give the linears of ``block`` the weights that the file will hold."""
         for consumer, matrix in matrices.items():
+            device = block.get_parameter(f"{consumer}.weight").device
             if matrix.name in quantized:
-                value = quantized[matrix.name].tensor
+                tensor = quantized[matrix.name].tensor
+                assert isinstance(tensor, GgmlTensor)
             else:
-                value = quantize_by_ggml(matrix.whole(), matrix.type, importance)
-            put(block, f"{consumer}.weight", matrix.plan.transform.undo(value.dequantize()))
+                tensor = quantize_by_ggml(matrix.whole(), matrix.type, importance)
+            # A GPU decodes at once what takes a CPU a while, and its bytes are few.
+            fast = fused(device) and tensor.type in LAYOUTS
+            value = decoded(tensor, device) if fast else tensor.dequantize()
+            put(block, f"{consumer}.weight", matrix.plan.transform.undo(value))
 
 
 def _report(tensor: GgufTensorPlan, error: float, measured_on: str) -> LayerReport:

@@ -47,6 +47,13 @@ class BitField:
             packed |= parts[..., index, :] << (self.bits * index)
         return packed.flatten(-2)
 
+    def unpack(self, packed: Tensor) -> Tensor:
+        """The bits of the integers, in their place, (…, n) uint8, from the field's bytes."""
+        rows = packed.unflatten(-1, (-1, self.width))
+        mask = (1 << self.bits) - 1
+        parts = [(rows >> self.bits * index) & mask for index in range(8 // self.bits)]
+        return torch.stack(parts, -2).flatten(-3) << self.low
+
 
 @dataclass(frozen=True)
 class BlockLayout:
@@ -205,3 +212,58 @@ def _six_bits(scales: Tensor, mins: Tensor) -> Tensor:
     second = mins[..., :4] | (mins[..., 4:] >> 4 << 6)
     third = (scales[..., 4:] & 15) | (mins[..., 4:] << 4)
     return torch.cat((first, second, third), -1)
+
+
+def decoded(tensor: GgmlTensor, device: torch.device) -> Tensor:
+    """The value of a matrix of one of these types, (out, in) float32, computed on ``device``.
+
+    It is that of ``GgmlTensor.dequantize``, bit for bit.
+    """
+    layout, (rows, columns) = LAYOUTS[tensor.type], tensor.shape
+    count = layout.columns // layout.group
+    blocks = tensor.blocks.to(device).view(rows, columns // layout.columns, -1)
+    numbers = {"codes": layout.columns, "scales": count, "scales and mins": 2 * count}
+    found: dict[str, Tensor] = {}
+    at = 0
+    for field in layout.fields:
+        size = 12 if field == "6 bits" else 2
+        if isinstance(field, BitField):
+            size = numbers[field.of] * field.bits // 8
+        part = blocks[..., at : at + size]
+        at += size
+        if isinstance(field, BitField):
+            bits = field.unpack(part)
+            found[field.of] = found[field.of] | bits if field.of in found else bits
+        elif field == "6 bits":
+            found["scales and mins"] = _from_six_bits(part)
+        else:
+            found[field] = part.contiguous().view(torch.float16).float()
+    if "scales and mins" in found:
+        found["scales"], found["mins"] = found["scales and mins"].chunk(2, -1)
+    step, codes = found["d"], found["codes"]
+    if "scales" in found:
+        step = step * _numbers(found["scales"], layout.scales[0], layout.scale_bias)
+    minimum = -found["-dmin"] if "-dmin" in found else found.get("dmin")
+    if minimum is not None and "mins" in found:
+        minimum = minimum * found["mins"].float()
+    if layout.table:
+        table = torch.tensor(layout.table, dtype=torch.float32).to(device)
+        values = table[codes.long()]
+    else:
+        values = _numbers(codes, layout.codes[0], layout.code_bias)
+    values = values.unflatten(-1, (count, -1)) * step[..., None]
+    return (values if minimum is None else values - minimum[..., None]).view(rows, columns)
+
+
+def _numbers(stored: Tensor, lowest: int, bias: int) -> Tensor:
+    """The integers that were stored as ``_bytes``, float32."""
+    signed = stored.view(torch.int8) if lowest + bias < 0 else stored
+    return signed.float() - bias
+
+
+def _from_six_bits(packed: Tensor) -> Tensor:
+    """Eight scales, then eight minima, (…, 16) uint8, from what ``_six_bits`` made of them."""
+    first, second, third = packed.split(4, -1)
+    scales = (first & 63, (third & 15) | (first >> 6 << 4))
+    mins = (second & 63, (third >> 4) | (second >> 6 << 4))
+    return torch.cat((*scales, *mins), -1)

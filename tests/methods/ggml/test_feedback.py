@@ -14,7 +14,7 @@ from quantkit.base.progress import Silent
 from quantkit.commands.quantize import prepare
 from quantkit.commands.quantize import quantize as make
 from quantkit.methods.ggml import feedback
-from quantkit.methods.ggml.blocks import LAYOUTS, Blocks
+from quantkit.methods.ggml.blocks import LAYOUTS, Blocks, decoded
 from quantkit.methods.ggml.encoder import quantize_by_ggml
 from quantkit.methods.ggml.feedback import (
     FEEDBACK_TYPES,
@@ -90,6 +90,7 @@ def test_decoders_read_the_packed_blocks_exactly(type: str) -> None:
         expected -= per_column(dmin, mins)
     assert packed.blocks.shape == (rows, row_bytes(type, columns))
     assert torch.equal(packed.dequantize(), expected)
+    assert torch.equal(decoded(packed, torch.device("cpu")), expected)
 
 
 @native
