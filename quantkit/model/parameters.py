@@ -19,6 +19,7 @@ from quantkit.model.rounding import round_inputs
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stubs import forward_as, weight_as, zeros_as_weight
 
+_ROWS_A_TOKEN = 8  # of a table, at most
 _TABLE_SHARE = 8  # of a device's free memory, the part that rows of an embedding may take
 
 
@@ -172,15 +173,17 @@ class Parameters:
     ) -> EmbeddingTable | None:
         """A table for all of ``ids``, where the device has memory of its own, and room for it.
 
-        There it takes longer to look which rows each batch needs than to copy all of them.
+        There it takes longer to look which rows each batch needs than to copy all of them, but for
+        a short text.
         """
         embedding = self._skeleton.model.get_input_embeddings()
         free = free_memory(self._device)
         if free is None or not isinstance(embedding, nn.Embedding):
             return None
         first, last = int(ids.min()), int(ids.max())
-        dtype = embedding.weight.dtype
-        if (last + 1 - first) * embedding.weight.shape[1] * dtype.itemsize > free // _TABLE_SHARE:
+        count, dtype = last + 1 - first, embedding.weight.dtype
+        nbytes = count * embedding.weight.shape[1] * dtype.itemsize
+        if nbytes > free // _TABLE_SHARE or count > _ROWS_A_TOKEN * ids.numel():
             return None
         rows = (read_rows or self._read_embedding(embedding))(first, last + 1)
         value = nn.Parameter(rows.to(self._device, dtype), requires_grad=False)
