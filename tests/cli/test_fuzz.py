@@ -10,7 +10,10 @@ import pytest
 import yaml
 from hypothesis import strategies as st
 
+from quantkit.base.errors import InputError
 from quantkit.base.resources import recipes
+from quantkit.commands import verify
+from quantkit.engines.trial import Trial
 from quantkit.formats.gguf.header import read_header
 from tests.helpers import mutations
 from tests.helpers.fuzzing import Sources, answers, fuzz
@@ -57,6 +60,16 @@ MORE_ADAPTER: dict[str, list[Any]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def engines_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``verify`` would start a process with an engine each time: here every engine refuses."""
+
+    def refuse(trial: Trial) -> None:
+        raise InputError(f"{trial.engine} isn't tried here")
+
+    monkeypatch.setattr(verify, "run_trial", refuse)
+
+
 def test_config(sources: Sources) -> None:
     def attempt(data: Content) -> None:
         model = sources.with_changed(sources.model, "config.json", data)
@@ -75,11 +88,23 @@ def test_config_of_an_artifact(sources: Sources) -> None:
         changed = sources.with_changed(sources.artifact, "config.json", data)
         suite = sources.suite / "suite.yaml"
         answers("inspect", changed)
+        answers("verify", changed, "--baseline", sources.model)
         answers("eval", changed, "--baseline", sources.model, "--suite", suite)
 
     config = json.loads((sources.artifact / "config.json").read_text())
     kinds = [config | {"quantization_config": settings} for settings in QUANTIZATIONS]
     fuzz(st.sampled_from([config, *kinds]).flatmap(mutations.texts), attempt, 8)
+
+
+@pytest.mark.parametrize("name", ["quantkit.json", "run.json"])
+def test_manifests(sources: Sources, name: str) -> None:
+    def attempt(data: Content) -> None:
+        changed = sources.with_changed(sources.artifact, name, data)
+        answers("inspect", changed)
+        answers("verify", changed, "--baseline", sources.model)
+
+    content = json.loads((sources.artifact / name).read_text())
+    fuzz(mutations.texts(content), attempt, 12)
 
 
 def test_tokenizer_config(sources: Sources) -> None:
@@ -119,6 +144,7 @@ def test_safetensors_headers(sources: Sources, kind: str) -> None:
             answers("quantize", sources.recipe, "--model", changed, "--out", out, out=out)
         else:
             suite = sources.suite / "suite.yaml"
+            answers("verify", changed, "--baseline", sources.model)
             answers("eval", changed, "--baseline", sources.model, "--suite", suite)
 
     fuzz(mutations.safetensors(Content(file.read_bytes())), attempt, 16)
@@ -143,6 +169,7 @@ def test_gguf_headers(sources: Sources) -> None:
     def attempt(data: Content) -> None:
         changed = sources.with_changed(sources.gguf, file.name, data)
         answers("inspect", changed)
+        answers("verify", changed, "--baseline", sources.model)
         suite = sources.suite / "suite.yaml"
         answers("eval", changed / file.name, "--baseline", sources.model, "--suite", suite)
 
