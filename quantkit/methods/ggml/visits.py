@@ -55,20 +55,21 @@ def visit_panels(
     groups = (columns // scales.layout.group).to(torch.int32)
     for first in range(0, width, _PANEL):
         last = min(first + _PANEL, width)
-        visit_panel(
-            slice(first, last),
-            targets=targets,
-            work=work,
-            codes=codes,
-            losses=losses,
-            unit=unit,
-            triangles=triangles,
-            groups=groups,
-            scales=scales,
-            rounding=rounding,
-            damping=0.0 if drifted is not None else damping,
-            choose=choose,
-        )
+        with torch.cuda.device_of(work):  # Triton launches on the current device
+            visit_panel(
+                slice(first, last),
+                targets=targets,
+                work=work,
+                codes=codes,
+                losses=losses,
+                unit=unit,
+                triangles=triangles,
+                groups=groups,
+                scales=scales,
+                rounding=rounding,
+                damping=0.0 if drifted is not None else damping,
+                choose=choose,
+            )
         targets[last:].addmm_(unit[last:, first:last], work[first:last])
     stored = torch.empty_like(codes)
     stored[columns] = codes
