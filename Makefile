@@ -39,10 +39,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 test: setup ## Run the tests
 	$(BIN)/python -m pytest
 
-# Thirteen kinds of files, and a few seconds to make them: three minutes.
+# Fifteen kinds of files, and a few seconds to make them: three minutes.
 test-fuzz: setup ## Damage files of every kind for three minutes: no command may crash on one
 	@seed=$(SEED); seed=$${seed:-$$(date +%s)}; echo "make test-fuzz SEED=$$seed"; \
-	QUANTKIT_FUZZ_SECONDS=13 QUANTKIT_FUZZ_SEED=$$seed $(BIN)/python -m pytest tests/cli/test_fuzz.py
+	QUANTKIT_FUZZ_SECONDS=11 QUANTKIT_FUZZ_SEED=$$seed $(BIN)/python -m pytest tests/cli/test_fuzz.py
 
 test-engines: setup ## Run artifacts in vLLM, transformers and llama.cpp: docs/compatibility.md
 	$(BIN)/python -m tests.compatibility.run $(if $(ENGINES),--engines $(ENGINES)) \

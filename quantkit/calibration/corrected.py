@@ -106,7 +106,7 @@ class CorrectedPass(CalibrationPass):
         inputs = self._remember(index, block, linears, replay, step)
         for group in inputs:
             self._measure_beside(index, block, group, replay)
-            check_finite([group], self.stream, index)
+            check_finite([group], self.stream, index, block)
             yield group
             replay.finish(group.consumers)
             # The caller is done with the matrices, which are the largest of all that is held.

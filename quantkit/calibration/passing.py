@@ -22,7 +22,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from quantkit.base.errors import InputError
+from quantkit.base.errors import InputError, not_finite
 from quantkit.base.parallel import return_free_blocks
 from quantkit.calibration.activations import HiddenStates, Snapshot
 from quantkit.calibration.cache import CachedStatistics, CacheWriter
@@ -59,20 +59,26 @@ def tokens_per_batch(device: torch.device) -> int:
     return max(_TOKENS, min(_TOKENS_ON_GPU, memory // _BYTES_PER_TOKEN))
 
 
-def check_finite(inputs: Sequence[InputStatistics], stream: Stream, index: int) -> None:
-    """Raise InputError where linears of layer ``index`` read NaN or infinity.
+def check_finite(
+    inputs: Sequence[InputStatistics], stream: Stream, index: int, block: nn.Module
+) -> None:
+    """Raise InputError where linears of ``block``, layer ``index``, read NaN or infinity.
 
-    Nothing could be chosen by such statistics, and the model itself would give no text.
+    Nothing could be chosen by such statistics, and the model itself would give no text. A parameter
+    of the block that isn't finite is named as the cause.
     """
     # Read together, since a device is waited for.
     finite = [group.moment.diagonal().isfinite().all() for group in inputs]
     read = torch.stack([flag.to(stream.device) for flag in finite]).tolist() if finite else []
     for group, whole in zip(inputs, read, strict=True):
         if not whole:
-            name = f"{stream.skeleton.layer_name(index)}.{group.consumers[0]}"
+            layer = stream.skeleton.layer_name(index)
+            for name, parameter in block.named_parameters():
+                if not bool(parameter.isfinite().all()):
+                    raise not_finite(f"{layer}.{name}")
             raise InputError(
-                f"{name} reads numbers that aren't finite, on the calibration text and before "
-                "anything is quantized",
+                f"{layer}.{group.consumers[0]} reads numbers that aren't finite, on the "
+                "calibration text and before anything is quantized",
                 where=str(stream.skeleton.directory),
                 fix="Does the model give text in transformers? Is its config.json right "
                 "(rope_theta, rms_norm_eps, dtype)?",
@@ -206,7 +212,7 @@ class CalibrationPass:
             inputs = self._cached.load(index, self.stream.device)
         else:
             inputs = self._measure_inputs(index, block, step)
-            check_finite(inputs, self.stream, index)
+            check_finite(inputs, self.stream, index, block)
             return_free_blocks()
             if self._writer is not None:
                 self._writer.save(index, inputs)

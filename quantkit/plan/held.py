@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from quantkit.base.errors import InputError
 from quantkit.base.names import listed
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.views import ViewedSource
 from quantkit.methods import fp8, nf4, rtn
 from quantkit.methods.ggml.encoder import quantize_by_ggml
 from quantkit.methods.ggml.method import MixMethod
@@ -66,6 +67,8 @@ def check_scales(plan: Plan, checkpoint: Checkpoint) -> None:
         for key, trial in trials.items()
         if key in checkpoint.entries and (size := _lost(_rows(checkpoint, key), trial)) is not None
     }
+    if isinstance(plan, LinearPlan):
+        sizes |= _lost_experts(plan, checkpoint, trials)
     if not sizes:
         return
     first = next(iter(sizes))
@@ -76,6 +79,29 @@ def check_scales(plan: Plan, checkpoint: Checkpoint) -> None:
         where=str(checkpoint.directory),
         fix=_fix(settings, [names[key] for key in sizes], list(names.values())),
     )
+
+
+def _lost_experts(
+    plan: LinearPlan, checkpoint: Checkpoint, trials: Mapping[str, Callable[[Tensor], Quantized]]
+) -> dict[str, float]:
+    """The largest weight of experts whose scales can't hold them, by key, where a tensor holds all.
+
+    Some experts of each tensor are tried, and stand for all of it: the sizes of weights come from
+    how a model is parametrized.
+    """
+    views, source = plan.skeleton.views, plan.skeleton.viewed(checkpoint)
+    by_tensor: dict[tuple[str, object], list[str]] = {}
+    for key in trials:
+        if key in views and key not in checkpoint.entries:
+            view = views[key]
+            by_tensor.setdefault((view.key, str(view.rows)), []).append(key)
+    found: dict[str, float] = {}
+    for keys in by_tensor.values():
+        tried = keys[:: max(1, len(keys) // _CHUNKS)]
+        lost = [size for key in tried if (size := _lost(_rows(source, key), trials[key]))]
+        if lost:
+            found |= dict.fromkeys(keys, lost[0])
+    return found
 
 
 def _names(plan: LinearPlan) -> dict[str, str]:
@@ -96,11 +122,16 @@ def _by_ggml(type: str) -> Callable[[Tensor], Quantized]:
     return lambda weight: quantize_by_ggml(weight, type, torch.ones(weight.shape[1]))
 
 
-def _rows(checkpoint: Checkpoint, key: str) -> Tensor:
+def _rows(source: Checkpoint | ViewedSource, key: str) -> Tensor:
     """Some rows of a weight, float32, those of zeros left out."""
-    count = checkpoint.shape(key)[0]
+    count = source.shape(key)[0]
     starts = sorted({count * part // _CHUNKS for part in range(_CHUNKS)})
-    rows = torch.cat([checkpoint.read_rows(key, s, min(s + _ROWS, count)) for s in starts]).float()
+    if isinstance(source, ViewedSource):  # which reads a part of a tensor as a whole
+        whole = source.read(key)
+        parts = [whole[s : s + _ROWS] for s in starts]
+    else:
+        parts = [source.read_rows(key, s, min(s + _ROWS, count)) for s in starts]
+    rows = torch.cat(parts).float()
     return rows[rows.abs().amax(1) > 0]
 
 

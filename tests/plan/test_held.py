@@ -10,12 +10,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from quantkit.base.errors import InputError
 from quantkit.base.resources import demo_model, recipes
 from quantkit.commands.quantize import prepare
+from quantkit.plan.linears import LinearPlan
 from quantkit.recipes.recipe import load_recipe
+from tests.helpers.tiny import Tiny
 
 SHIPPED = sorted(path.stem for path in recipes().glob("*.yaml"))
 
@@ -85,3 +88,22 @@ def test_the_sizes_that_a_scheme_holds(
     with pytest.raises(InputError, match=r"model\.layers\.2\.mlp\.") as caught:
         prepare(load_recipe(recipe), str(model))
     assert "layers.0" not in f"{caught.value} {caught.value.fix}"
+
+
+@pytest.mark.parametrize("model_type", ["gpt_oss", "llama4_text"])
+def test_experts_in_one_tensor_are_tried_too(tiny: Tiny, tmp_path: Path, model_type: str) -> None:
+    source = Path(shutil.copytree(tiny(model_type, torch.bfloat16), tmp_path / "model"))
+    file = source / "model.safetensors"
+    tensors = load_file(file)
+    key = next(k for k in tensors if k.endswith("experts.down_proj") and "layers.1." in k)
+    assert tensors[key].dim() == 3
+    save_file(tensors | {key: tensors[key] * 2.0**-24}, file, metadata={"format": "pt"})
+    settings = ["quantize.group_size=32"]
+    with pytest.raises(InputError, match="too small for the 16-bit scales") as caught:
+        prepare(load_recipe("rtn-w4-g128", settings), str(source))
+    assert "layers.1." in caught.value.what and "layers.0." not in caught.value.what
+    fix = str(caught.value.fix).partition("set ")[2].rstrip(".").replace(" to ", "=", 1)
+    plan = prepare(load_recipe("rtn-w4-g128", [*settings, fix]), str(source)).plan
+    assert isinstance(plan, LinearPlan)
+    down = [name for name in plan.schemes if "experts." in name and name.endswith("down_proj")]
+    assert down and not any("layers.1." in name for name in down)

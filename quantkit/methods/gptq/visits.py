@@ -108,20 +108,21 @@ class Visits:
         for high in range(end, start, -PANEL):
             low = max(start, high - PANEL)
             part = errors[low - start : high - start]
-            visit_panel(
-                slice(low, high),
-                work=self.work,
-                original=self.original,
-                unit=self.unit,
-                pivots=self.pivots,
-                groups=self.groups,
-                scales=self.ranges.scales,
-                zeros=self.ranges.zeros,
-                levels=self.ranges.grid.levels,
-                errors=part,
-                codes=self.codes,
-                losses=self.losses,
-            )
+            with torch.cuda.device_of(self.work):  # Triton launches on the current device
+                visit_panel(
+                    slice(low, high),
+                    work=self.work,
+                    original=self.original,
+                    unit=self.unit,
+                    pivots=self.pivots,
+                    groups=self.groups,
+                    scales=self.ranges.scales,
+                    zeros=self.ranges.zeros,
+                    levels=self.ranges.grid.levels,
+                    errors=part,
+                    codes=self.codes,
+                    losses=self.losses,
+                )
             if low > start:
                 self.work[start:low].addmm_(self.unit[low:high, start:low].t(), part)
 

@@ -289,10 +289,11 @@ def test_what_can_not_be_quantized_is_refused() -> None:
         quantize_with_feedback(weight, factor, "Q4_0")
 
 
-def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("linear", ["up_proj", "down_proj"])
+def test_a_weight_that_is_not_finite_is_named(tmp_path: Path, linear: str) -> None:
     model = checkpoint(tmp_path / "model")
     tensors = load_file(model / "model.safetensors")
-    key = "model.layers.1.mlp.down_proj.weight"  # whose outputs no linear of a layer reads
+    key = f"model.layers.1.mlp.{linear}.weight"
     tensors[key][3, 5] = torch.nan
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
     (tmp_path / "text.txt").write_text("\n".join(TEXT * 30), encoding="utf-8")
