@@ -90,7 +90,7 @@ def quantize(
         strict: treat warnings about adapters as errors.
         device: "auto", "cpu", "cuda", "cuda:N", or several CUDA devices, as in "cuda:0,1".
         force: replace an artifact that is there.
-        memory_budget: bytes of hidden states to keep in memory; half of what is free if None.
+        memory_budget: bytes of hidden states in memory, and as many of matrices of experts.
         cache: use the statistics of earlier calibrations, and keep this one's.
         resume: keep hidden states on disk, so that a stopped call needn't calibrate again.
     """

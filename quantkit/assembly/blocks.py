@@ -131,12 +131,19 @@ def quantize_linears(
     prefix = plan.skeleton.layer_name(index) + "."
     schemes, method = plan.schemes_under(prefix), plan.settings
     if calibration is None:
-        return method.quantize(Linears.of(block, schemes, prefix=prefix))
+        # A recipe may ignore all linears of a layer.
+        linears = Linears.of(block, schemes, prefix=prefix)
+        return method.quantize(linears) if schemes else BlockResult()
     if isinstance(calibration, CorrectedPass):
         return _corrected(plan, index, block, calibration, tick)
-    inputs, folds = calibration.measure(index, block, tick)
-    folds = [fold for fold in folds if plan.may_rescale(prefix, fold)]
-    result = method.quantize(Linears.of(block, schemes, inputs, folds, prefix))
+    result = BlockResult()
+    for names, inputs, folds in calibration.measure_in_parts(index, block, tick):
+        folds = [fold for fold in folds if plan.may_rescale(prefix, fold)]
+        some = {name: scheme for name, scheme in schemes.items() if name in names}
+        if some:
+            part = method.quantize(Linears.of(block, some, inputs, folds, prefix))
+            result.linears |= part.linears
+            result.changed |= part.changed
     if not calibration.needs.independent:
         _apply(block, result)
         calibration.carry(index, block, tick)

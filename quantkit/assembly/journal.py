@@ -21,7 +21,7 @@ from quantkit.base.errors import InputError, MachineError, QuantkitError
 from quantkit.base.files import as_machine_error
 from quantkit.base.output import partial_of, replace_output
 from quantkit.base.progress import Progress
-from quantkit.calibration.passing import CalibrationState
+from quantkit.calibration.standing import CalibrationState
 from quantkit.checkpoint.written import Written
 from quantkit.results.manifest import LayerReport
 

@@ -7,7 +7,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from quantkit.assembly.journal import Journal, Step
-from quantkit.calibration.passing import CalibrationPass, Standing
+from quantkit.calibration.passing import CalibrationPass
+from quantkit.calibration.standing import Standing
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,12 @@ class Run:
             copies=copies if kept and self.resume else "never",
         )
 
+    @property
+    def _statistics(self) -> int:
+        """Bytes that the matrices of a layer's experts may take."""
+        on_device = free_memory(self.device)
+        return self.budget if on_device is None else on_device // _DEVICE_SHARE
+
     @contextmanager
     def calibration(
         self, stream: Stream, needs: Needs | None, embedding: EmbeddingRows | None = None
@@ -118,7 +124,13 @@ class Run:
         about["dtype"] = str(stream.skeleton.model.dtype)
         hidden = self.hidden_states()
         passed = partial(
-            CalibrationPass, stream, self.rows, needs, hidden=hidden, devices=self.devices
+            CalibrationPass,
+            stream,
+            self.rows,
+            needs,
+            hidden=hidden,
+            devices=self.devices,
+            budget=self._statistics,
         )
         cached = self.cache and needs.independent
         statistics = find_statistics(about, needs.kind) if cached else None

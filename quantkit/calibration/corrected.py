@@ -31,8 +31,9 @@ from quantkit.base.errors import InputError
 from quantkit.base.parallel import return_free_blocks
 from quantkit.calibration.activations import HiddenStates
 from quantkit.calibration.needs import Needs
-from quantkit.calibration.passing import CalibrationPass, CalibrationState, check_finite
+from quantkit.calibration.passing import CalibrationPass, check_finite
 from quantkit.calibration.replay import Replay
+from quantkit.calibration.standing import CalibrationState
 from quantkit.calibration.statistics import Diagonal, Drift, Gram, InputStatistics, Meter
 from quantkit.calibration.text import Rows
 from quantkit.model.stream import Stream

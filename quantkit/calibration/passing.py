@@ -12,19 +12,18 @@ from. ``Needs.propagate`` decides which weights the block has when it makes them
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from quantkit.base.errors import InputError, not_finite
 from quantkit.base.parallel import return_free_blocks
-from quantkit.calibration.activations import HiddenStates, Snapshot
+from quantkit.calibration.activations import HiddenStates
 from quantkit.calibration.cache import CachedStatistics, CacheWriter
 from quantkit.calibration.folds import Fold, find_folds
 from quantkit.calibration.needs import Needs
@@ -36,6 +35,7 @@ from quantkit.calibration.routing import (
     too_few,
 )
 from quantkit.calibration.spread import Spread
+from quantkit.calibration.standing import CalibrationState, Standing
 from quantkit.calibration.statistics import InputStatistics, Meter, new_moment
 from quantkit.calibration.text import Rows
 from quantkit.model.experts import Experts
@@ -85,65 +85,14 @@ def check_finite(
             )
 
 
-@dataclass(frozen=True)
-class CalibrationState:
-    """Where a pass is after a block: all that ``CalibrationPass.restore`` needs to continue there.
-
-    hidden, drifted: the hidden states of the rows as the checkpoint's blocks and as the quantized
-    ones make them, where these are on disk; folds: those of the last block.
-    """
-
-    hidden: Snapshot | None
-    drifted: Snapshot | None
-    folds: tuple[Fold, ...]
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> CalibrationState:
-        """Inverse of ``dataclasses.asdict``."""
-        hidden, drifted = (
-            None if value[name] is None else Snapshot(**value[name])
-            for name in ("hidden", "drifted")
-        )
-        folds = (Fold(**{**fold, "consumers": tuple(fold["consumers"])}) for fold in value["folds"])
-        return cls(hidden, drifted, tuple(folds))
-
-
-@dataclass
-class Standing:
-    """Where a pass is after a block, which is known once a copy of the hidden states is on disk.
-
-    hidden, drifted: the copies, of which some may still be being written; folds: of the last block;
-    on_disk: whether the hidden states are on disk alone, so that the next block writes over what
-    the copy before these holds; listed: whether this is in the journal, so that a later run starts
-    from these copies and no longer from those before.
-    """
-
-    hidden: Future[Snapshot] | None
-    drifted: Future[Snapshot] | None
-    folds: tuple[Fold, ...]
-    on_disk: bool = False
-    listed: bool = False
-
-    @property
-    def known(self) -> bool:
-        """Whether ``state`` has its answer at once."""
-        return all(copy is None or copy.done() for copy in (self.hidden, self.drifted))
-
-    def state(self) -> CalibrationState:
-        """The state, for a later run; waits for the copies, and raises what their writing raised"""
-        hidden, drifted = (
-            None if copy is None else copy.result() for copy in (self.hidden, self.drifted)
-        )
-        return CalibrationState(hidden, drifted, self.folds)
-
-
 class CalibrationPass:
     """Passes the calibration rows through the blocks of ``stream``, in order.
 
     needs: what is measured; hidden: where the hidden states wait between blocks; cached:
     statistics of an earlier pass over the same rows, so that nothing is measured; writer: where
     the statistics of this pass are cached; devices: that the rows are spread over, of which the
-    first is the stream's. steps: how often ``step`` is called for each block.
+    first is the stream's; budget: bytes that the matrices of a layer's experts may take (None: no
+    limit). steps: how often ``step`` is called for each block.
     """
 
     def __init__(
@@ -156,7 +105,9 @@ class CalibrationPass:
         cached: CachedStatistics | None = None,
         writer: CacheWriter | None = None,
         devices: Sequence[torch.device] = (),
+        budget: int | None = None,
     ) -> None:
+        self._budget = budget
         self.stream = stream
         self.needs = needs
         self._spread = Spread(devices or [stream.device])
@@ -211,7 +162,9 @@ class CalibrationPass:
         if self._cached is not None:
             inputs = self._cached.load(index, self.stream.device)
         else:
-            inputs = self._measure_inputs(index, block, step)
+            blocks = self._spread.copies(block)
+            names = list(self.stream.skeleton.linears(index))
+            inputs = self._measure_inputs(index, blocks, names, step, [])
             check_finite(inputs, self.stream, index, block)
             return_free_blocks()
             if self._writer is not None:
@@ -225,6 +178,57 @@ class CalibrationPass:
         if self._writer is not None and index + 1 == len(self.stream.skeleton.layers):
             self._writer.save(index + 1, [self.output()])
         return inputs, self._folds
+
+    def measure_in_parts(
+        self, index: int, block: nn.Module, step: Callable[[], None]
+    ) -> Iterator[tuple[Collection[str], list[InputStatistics], list[Fold]]]:
+        """What ``measure`` returns for some linears at a time, with the names of these linears.
+
+        There is one part, unless the matrices of a layer's experts exceed their budget. Then the
+        rows pass once for all that is in no expert, and once more for each group of experts. A part
+        must be used before the next is asked for.
+        """
+        parts = self._parts(index)
+        if len(parts) == 1:
+            yield (parts[0], *self.measure(index, block, step))
+            return
+        blocks = self._spread.copies(block)
+        before: list[Tensor] = []
+        for place, names in enumerate(parts):
+            inputs = self._measure_inputs(index, blocks, names, step, before, again=place > 0)
+            check_finite(inputs, self.stream, index, block)
+            yield names, inputs, []
+            return_free_blocks()
+        before.clear()
+        if self.needs.independent:
+            self._commit(index)
+
+    def _parts(self, index: int) -> list[list[str]]:
+        """The linears of a layer in the parts that are measured one after the other."""
+        linears = self.stream.skeleton.linears(index)
+        every = list(linears)
+        # Folds are tried on a whole block.
+        whole = self.needs.kind != "gram" or self.needs.folds or self._cached is not None
+        if whole or self._budget is None:
+            return [every]
+        experts = [
+            [f"{name}.{number}.{leaf}" for leaf in leaves]
+            for name, mixture in self.stream.skeleton.experts(index).items()
+            for number, leaves in enumerate(mixture.linears())
+        ]
+        # Those that read one input share a matrix, of which half is stored.
+        sizes = [sum({linears[n].in_features ** 2 * 2 for n in names}) for names in experts]
+        if sum(sizes) <= self._budget:
+            return [every]
+        inside = {name for names in experts for name in names}
+        parts, room = [[name for name in every if name not in inside]], 0
+        for names, size in zip(experts, sizes, strict=True):
+            if size > room:
+                parts.append([])
+                room = max(self._budget, size)
+            parts[-1] += names
+            room -= size
+        return parts
 
     def carry(self, index: int, block: nn.Module, step: Callable[[], None]) -> None:
         """Pass the rows through ``block`` with the weights that it has now."""
@@ -302,11 +306,18 @@ class CalibrationPass:
         return size
 
     def _measure_inputs(
-        self, index: int, block: nn.Module, step: Callable[[], None]
+        self,
+        index: int,
+        blocks: Sequence[nn.Module],
+        names: Sequence[str],
+        step: Callable[[], None],
+        before: list[Tensor],
+        *,
+        again: bool = False,
     ) -> list[InputStatistics]:
+        """What the linears of these names read; the rows go on to the next block, but for a pass
+        that is made ``again``. before: gets what they were, where that is needed once more."""
         experts = self.stream.skeleton.experts(index)
-        blocks = self._spread.copies(block)
-        before: list[Tensor] = []
 
         def pass_on(number: int) -> None:
             if experts and not self._hidden.spilled:
@@ -314,18 +325,17 @@ class CalibrationPass:
             self._run(index, blocks, number, keep=self.needs.independent)
             step()
 
-        names = list(self.stream.skeleton.linears(index))
-        inputs = self._metered(blocks, names, pass_on)
-        count_routed(experts, inputs)
-        chosen = too_few(experts, inputs)
-        if not chosen:
-            return inputs
-
         def pass_again(number: int) -> None:
             # What was written is current only after ``commit`` where it went to disk.
             hidden = before[number] if before else self._hidden.read(number)
             self._forward(index, blocks, number, hidden)
 
+        inputs = self._metered(blocks, names, pass_again if again else pass_on)
+        count_routed(experts, inputs)
+        some = set(names)
+        chosen = too_few(experts, inputs, some)
+        if not chosen:
+            return inputs
         with ExitStack() as stack:
             for copy in blocks:
                 mixtures = {name: copy.get_submodule(name) for name in experts}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 from quantkit.calibration.statistics import InputStatistics
@@ -22,12 +22,19 @@ def count_routed(experts: Mapping[str, Experts], inputs: Sequence[InputStatistic
             group.routed = group.tokens
 
 
-def too_few(experts: Mapping[str, Experts], inputs: Sequence[InputStatistics]) -> Chosen:
-    """The experts that fewer tokens reached than a quarter of the features that they read."""
+def too_few(
+    experts: Mapping[str, Experts], inputs: Sequence[InputStatistics], measured: Collection[str]
+) -> Chosen:
+    """The experts that fewer tokens reached than a quarter of the features that they read.
+
+    measured: the names of the linears that were looked at.
+    """
     reached = {name: group for group in inputs for name in group.consumers}
     chosen: Chosen = {}
     for module, mixture in experts.items():
         for number, linears in enumerate(mixture.linears()):
+            if f"{module}.{number}.{linears[0]}" not in measured:
+                continue
             groups = [reached.get(f"{module}.{number}.{leaf}") for leaf in linears]
             if any(g is None or g.tokens * _FEATURES_PER_TOKEN < g.width for g in groups):
                 chosen.setdefault(module, set()).add(number)

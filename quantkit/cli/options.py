@@ -46,8 +46,9 @@ BudgetOpt = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
-        help="Memory for calibration's hidden states, such as 2GB; the rest goes to disk. Half of "
-        "what is free if unset.",
+        help="Memory for calibration's hidden states, such as 2GB; the rest goes to disk. As much "
+        "again for the matrices of a layer's experts, which are measured in groups beyond it. Half "
+        "of what is free if unset.",
     ),
 ]
 CacheOpt = Annotated[

@@ -16,7 +16,10 @@ from tokenizers.pre_tokenizers import Split
 
 from quantkit.api import dry_run, quantize
 from quantkit.assembly.completeness import check_complete
+from quantkit.assembly.run import Run
 from quantkit.base.errors import InputError, QuantkitError
+from quantkit.calibration.passing import CalibrationPass
+from quantkit.calibration.statistics import InputStatistics
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.commands.quantize import prepare
 from quantkit.formats.packed import open_artifact
@@ -224,3 +227,37 @@ def test_engines_are_told_to_leave_routers_alone(
     for router in routers:
         assert f"model.layers.1.{router}" in ignored
     assert "model.embed_tokens" not in ignored
+
+
+@pytest.mark.parametrize("propagate", ["original", "quantized"])
+@pytest.mark.parametrize("memory_budget", [None, 1000], ids=["in memory", "on disk"])
+def test_experts_are_measured_in_groups_where_their_matrices_exceed_the_budget(
+    tiny: Tiny,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    propagate: str,
+    memory_budget: int | None,
+) -> None:
+    """Some experts at a time, by further passes of the rows: the same bytes."""
+    model = copied(tiny("qwen3_moe"), tmp_path / "model")
+    mine = recipe(tmp_path, "gptq", format="gptq", propagate=propagate)
+    asked: list[int] = []
+    measure = CalibrationPass._measure_inputs
+
+    def counted(self: CalibrationPass, *args: Any, **kwargs: Any) -> list[InputStatistics]:
+        asked.append(len(args[2]))
+        return measure(self, *args, **kwargs)
+
+    monkeypatch.setattr(CalibrationPass, "_measure_inputs", counted)
+    made, passes = [], []
+    for name, budget in (("whole", 1 << 30), ("parts", 20_000)):
+        monkeypatch.setattr(Run, "_statistics", budget)
+        out, asked[:] = tmp_path / name, []
+        manifest = quantize(
+            mine, model=model, out=out, cache=False, device="cpu", memory_budget=memory_budget
+        )
+        made.append(((out / "model.safetensors").read_bytes(), set(map(str, manifest.layers))))
+        passes.append(list(asked))
+    whole, parts = passes
+    assert len(whole) >= 2 and len(parts) > 2 * len(whole) and sum(parts) == sum(whole)
+    assert made[0] == made[1]

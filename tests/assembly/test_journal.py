@@ -18,7 +18,7 @@ from quantkit.base.output import check_output
 from quantkit.base.progress import Silent
 from quantkit.calibration.activations import Snapshot
 from quantkit.calibration.folds import Fold
-from quantkit.calibration.passing import CalibrationState
+from quantkit.calibration.standing import CalibrationState
 from quantkit.checkpoint.written import Written
 from quantkit.results.manifest import LayerReport
 

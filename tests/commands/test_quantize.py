@@ -139,6 +139,17 @@ def test_sharded_checkpoints_are_the_same_model(tmp_path: Path, artifacts: dict[
     assert all(torch.equal(one.read(key), other.read(key)) for key in one.entries)
 
 
+@pytest.mark.parametrize("recipe", ["rtn-w4-g128", "gptq-w4-g128", "awq-w4-g128", "nf4", "fp8"])
+def test_a_layer_whose_linears_are_all_ignored(tmp_path: Path, recipe: str) -> None:
+    settings = ['quantize.ignore=["lm_head","model.layers.0.*"]']
+    if recipe.startswith(("gptq", "awq")):
+        settings += ["calibration.samples=2", "calibration.sequence_length=64"]
+    job = prepare(load_recipe(recipe, settings), "demo")
+    manifest = quantize(job, tmp_path / "out", device="cpu", force=False, progress=Silent())
+    layers = {layer.name.split(".")[2] for layer in manifest.layers}
+    assert layers == {str(index) for index in range(1, 4)}
+
+
 def test_overrides_are_obeyed_and_read_back(tmp_path: Path) -> None:
     settings = [
         "quantize.format=gptq",
