@@ -224,6 +224,10 @@ def render_chat(
         except Exception:
             ignored = False  # it does look at them
         if ignored:
-            raise InputError(f"the model's chat template leaves the {what} out", where=where)
+            raise InputError(
+                f"the model's chat template leaves the {what} out",
+                where=where,
+                fix="Leave them out of the data, or use a chat template that shows them.",
+            )
     check_text(text, where)
     return text

@@ -97,7 +97,8 @@ def missing_file(path: Path) -> InputError:
     return InputError(
         "no such file" if path.suffix else "no such file or folder",
         where=str(path),
-        fix="Paths in a YAML file are relative to that file.",
+        fix="Paths in a YAML file are relative to that file; in one that comes through a pipe, to "
+        "the working directory.",
     )
 
 

@@ -52,11 +52,12 @@ Document = TypeVar("Document", bound=Versioned)
 
 
 def find_document(name_or_path: str, folder: Path, kind: str) -> Path:
-    """The file or pipe of that path, or the file of that name shipped in ``folder``.
+    """The file or pipe of that path, "-" for standard input, or the file of that name shipped in
+    ``folder``.
 
     kind: for the message. Raises InputError where there is neither.
     """
-    path = with_home(name_or_path)
+    path = Path("/dev/stdin") if name_or_path == "-" else with_home(name_or_path)
     if path.is_file() or is_pipe(path):
         return path
     shipped = folder / f"{name_or_path}.yaml"
