@@ -42,8 +42,11 @@ def cholesky_(matrix: Tensor, threads: int = 1) -> Tensor:
 
 def on_device_(matrix: Tensor) -> Tensor:
     """The same by torch's own factorization: a GPU has no threads that could change the bytes."""
-    lower, failed = torch.linalg.cholesky_ex(matrix)
-    matrix.copy_(lower)
+    # The upper factor of the transposed view is written in place, and is L seen from here. torch
+    # would make a second matrix for the lower one, which is column by column in memory.
+    view = matrix.mT
+    failed = torch.empty((), dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(view, upper=True, out=(view, failed))
     return (failed == 0) & matrix.isfinite().all()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quantkit.methods.cholesky import cholesky_
+from quantkit.methods.cholesky import cholesky_, on_device_
 
 
 @pytest.mark.parametrize("width", [1, 96, 128, 300, 1300])
@@ -17,6 +17,9 @@ def test_it_is_the_factor_for_any_number_of_threads(width: int) -> None:
     expected = torch.linalg.cholesky(gram.double())
     assert torch.allclose(factor.double(), expected, rtol=1e-4, atol=1e-4)
     assert factor.triu(1).count_nonzero() == 0
+    by_torch = gram.clone()
+    assert on_device_(by_torch) and by_torch.triu(1).count_nonzero() == 0
+    assert torch.allclose(by_torch.double(), expected, rtol=1e-4, atol=1e-4)
     again = gram.clone()
     assert cholesky_(again, threads=3) and torch.equal(again, factor)
 
@@ -26,4 +29,5 @@ def test_it_is_the_factor_for_any_number_of_threads(width: int) -> None:
 def test_a_matrix_that_is_not_positive_definite_is_refused(value: float, place: int) -> None:
     matrix = torch.eye(300)
     matrix[place, place] = value
+    assert not on_device_(matrix.clone())
     assert not cholesky_(matrix)
