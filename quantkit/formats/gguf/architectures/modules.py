@@ -5,6 +5,12 @@ from __future__ import annotations
 from quantkit.formats.gguf.architectures.architecture import Change, Dimensions, Module, keep
 from quantkit.formats.gguf.transforms import AddOne, InterleaveHalves, ThreeParts, Transform
 
+# What many families have in common beside their modules: keywords of ``Architecture``.
+SILU = {"hidden_act": ("silu",)}
+TANH_GELU = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
+NO_WINDOW = {"use_sliding_window": False}
+LLAMA3_ROPES = ("default", "linear", "llama3", "yarn")
+
 
 def interleave(dimensions: Dimensions) -> Transform:
     """For q and k, where the graph rotates neighbours."""
