@@ -74,11 +74,12 @@ class GgufTensorPlan:
                 raise ValueError(f"{self.name} has neither a key nor a constant")
             return self.constant
         weight = source.read(self.key)
-        if tuple(weight.shape) != self.shape:
+        stored = self.transform.apply(weight)
+        if tuple(stored.shape) != self.shape:
             raise InputError(
                 f"is {tuple(weight.shape)} where {self.shape} was planned", subject=self.key
             )
-        return self.transform.apply(weight)
+        return stored
 
     def rows(self, source: Checkpoint, start: int, stop: int) -> Tensor:
         """``value(source)[start:stop]``, without reading the rest where the transform allows it."""
@@ -144,7 +145,7 @@ def plan_file(
     where = str(source.directory)
     config_file = str(source.directory / "config.json")
     architecture = architecture_of(source.config)
-    config = with_defaults(architecture, source.config)
+    config = with_defaults(source.config, source.directory / "config.json")
     try:
         dimensions = architecture.dimensions(config)
         check_layers("num_hidden_layers", dimensions.layers, len(source.entries), config_file)
@@ -166,7 +167,7 @@ def plan_file(
         **tokenizer.metadata,
     }
     stored = _tensors(source, architecture, config, dimensions)
-    shapes = {tensor.name: tensor.shape for tensor in stored}
+    shapes = {tensor.name: tensor.stored_shape for tensor in stored}
     shapes |= {gguf: tuple(tensor.shape) for gguf, tensor in constants.items()}
     traits = ModelTraits(
         architecture.name,
@@ -255,14 +256,14 @@ def _equal(source: Checkpoint, one: str, other: str) -> bool:
 
 
 def _planned(tensor: CheckpointTensor, choice: Choice) -> GgufTensorPlan:
-    nbytes = math.prod(tensor.shape[:-1]) * row_bytes(choice.type, tensor.shape[-1])
+    shape = tensor.stored_shape
     return GgufTensorPlan(
         name=tensor.name,
         key=tensor.key,
-        shape=tensor.shape,
+        shape=shape,
         type=choice.type,
         wanted=choice.wanted,
-        nbytes=nbytes,
+        nbytes=math.prod(shape[:-1]) * row_bytes(choice.type, shape[-1]),
         transform=tensor.transform,
     )
 

@@ -18,8 +18,9 @@ from torch import Tensor
 from quantkit.base.errors import InputError
 from quantkit.checkpoint.header import check_layers
 from quantkit.formats.gguf.architectures.architecture import EMBEDDING, Dimensions
-from quantkit.formats.gguf.architectures.table import find_architecture
+from quantkit.formats.gguf.architectures.table import ARCHITECTURES, find_architecture
 from quantkit.formats.gguf.header import Header, read_header, unreadable
+from quantkit.formats.gguf.transforms import Transform
 from quantkit.methods.ggml.library import load_gguf
 from quantkit.methods.ggml.types import GgmlTensor
 
@@ -102,16 +103,18 @@ class GgufHeader:
 
         def number(key: str) -> int:
             value = self.metadata.get(f"{self.architecture}.{key}") or 0
-            if isinstance(value, list):  # one for each layer
-                if len(set(value)) > 1:
+            if isinstance(value, list):  # one for each layer, 0 for those that have no such thing
+                given = set(value) - {0}
+                if len(given) > 1:
                     raise InputError(
                         f"its layers differ in {key}, which can't be read",
                         where=str(self.files[0]),
                     )
-                value = value[0]
+                value = max(given, default=0)
             return int(value)
 
         heads, hidden = number("attention.head_count"), number("embedding_length")
+        known = next((a for a in ARCHITECTURES if a.name == self.architecture), None)
         tokens = next((e.shape[0] for e in self.entries if e.name == EMBEDDING), 0)
         return Dimensions(
             layers=number("block_count"),
@@ -121,6 +124,7 @@ class GgufHeader:
             kv_heads=number("attention.head_count_kv") or heads,
             head_dim=number("attention.key_length") or hidden // max(heads, 1),
             vocabulary=number("vocab_size") or tokens,
+            own={name: number(name) for name in known.sizes} if known else {},
         )
 
 
@@ -184,7 +188,8 @@ class GgufWeights:
         return sum(map(math.prod, shapes.values()))
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return self._tensors[key].shape
+        stored = torch.empty(self._tensors[key].shape, device="meta")
+        return tuple(self._transform(key).undo(stored).shape)
 
     def scheme(self, key: str) -> str:
         return self._tensors[key].type
@@ -196,14 +201,17 @@ class GgufWeights:
         """Return one tensor in float32."""
         shape = self._tensors[key].shape
         value = self._rows(key, 0, math.prod(shape[:-1])).view(shape)
-        return self._architecture.transform(key, self._dimensions).undo(value)
+        return self._transform(key).undo(value)
 
     def read_rows(self, key: str, start: int, stop: int) -> Tensor:
         shape = self._tensors[key].shape
-        transform = self._architecture.transform(key, self._dimensions)
+        transform = self._transform(key)
         if len(shape) == 1 or transform.rows != 1:
             return self.read(key)[start:stop]
         return transform.undo(self._rows(key, start, min(stop, shape[0])))
+
+    def _transform(self, key: str) -> Transform:
+        return self._architecture.transform(key, self._dimensions)
 
     def _rows(self, key: str, start: int, stop: int) -> Tensor:
         """Rows in the file's order, dequantized to float32, (stop - start, columns)."""

@@ -115,7 +115,6 @@ def test_biases_that_the_config_promises_must_be_there(tmp_path: Path) -> None:
         ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "longrope"),
         ({"rope_parameters": {"rope_type": "linear"}}, "factor"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0}}, "mscale"),
-        ({"rms_norm_eps": None}, "rms_norm_eps"),
         ({"rope_parameters": {"rope_type": "llama3"}, "model_type": "qwen2"}, "'llama3'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ({"model_type": "qwen2", "head_dim": 32}, "4 heads of 32 for 256"),
@@ -134,7 +133,7 @@ def test_models_that_cannot_be_written(
 
 def metadata(config: dict[str, object]) -> Metadata:
     architecture = architecture_of(config)
-    config = with_defaults(architecture, config)
+    config = with_defaults(config, Path("config.json"))
     return architecture.metadata(config, architecture.dimensions(config))
 
 

@@ -12,10 +12,12 @@ graphs compute and which tensors they load).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from quantkit.base.errors import InputError
@@ -31,7 +33,10 @@ OUTPUT, EMBEDDING = "output.weight", "token_embd.weight"
 
 @dataclass(frozen=True)
 class Dimensions:
-    """The sizes that shapes are made of."""
+    """The sizes that shapes are made of.
+
+    ``own``: those that only some families have, by their GGUF key (``Architecture.sizes``).
+    """
 
     layers: int
     hidden: int
@@ -40,9 +45,14 @@ class Dimensions:
     kv_heads: int
     head_dim: int
     vocabulary: int
+    own: Mapping[str, int] = field(default_factory=dict)
 
-    def size(self, name: str) -> int:
-        """A width by the word that ``Module.shape`` has for it."""
+    def size(self, width: Width) -> int:
+        """A width by the word that ``Module.shape`` has for it, or by its function."""
+        if not isinstance(width, str):
+            return width(self)
+        if width in self.own:
+            return self.own[width]
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         return {
             "hidden": self.hidden,
@@ -52,9 +62,10 @@ class Dimensions:
             "kv": kv,
             "qkv": q + 2 * kv,
             "head": self.head_dim,
-        }[name]
+        }[width]
 
 
+Width = str | Callable[[Dimensions], int]
 Change = Callable[[Dimensions], Transform]
 
 
@@ -65,37 +76,62 @@ def keep(dimensions: Dimensions) -> Transform:
 
 @dataclass(frozen=True)
 class Module:
-    """A linear or a norm of a block.
+    """A linear or a norm of a block, or a parameter that belongs to no such module.
 
     ``name``: after the layer's number in the checkpoint. ``shape``: of the weight, in the words
     of ``Dimensions.size``. ``bias``: whether it has one, or the config's key that decides it.
-    ``change``: from the checkpoint's tensors to those that GGUF stores.
+    ``change``: from the checkpoint's tensors to those that GGUF stores. ``kind``: of the layers
+    that have it; "": all have it. ``stored``: its name after the layer's number in GGUF, where
+    gguf-py's map has none. ``bare``: ``name`` and ``stored`` are those of the tensor itself.
     """
 
     name: str
-    shape: tuple[str, ...]
+    shape: tuple[Width, ...]
     bias: bool | str = False
     change: Change = keep
+    kind: str = ""
+    stored: str = ""
+    bare: bool = False
+
+    def tensors(self, config: Config) -> tuple[str, ...]:
+        """The ends of the names of its tensors in the checkpoint."""
+        if self.bare:
+            return ("",)
+        biased = config.get(self.bias) if isinstance(self.bias, str) else self.bias
+        return (".weight", ".bias") if biased else (".weight",)
+
+
+def of_kind(kind: str, modules: Iterable[Module]) -> tuple[Module, ...]:
+    """Modules that only layers of a kind have."""
+    return tuple(replace(module, kind=kind) for module in modules)
 
 
 @dataclass(frozen=True)
 class CheckpointTensor:
-    """A tensor that a config asks for."""
+    """A tensor that a config asks for. ``shape``: in the checkpoint."""
 
     key: str
     name: str  # in GGUF
     shape: tuple[int, ...]
     transform: Transform
 
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape in GGUF, as torch would have it."""
+        return tuple(self.transform.apply(torch.empty(self.shape, device="meta")).shape)
+
 
 @dataclass(frozen=True)
 class Architecture:
     """One of llama.cpp's architectures and the Hugging Face models that are written as it.
 
-    - ``blocks``, ``embedding``, ``norm``, ``head``: names in the checkpoint; ``modules``: of every
-      block, in the file's order.
+    - ``blocks``, ``embedding``, ``norm``, ``head``: names in the checkpoint; ``modules``: of the
+      blocks, in the file's order; ``layer_kinds``: the kind of every layer, where they differ;
+      ``outside``: modules that are in no block.
     - ``epsilon``: the GGUF key and the config's; ``copied``: GGUF key → config key, for settings
-      that the graph needs; ``defaults``: transformers' values for settings that a config lacks.
+      that the graph needs; ``optional``: those of them that may be null; ``sizes``: GGUF key →
+      config key of sizes of the family's own; ``by_layer``: GGUF key → the kind of the layers that
+      have its value, where all others have 0; ``more``: keys that these fields can't express.
     - ``fixed``: config key → the values that the graph can compute; ``ropes``: kinds of rotary
       scaling; ``square``: the graph has heads * head_dim = hidden built in; ``unsupported``: what
       the graph can't compute of a model, where these fields can't express it.
@@ -107,13 +143,18 @@ class Architecture:
     name: str
     model_types: tuple[str, ...]
     modules: tuple[Module, ...]
+    layer_kinds: Callable[[Config, int], Sequence[str]] | None = None
+    outside: tuple[Module, ...] = ()
     blocks: str = "model.layers"
     embedding: str = "model.embed_tokens"
     norm: Module = field(default=Module("model.norm", ("hidden",)))
     head: str = "lm_head"
     epsilon: tuple[str, str] = ("attention.layer_norm_rms_epsilon", "rms_norm_eps")
     copied: Mapping[str, str] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
+    sizes: Mapping[str, str | Callable[[Config], int]] = field(default_factory=dict)
+    by_layer: Mapping[str, str] = field(default_factory=dict)
+    more: Callable[[Config, Dimensions, Rope], Metadata] | None = None
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     ropes: tuple[str, ...] = ("default", "linear", "yarn")
     partial_rope: bool = False
@@ -134,19 +175,21 @@ class Architecture:
             kv_heads=int(config.get("num_key_value_heads") or heads),
             head_dim=int(config.get("head_dim") or hidden // heads),
             vocabulary=_number(config, "vocab_size"),
+            own={name: self._own(config, key) for name, key in self.sizes.items()},
         )
 
     def names(self, layers: int) -> dict[str, str]:
         """GGUF name → checkpoint key of every tensor that a file may hold, biases included."""
-        gguf = load_gguf()
-        kind = next(k for k, name in gguf.MODEL_ARCH_NAMES.items() if name == self.name)
-        names = gguf.get_tensor_name_map(kind, layers)
-        modules = [self.embedding, *self._block_modules(layers), self.norm.name, self.head]
+        whole = (Module(self.embedding, ()), *self.outside, self.norm, Module(self.head, ()))
+        modules = {module.name: module for module in whole}
+        for layer in range(layers):
+            modules |= {f"{self.blocks}.{layer}.{m.name}": m for m in self.modules}
+        named = {full: self._name(full, module, layers) for full, module in modules.items()}
         return {
-            f"{name}.{part}": f"{module}.{part}"
-            for module in modules
-            for part in ("weight", "bias")
-            if (name := names.get_name(module)) is not None
+            f"{name}{end}": f"{full}{end}"
+            for full, name in named.items()
+            if name is not None
+            for end in ([""] if modules[full].bare else [".weight", ".bias"])
         }
 
     def tensors(self, config: Config, dimensions: Dimensions) -> Iterator[CheckpointTensor]:
@@ -154,20 +197,20 @@ class Architecture:
         keys = {key: name for name, key in self.names(dimensions.layers).items()}
         whole = (dimensions.vocabulary, dimensions.hidden)
         yield CheckpointTensor(f"{self.embedding}.weight", EMBEDDING, whole, Keep())
-        blocks = self._block_modules(dimensions.layers)
-        for full, module in (*blocks.items(), (self.norm.name, self.norm)):
+        for full, module in self._present(config, dimensions.layers):
             transform = module.change(dimensions)
-            shape = tuple(dimensions.size(word) for word in module.shape)
-            weight, bias = f"{full}.weight", f"{full}.bias"
-            yield CheckpointTensor(weight, keys[weight], shape, transform)
-            if config.get(module.bias) if isinstance(module.bias, str) else module.bias:
-                yield CheckpointTensor(bias, keys[bias], shape[:1], transform)
+            shape = tuple(dimensions.size(width) for width in module.shape)
+            for end in module.tensors(config):
+                key = f"{full}{end}"
+                tall = shape[:1] if end == ".bias" else shape
+                yield CheckpointTensor(key, keys[key], tall, transform)
 
     def transform(self, key: str, dimensions: Dimensions) -> Transform:
         """The change from the tensor of a checkpoint key to the one that is stored."""
-        module = re.sub(rf"^{re.escape(self.blocks)}\.\d+\.", "", key.rpartition(".")[0])
-        changes = {m.name: m.change for m in (*self.modules, self.norm)}
-        return changes.get(module, keep)(dimensions)
+        inside = re.sub(rf"^{re.escape(self.blocks)}\.\d+\.", "", key)
+        changes = {m.name: m.change for m in (*self.modules, *self.outside, self.norm)}
+        change = changes.get(inside) or changes.get(inside.rpartition(".")[0], keep)
+        return change(dimensions)
 
     def metadata(self, config: Config, dimensions: Dimensions) -> Metadata:
         """The keys that begin with the architecture's name.
@@ -191,6 +234,7 @@ class Architecture:
             "rope.dimension_count": int(dimensions.head_dim * rope.partial),
             "rope.freq_base": rope.theta,
             **rope_metadata(rope),
+            **dimensions.own,
         }
         if self.window != "unknown":
             values["attention.sliding_window"] = int(config.get("sliding_window") or 0)
@@ -199,6 +243,11 @@ class Architecture:
         for name, key in self.copied.items():
             if config.get(key) is not None:
                 values[name] = _as_written(name, config[key])
+        kinds = self._kinds(config, dimensions.layers)
+        for name, kind in self.by_layer.items():
+            values[name] = [values[name] if own == kind else 0 for own in kinds]
+        if self.more is not None:
+            values |= self.more(config, dimensions, rope)
         return {f"{self.name}.{key}": value for key, value in values.items()}
 
     def constants(self, config: Config, dimensions: Dimensions) -> dict[str, Tensor]:
@@ -206,12 +255,34 @@ class Architecture:
         rope = read_rope(config)
         return rope_tensors(rope, int(dimensions.head_dim * rope.partial))
 
-    def _block_modules(self, layers: int) -> dict[str, Module]:
-        return {
-            f"{self.blocks}.{layer}.{module.name}": module
-            for layer in range(layers)
-            for module in self.modules
-        }
+    def _kinds(self, config: Config, layers: int) -> Sequence[str]:
+        """The kind of every layer. Raises InputError for unknown ones, and for too few or many."""
+        kinds = [""] * layers if self.layer_kinds is None else self.layer_kinds(config, layers)
+        known = {"", *(module.kind for module in self.modules)}
+        if len(kinds) != layers or not known.issuperset(kinds):
+            raise self.cannot_hold(f"layers {', '.join(map(repr, kinds))} for {layers}")
+        return kinds
+
+    def _present(self, config: Config, layers: int) -> Iterator[tuple[str, Module]]:
+        """The modules that a config asks for, but those of the vocabulary, in the file's order."""
+        for module in self.outside:
+            yield module.name, module
+        for layer, kind in enumerate(self._kinds(config, layers)):
+            for module in self.modules:
+                if module.kind in ("", kind):
+                    yield f"{self.blocks}.{layer}.{module.name}", module
+        yield self.norm.name, self.norm
+
+    def _name(self, full: str, module: Module, layers: int) -> str | None:
+        """The name in GGUF of a module, or of a bare parameter; None where it has none."""
+        if module.stored and full == module.name:
+            return module.stored
+        if module.stored:
+            return f"blk.{full.removeprefix(f'{self.blocks}.').partition('.')[0]}.{module.stored}"
+        return _gguf_names(self.name, layers).get_name(full)
+
+    def _own(self, config: Config, key: str | Callable[[Config], int]) -> int:
+        return _number(config, key) if isinstance(key, str) else key(config)
 
     def _context(self, config: Config) -> int:
         """Positions that the file may be used with."""
@@ -228,7 +299,7 @@ class Architecture:
             if config.get(key) is not None and config[key] not in values:
                 raise self.cannot_hold(f"{key} {config[key]!r}")
         for key in self.copied.values():
-            if config.get(key) is None and key in self.defaults:
+            if config.get(key) is None and key not in self.optional:
                 raise self.cannot_hold(f"{key} null")
         if rope.kind not in self.ropes:
             raise self.cannot_hold(f"rope type {rope.kind!r}", f"Works: {', '.join(self.ropes)}.")
@@ -247,6 +318,14 @@ class Architecture:
             where="config.json",
             fix=fix,
         )
+
+
+@lru_cache(maxsize=4)
+def _gguf_names(architecture: str, layers: int) -> Any:
+    """gguf-py's map of names."""
+    gguf = load_gguf()
+    kind = next(k for k, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    return gguf.get_tensor_name_map(kind, layers)
 
 
 def _as_written(name: str, value: Any) -> Any:

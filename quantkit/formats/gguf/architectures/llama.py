@@ -5,7 +5,6 @@ from __future__ import annotations
 from quantkit.formats.gguf.architectures.architecture import Architecture, Config, Dimensions
 from quantkit.formats.gguf.architectures.modules import (
     LLAMA3_ROPES,
-    NO_WINDOW,
     SILU,
     attention,
     gated,
@@ -37,7 +36,6 @@ LLAMA = (
         name="smollm3",
         model_types=("smollm3",),
         modules=pre_norms(attention(change=interleave), gated()),
-        defaults={**NO_WINDOW, "tie_word_embeddings": True, "rope_theta": 2e6},
         fixed={**SILU, "attention_bias": (False,), "mlp_bias": (False,)},
         unsupported=smollm3_differs,
     ),
@@ -53,13 +51,6 @@ LLAMA = (
             "residual_scale": "residual_multiplier",
             "logit_scale": "logits_scaling",
         },
-        defaults=dict.fromkeys(
-            (
-                *("attention_multiplier", "embedding_multiplier"),
-                *("residual_multiplier", "logits_scaling"),
-            ),
-            1.0,
-        ),
         fixed=SILU,
         ropes=LLAMA3_ROPES,
     ),

@@ -8,7 +8,6 @@ from quantkit.formats.gguf.transforms import AddOne, InterleaveHalves, ThreePart
 # What many families have in common beside their modules: keywords of ``Architecture``.
 SILU = {"hidden_act": ("silu",)}
 TANH_GELU = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
-NO_WINDOW = {"use_sliding_window": False}
 LLAMA3_ROPES = ("default", "linear", "llama3", "yarn")
 
 

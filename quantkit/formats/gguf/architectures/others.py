@@ -25,7 +25,6 @@ OTHERS = (
             linear("mlp.gate_up_proj", "two inner", "hidden"),
             linear("mlp.down_proj", "hidden", "inner"),
         ),
-        defaults={"original_max_position_embeddings": 4096},
         copied={"rope.scaling.original_context_length": "original_max_position_embeddings"},
         fixed=SILU,
         ropes=("default", "longrope"),
@@ -60,7 +59,6 @@ OTHERS = (
         ),
         norm=norm("model.norm", bias=True),
         epsilon=("attention.layer_norm_epsilon", "norm_epsilon"),
-        defaults={"tie_word_embeddings": True},
         fixed={"hidden_act": TANH_GELU, "use_bias": (True,)},
         square=True,
     ),
@@ -81,7 +79,6 @@ OTHERS = (
         head="embed_out",
         epsilon=("attention.layer_norm_epsilon", "layer_norm_eps"),
         copied={"use_parallel_residual": "use_parallel_residual"},
-        defaults={"use_parallel_residual": True, "rotary_pct": 0.25},
         # llama.cpp computes every GELU by the tanh formula; the exact one differs by 1e-3 at most.
         fixed={"hidden_act": ("gelu", *TANH_GELU), "attention_bias": (True,)},
         ropes=("default", "linear"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from quantkit.formats.gguf.architectures.architecture import Architecture
 from quantkit.formats.gguf.architectures.modules import (
-    NO_WINDOW,
     SILU,
     attention,
     gated,
@@ -17,7 +16,6 @@ QWEN = (
         name="qwen2",
         model_types=("qwen2",),
         modules=pre_norms(attention(qkv=True), gated()),
-        defaults=NO_WINDOW,
         fixed=SILU,
         square=True,
     ),
@@ -32,7 +30,6 @@ QWEN = (
             norm("post_attention_layernorm"),
             *gated(),
         ),
-        defaults={**NO_WINDOW, "head_dim": 128},
         fixed={**SILU, "attention_bias": (False,)},
     ),
 )

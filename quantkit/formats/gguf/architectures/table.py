@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from quantkit.base.errors import InputError
@@ -10,6 +11,7 @@ from quantkit.formats.gguf.architectures.gemma import GEMMA
 from quantkit.formats.gguf.architectures.llama import LLAMA
 from quantkit.formats.gguf.architectures.others import OTHERS
 from quantkit.formats.gguf.architectures.qwen import QWEN
+from quantkit.model.refusals import refused_config
 
 ARCHITECTURES: tuple[Architecture, ...] = (*LLAMA, *QWEN, *GEMMA, *OTHERS)
 
@@ -42,7 +44,17 @@ def architecture_of(config: Config) -> Architecture:
     )
 
 
-def with_defaults(architecture: Architecture, config: Config) -> dict[str, Any]:
-    """The config, with transformers' defaults for settings that it lacks."""
-    mistral = {"sliding_window": 4096} if config.get("model_type") == "mistral" else {}
-    return {**architecture.defaults, **mistral, **config}
+def with_defaults(config: Config, config_file: Path) -> dict[str, Any]:
+    """The config, with transformers' defaults for settings that it lacks.
+
+    Settings that a family has other names for are there by the usual ones too. Raises InputError
+    for a config that transformers refuses; ``config_file``: to name then.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    try:
+        read = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+        usual = {name: getattr(read, name, None) for name in read.attribute_map}
+        return {**read.to_dict(), **usual, **config}
+    except Exception as error:  # a config's own code may raise anything
+        raise refused_config(error, config_file) from error
