@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from quantkit.base.files import with_home
+from quantkit.base.files import paths, with_home
 from quantkit.base.output import check_file
 from quantkit.base.progress import Progress, Silent
 from quantkit.results.cost import Load
@@ -70,6 +70,7 @@ def quantize(
     out: AnyPath,
     adapters: Sequence[AnyAdapter] = (),
     strict: bool = False,
+    text_only: bool = False,
     device: str = "auto",
     force: bool = False,
     memory_budget: int | None = None,
@@ -83,11 +84,11 @@ def quantize(
     from there. Returns the artifact's manifest, as in its quantkit.json.
 
     Args:
-        recipe: what to make.
         model: the BF16 checkpoint.
         out: the directory to make. It appears whole or not at all.
         adapters: LoRA adapters to fold in, each alone or with its weight: ("my-lora", 0.7).
         strict: treat warnings about adapters as errors.
+        text_only: leave out what is for images and sound.
         device: "auto", "cpu", "cuda", "cuda:N", or several CUDA devices, as in "cuda:0,1".
         force: replace an artifact that is there.
         memory_budget: bytes of hidden states in memory, and as many of matrices of experts.
@@ -96,7 +97,8 @@ def quantize(
     """
     from quantkit.commands.quantize import prepare, quantize
 
-    job = prepare(_recipe(recipe), str(model), _weighted(adapters), strict=strict, device=device)
+    what = (_recipe(recipe), str(model), _weighted(adapters))
+    job = prepare(*what, strict=strict, text_only=text_only, device=device)
     return quantize(
         job,
         with_home(out),
@@ -110,7 +112,12 @@ def quantize(
 
 
 def dry_run(
-    recipe: AnyRecipe, *, model: AnyPath, adapters: Sequence[AnyAdapter] = (), strict: bool = False
+    recipe: AnyRecipe,
+    *,
+    model: AnyPath,
+    adapters: Sequence[AnyAdapter] = (),
+    strict: bool = False,
+    text_only: bool = False,
 ) -> Plan:
     """Plan what ``quantize`` would make of the same arguments, and refuse what it would refuse.
 
@@ -118,7 +125,8 @@ def dry_run(
     """
     from quantkit.commands.quantize import prepare
 
-    return prepare(_recipe(recipe), str(model), _weighted(adapters), strict=strict).plan
+    what = (_recipe(recipe), str(model), _weighted(adapters))
+    return prepare(*what, strict=strict, text_only=text_only).plan
 
 
 def sweep(
@@ -129,6 +137,7 @@ def sweep(
     suite: AnySuite | None = None,
     adapters: Sequence[AnyAdapter] = (),
     strict: bool = False,
+    text_only: bool = False,
     device: str = "auto",
     force: bool = False,
     memory_budget: int | None = None,
@@ -143,15 +152,14 @@ def sweep(
 ) -> Sweep:
     """Make an artifact by each of many recipes, calibrating once, and compare them.
 
-    Artifacts that are there already, made from the same inputs, are kept. Returns a row for each
-    artifact and, with a suite, the whole comparison.
+    Keeps artifacts of the same inputs. Returns a row for each and, with a suite, the comparison.
 
     Args:
         recipes: what to make, each with a name of its own.
         model: the BF16 checkpoint, with ``adapters`` also the baseline.
         out: the directory for the artifacts (OUT/NAME) and, with a suite, the report.
         suite: how to judge the artifacts; they are only made if None.
-        adapters, strict, device, force, memory_budget, cache, resume: as for ``quantize``.
+        adapters, strict, text_only … resume: as for ``quantize``.
         load, localize, goal, allow_code, allow_overlap: as for ``compare``; no cost without a load.
     """
     from quantkit.commands.eval import JudgingOptions
@@ -166,6 +174,7 @@ def sweep(
         with_home(out),
         adapters=_weighted(adapters),
         strict=strict,
+        text_only=text_only,
         device=device,
         force=force,
         memory_budget=memory_budget,
@@ -192,10 +201,9 @@ def merge(
 ) -> MergedManifest:
     """Merge LoRA adapters into a checkpoint, one tensor at a time, and prove it equal.
 
-    Returns the manifest of the merged checkpoint, as in its quantkit.json.
+    Returns the manifest of the merged checkpoint ``base``, as in its quantkit.json.
 
     Args:
-        base: the checkpoint.
         adapters: what to merge, each alone or with its weight: ("my-lora", 0.7).
         out: the directory to make. It appears whole or not at all.
         dtype: "float32", "float16" or "bfloat16"; the base's if None.
@@ -241,26 +249,24 @@ def evaluate(
 
     Args:
         artifacts: one directory or .gguf file, or several, of any tool.
-        baseline: the checkpoint that they were made from.
-        suite: how to judge them.
+        baseline, suite: the checkpoint that they were made from, and how to judge them.
         adapters: LoRA adapters of the baseline.
         out: a file for the result as JSON. Recipes that fix what failed are written beside it.
         device: "auto", "cpu", "cuda" or "cuda:N".
         localize: find the layers that lose most; only in artifacts that failed a gate if None.
         goal: what the artifacts are for; kept in the result.
-        allow_code: run the Python that the suite brings. Read it first.
-        allow_overlap: judge artifacts also on text that they were calibrated on.
+        allow_code, allow_overlap: run Python of the suite's; judge on calibration text too.
     """
     from quantkit.commands.eval import JudgingOptions, evaluate, write_evaluation
-    from quantkit.lora.open import open_checkpoint
+    from quantkit.lora.open import open_baseline
 
     if out is not None:
         check_file(with_home(out))
     options = JudgingOptions(device, None, localize, goal, allow_code, allow_overlap)
     progress = progress or Silent()
     comparison = evaluate(
-        _paths(artifacts),
-        open_checkpoint(str(baseline), _weighted(adapters)),
+        paths(artifacts),
+        open_baseline(str(baseline), _weighted(adapters), paths(artifacts)),
         _suite(suite),
         options,
         model=str(baseline),
@@ -292,12 +298,12 @@ def bench(
         out: a file for the result as JSON.
     """
     from quantkit.commands.bench import bench, write_rows
-    from quantkit.lora.open import open_checkpoint
+    from quantkit.lora.open import open_baseline
 
     if out is not None:
         check_file(with_home(out))
-    source = None if baseline is None else open_checkpoint(str(baseline))
-    rows = bench(_paths(artifacts), source, load, progress or Silent())
+    source = None if baseline is None else open_baseline(str(baseline), (), paths(artifacts))
+    rows = bench(paths(artifacts), source, load, progress or Silent())
     if out is not None:
         write_rows(rows, with_home(out))
     return rows
@@ -325,19 +331,18 @@ def compare(
     Args:
         artifacts: one directory or .gguf file, or several, of any tool.
         baseline, suite, adapters, localize, goal, allow_code, allow_overlap: as for ``evaluate``.
-        out: a directory for the report: comparison.json, Markdown, HTML, CSV, JUnit, and recipes
-            that fix what failed.
+        out: a directory for the report and its data, and recipes that fix what failed.
         device: that quality is computed on. ``load`` has the one that cost is measured on.
         load: what every engine is asked to do; None: cost isn't measured.
     """
     from quantkit.commands.compare import compare
     from quantkit.commands.eval import JudgingOptions
-    from quantkit.lora.open import open_checkpoint
+    from quantkit.lora.open import open_baseline
 
     options = JudgingOptions(device, load, localize, goal, allow_code, allow_overlap)
     return compare(
-        _paths(artifacts),
-        open_checkpoint(str(baseline), _weighted(adapters)),
+        paths(artifacts),
+        open_baseline(str(baseline), _weighted(adapters), paths(artifacts)),
         _suite(suite),
         options,
         out=None if out is None else with_home(out),
@@ -375,10 +380,11 @@ def verify(
         engine: "transformers", "quantkit-int4", "llama.cpp" or "vllm"; the usual one if None.
     """
     from quantkit.commands.verify import verify
-    from quantkit.lora.open import open_checkpoint
+    from quantkit.lora.open import open_baseline
 
-    source = None if baseline is None else open_checkpoint(str(baseline), _weighted(adapters))
-    return verify(with_home(artifact), source, engine, progress or Silent())
+    path, pairs = with_home(artifact), _weighted(adapters)
+    source = None if baseline is None else open_baseline(str(baseline), pairs, [path])
+    return verify(path, source, engine, progress or Silent())
 
 
 def _recipe(recipe: AnyRecipe) -> LoadedRecipe:
@@ -387,12 +393,6 @@ def _recipe(recipe: AnyRecipe) -> LoadedRecipe:
 
 def _suite(suite: AnySuite) -> LoadedSuite:
     return load_suite(suite) if isinstance(suite, str | Path) else suite
-
-
-def _paths(artifacts: Artifacts) -> list[Path]:
-    if isinstance(artifacts, str | Path):
-        return [with_home(artifacts)]
-    return [with_home(artifact) for artifact in artifacts]
 
 
 def _weighted(adapters: Sequence[AnyAdapter]) -> list[tuple[str, float]]:

@@ -57,16 +57,22 @@ def record(kind: str, model_type: str, class_name: str, folder: Path) -> Row:
     model = folder / "model"
     try:
         build(model_type, class_name, model)
-        expected = _transformers(model, class_name)
+        whole = _loaded(model, class_name)
     except Exception as error:
         row.built = _reason(error)
         return row
+    try:
+        with torch.inference_mode():
+            expected = whole(input_ids=_rows(), use_cache=False).logits
+    except Exception:  # such as one that asks for an image beside the text
+        expected = None
     (folder / "text.txt").write_text(_TEXT * 20)
     for name, quantize in RECIPES.items():
         _try(row, name, quantize, model, folder)
     try:
         streamed, row.experts = _streamed(model)
-        row.difference = float((streamed - expected).abs().max() / expected.abs().max())
+        if expected is not None:
+            row.difference = float((streamed - expected).abs().max() / expected.abs().max())
     except Exception as error:
         row.outcomes.setdefault("eval", _reason(error))
     return row
@@ -114,15 +120,13 @@ def _rows() -> Tensor:
     return torch.randint(3, 90, (2, 24), generator=torch.Generator().manual_seed(0))
 
 
-@torch.inference_mode()
-def _transformers(directory: Path, class_name: str) -> Tensor:
+def _loaded(directory: Path, class_name: str) -> Any:
     import transformers
 
     model = getattr(transformers, class_name).from_pretrained(directory, dtype=torch.float32)
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")
-    logits: Tensor = model.eval()(input_ids=_rows(), use_cache=False).logits
-    return logits
+    return model.eval()
 
 
 def _streamed(directory: Path) -> tuple[Tensor, bool]:

@@ -105,32 +105,74 @@ _IMAGES = {
 _LISTS = ("layer_types", "mlp_layer_types", "layers_block_type")
 _TEXT_PARTS = ("text", "llm", "language")
 _ROPE = {"rope_type": "default", "rope_theta": 1e4}
+_MROPE = {**_ROPE, "mrope_section": [8, 12, 12]}
+# By the model type of a configuration or of a part of one.
 _SPECIAL: dict[str, dict[str, Any]] = {
+    "axk1": {"head_dim": 32},
+    "blt": {"vocab_size": 260},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE},
+    },
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse", "sparse"]},
     "deepseek_v2": {"head_dim": 32},
     "deepseek_v3": {"head_dim": 32},
-    "axk1": {"head_dim": 32},
+    "ernie4_5_vl_moe_text": {"rope_parameters": {**_ROPE, "mrope_section": [12, 12, 8]}},
+    "falcon_h1": {"mamba_d_ssm": 256, "mamba_n_heads": 8, "mamba_d_head": 32},
+    "glm4v_moe_text": {"rope_parameters": {**_MROPE, "partial_rotary_factor": 1.0}},
+    "glm5_next_text": {"qk_rope_head_dim": 0},
+    "gpt_neo": {
+        "num_layers": LAYERS,
+        "attention_types": [[["global", "local"], 1], [["global"], 1]],
+    },
     "hunyuan_v1_moe": {"rope_parameters": _ROPE},
-    "longcat_flash": {"head_dim": 32},
+    "hunyuan_vl_text": {"rope_parameters": {**_ROPE, "mrope_section": [8, 8, 8, 8]}},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "full_attention"]},
+    "longcat_flash": {"head_dim": 32},
+    "mamba2": {"num_heads": 8, "head_dim": 64},
+    "paddleocr_vl_text": {"rope_parameters": _MROPE},
+    "qwen2_5_omni_text": {"rope_parameters": _MROPE},
+    "qwen2_5_vl_text": {"rope_parameters": _MROPE},
+    "qwen2_vl_text": {"rope_parameters": _MROPE},
+    "reformer": {"is_decoder": True},
+    "xmod": {"default_language": "en_XX", "is_decoder": True},
+    "youtu": {"head_dim": 32},
+    "zamba": {
+        "layers_block_type": ["hybrid", "linear_attention", "hybrid"],
+        "attention_hidden_size": 512,
+        "attention_head_dim": 128,
+    },
+    "zamba2": {
+        "layers_block_type": ["linear_attention", "hybrid", "linear_attention"],
+        "attention_hidden_size": 512,
+        "attention_head_dim": 128,
+        "n_mamba_heads": 8,
+        "mamba_headdim": 64,
+    },
+    "zaya": {"num_experts_per_tok": 1},
 }
 _LETTERS = string.printable[:95]
 
 
-def config_of(model_type: str) -> Any:
-    """The default config of a model type with small sizes."""
+def config_of(model_type: str, kind: Any) -> Any:
+    """The default config of a model type with small sizes; ``kind``: the class to be built."""
     from transformers import AutoConfig
 
     config = AutoConfig.for_model(model_type)
+    if not isinstance(config, kind.config_class):  # the text part of a wrapper
+        config = config.get_text_config(decoder=True)
     with suppress(Exception):  # some compute one key of others when they are made
         config = _made_anew(config, _SIZES)
-    config = _shrunk(config, _SIZES)
-    for name, value in _SPECIAL.get(model_type, {}).items():
-        setattr(config, name, value)
-    return config
+    return _shrunk(config, _SIZES)
+
+
+def _special(config: Any) -> dict[str, Any]:
+    return _SPECIAL.get(config.model_type, {})
 
 
 def _made_anew(config: Any, sizes: dict[str, int]) -> Any:
-    keys = {name: size for name, size in sizes.items() if name in config.to_dict()}
+    keys: dict[str, Any] = {name: n for name, n in sizes.items() if name in config.to_dict()}
+    keys |= _special(config)
     for name in getattr(config, "sub_configs", None) or {}:
         part = getattr(config, name, None)
         if part is not None and not isinstance(part, dict):
@@ -152,8 +194,9 @@ def _shrunk(config: Any, sizes: dict[str, int]) -> Any:
             kinds = list(dict.fromkeys(given))
             if len(given) != count:
                 setattr(config, name, (kinds * count)[:count])
-    if getattr(config, "kv_lora_rank", None):  # latent attention has no groups
-        config.num_key_value_heads = sizes["num_attention_heads"]
+    with suppress(Exception):  # some have a rank of each layer's own
+        if getattr(config, "kv_lora_rank", None):  # latent attention has no groups
+            config.num_key_value_heads = sizes["num_attention_heads"]
     if isinstance(getattr(config, "intermediate_size", None), list):
         config.intermediate_size = [sizes["intermediate_size"]] * count
     if getattr(config, "activation_sparsity_pattern", None):
@@ -165,6 +208,8 @@ def _shrunk(config: Any, sizes: dict[str, int]) -> Any:
         part = getattr(config, name, None)
         if part is not None and not isinstance(part, dict):
             _shrunk(part, _SIZES if any(word in name for word in _TEXT_PARTS) else _IMAGES)
+    for name, value in _special(config).items():
+        setattr(config, name, value)
     return config
 
 
@@ -174,7 +219,7 @@ def build(model_type: str, class_name: str, directory: Path) -> None:
 
     torch.manual_seed(0)
     kind = getattr(transformers, class_name)
-    model = kind._from_config(config_of(model_type), dtype=torch.float32).eval()
+    model = kind._from_config(config_of(model_type, kind), dtype=torch.float32).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             dull = parameter.dim() >= 2 and float(parameter.std()) < 1e-3

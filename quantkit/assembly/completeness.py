@@ -11,6 +11,7 @@ from quantkit.base.names import listed, starred
 from quantkit.checkpoint.header import read_header
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.registry import safetensors_formats
+from quantkit.model.text_only import TextOnly
 from quantkit.plan.linears import LinearPlan
 from quantkit.results.manifest import Fate, Fates
 
@@ -72,7 +73,8 @@ def fates(plan: LinearPlan, source: Checkpoint, rescaled: Collection[str]) -> Fa
             copied.append(key)
         else:
             unused.append(key)
-    return Fates(_fate(quantized), _fate(scaled), _fate(copied), _fate(unused))
+    left_out = source.left_out if isinstance(source, TextOnly) else []
+    return Fates(_fate(quantized), _fate(scaled), _fate(copied), _fate(unused), _fate(left_out))
 
 
 def _fate(keys: Iterable[str]) -> Fate:

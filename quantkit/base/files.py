@@ -9,7 +9,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from io import FileIO
@@ -30,6 +30,12 @@ _FIXES = {
     errno.ENOTDIR: "A part of the path is a file: choose another path.",
 }
 _CHUNK = 1 << 20  # bytes read at a time, at least
+
+
+def paths(given: str | Path | Sequence[str | Path]) -> list[Path]:
+    """One path or several, each ``with_home``."""
+    several = [given] if isinstance(given, str | Path) else given
+    return [with_home(path) for path in several]
 
 
 def with_home(path: str | Path) -> Path:

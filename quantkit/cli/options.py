@@ -63,6 +63,10 @@ ResumeOpt = Annotated[
     ),
 ]
 StrictOpt = Annotated[bool, typer.Option("--strict", help="Warnings about adapters are errors.")]
+TextOnlyOpt = Annotated[
+    bool,
+    typer.Option("--text-only", help="Leave out what is for images and sound: the text model."),
+]
 AllowCodeOpt = Annotated[
     bool, typer.Option("--allow-code", help="Run the Python that the suite brings. Read it first.")
 ]

@@ -22,6 +22,7 @@ from quantkit.cli.options import (
     ResumeOpt,
     SetOpt,
     StrictOpt,
+    TextOnlyOpt,
     parse_adapters,
     parse_optional_size,
 )
@@ -36,6 +37,7 @@ def quantize_command(
     device: DevicesOpt = "auto",
     adapters: AdapterOpt = None,
     strict: StrictOpt = False,
+    text_only: TextOnlyOpt = False,
     settings: SetOpt = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show schemes and sizes; write nothing.")
@@ -71,7 +73,9 @@ def quantize_command(
     loaded = quantkit.load_recipe(recipe, settings)
     pairs = parse_adapters(adapters)
     if dry_run:
-        plan = quantkit.dry_run(loaded, model=model, adapters=pairs, strict=strict)
+        plan = quantkit.dry_run(
+            loaded, model=model, adapters=pairs, strict=strict, text_only=text_only
+        )
         console.show(plan.to_json(), plan_table(plan, loaded.recipe.name))
         for note in plan.notes:
             console.note(note)
@@ -84,6 +88,7 @@ def quantize_command(
         out=out,
         adapters=pairs,
         strict=strict,
+        text_only=text_only,
         device=device,
         force=force,
         memory_budget=parse_optional_size(memory_budget, "--memory-budget"),

@@ -25,6 +25,7 @@ from quantkit.cli.options import (
     ResumeOpt,
     SetOpt,
     StrictOpt,
+    TextOnlyOpt,
     parse_adapters,
     parse_optional_size,
 )
@@ -44,6 +45,7 @@ def sweep_command(
     device: DevicesOpt = "auto",
     adapters: AdapterOpt = None,
     strict: StrictOpt = False,
+    text_only: TextOnlyOpt = False,
     settings: SetOpt = None,
     force: ForceOpt = False,
     memory_budget: BudgetOpt = None,
@@ -71,6 +73,7 @@ def sweep_command(
         suite=suite,
         adapters=parse_adapters(adapters),
         strict=strict,
+        text_only=text_only,
         device=device,
         force=force,
         memory_budget=parse_optional_size(memory_budget, "--memory-budget"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -39,11 +39,12 @@ from quantkit.engines.compatibility import loading_of
 from quantkit.formats.format import Contents
 from quantkit.formats.packed import open_artifact
 from quantkit.lora.checkpoint import AdaptedCheckpoint
-from quantkit.lora.open import Weighted, adapt
+from quantkit.lora.open import Weighted, adapt, check_alone
 from quantkit.model.device import begin_using, resolve_devices
 from quantkit.model.limits import Limits, check_length
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream, slices
+from quantkit.model.text_only import TextOnly
 from quantkit.model.tying import settle_tying
 from quantkit.plan.base import Plan
 from quantkit.plan.gguf import GgufFilePlan
@@ -93,13 +94,15 @@ def prepare(
     adapters: Sequence[Weighted] = (),
     *,
     strict: bool = False,
+    text_only: bool = False,
     device: str | None = None,
 ) -> Job:
     """Open the checkpoint, plan every tensor, and refuse what can't be done. Writes nothing.
 
     model: a directory, a hub id or 'demo'; adapters: folded in as tensors are read, without a
-    merged copy on disk; strict: warnings about adapters are errors; device: what the work will be
-    done on, for which the slow beginnings are made meanwhile (None: no work will be done).
+    merged copy on disk; strict: warnings about adapters are errors; text_only: leave out what is
+    for images and sound; device: what the work will be done on, for which the slow beginnings are
+    made meanwhile (None: no work will be done).
 
     Raises InputError, and MachineError for a device that isn't there.
     """
@@ -116,6 +119,11 @@ def prepare(
         )
     check_sidecars(checkpoint.directory)
     settle_tying(checkpoint)
+    notes: tuple[str, ...] = ()
+    if text_only:
+        check_alone(adapters)
+        checkpoint = TextOnly(checkpoint)
+        notes = (checkpoint.remark,)
     if adapters:
         checkpoint = _adapted(checkpoint, adapters, model, strict=strict)
     dataset = loaded.calibration_dataset()
@@ -123,6 +131,7 @@ def prepare(
         check_exists(dataset)
     name = model_name(model)
     plan = plan_recipe(loaded.recipe, checkpoint, name)
+    plan = replace(plan, notes=(*notes, *plan.notes))
     check_scales(plan, checkpoint)
     job = Job(loaded, model, name, checkpoint, plan)
     if settings := loaded.recipe.calibration:

@@ -12,7 +12,7 @@ from quantkit.commands.compare import compare
 from quantkit.commands.eval import JudgingOptions
 from quantkit.commands.quantize import check_artifact_output, made_already, prepare, quantize
 from quantkit.judging.variants import describe_artifact
-from quantkit.lora.open import Weighted, open_checkpoint
+from quantkit.lora.open import Weighted, open_baseline
 from quantkit.recipes.recipe import LoadedRecipe
 from quantkit.recipes.suite import LoadedSuite
 from quantkit.results.sweep import Sweep
@@ -25,6 +25,7 @@ def sweep(
     *,
     adapters: Sequence[Weighted] = (),
     strict: bool = False,
+    text_only: bool = False,
     device: str,
     force: bool,
     memory_budget: int | None = None,
@@ -42,7 +43,10 @@ def sweep(
     Raises QuantkitError. Every job is checked before the first one starts; artifacts that were
     finished before the error stay.
     """
-    jobs = [prepare(recipe, model, adapters, strict=strict, device=device) for recipe in recipes]
+    jobs = [
+        prepare(recipe, model, adapters, strict=strict, text_only=text_only, device=device)
+        for recipe in recipes
+    ]
     names = [job.loaded.recipe.name for job in jobs]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"is given twice: {', '.join(sorted(twice))}", subject="RECIPE")
@@ -75,7 +79,7 @@ def sweep(
         return Sweep(tuple(describe_artifact(path) for path in artifacts))
     comparison = compare(
         artifacts,
-        open_checkpoint(model, adapters),
+        open_baseline(model, adapters, artifacts),
         suite,
         options,
         out=out,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
+from quantkit.base.errors import InputError
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import check_sidecars
 from quantkit.checkpoint.source import locate_adapter, locate_model, model_name
 from quantkit.lora.adapter import Adapter
 from quantkit.lora.checkpoint import AdaptedCheckpoint
 from quantkit.model.skeleton import Skeleton
+from quantkit.model.text_only import TextOnly, holds_text_only
 
 Weighted = tuple[str, float]  # an adapter's directory or hub id, and its weight
 
@@ -23,6 +26,39 @@ def open_checkpoint(model: str, adapters: Sequence[Weighted] = ()) -> Checkpoint
     """
     base = Checkpoint(locate_model(model))
     return adapt(base, adapters, model) if adapters else base
+
+
+def open_baseline(
+    model: str, adapters: Sequence[Weighted], artifacts: Sequence[Path]
+) -> Checkpoint:
+    """The checkpoint that artifacts are judged against: its text model, where they hold no more.
+
+    Raises InputError as ``open_checkpoint`` does, and where some artifacts hold the text model
+    alone and others the whole.
+    """
+    checkpoint = open_checkpoint(model, adapters)
+    alone = [path for path in artifacts if holds_text_only(path, checkpoint)]
+    if not alone:
+        return checkpoint
+    if len(alone) < len(artifacts):
+        whole = next(path for path in artifacts if path not in alone)
+        raise InputError(
+            f"was made with --text-only, and {whole} wasn't: they have no baseline in common",
+            subject=str(alone[0]),
+            fix="Judge them one after the other.",
+        )
+    check_alone(adapters)
+    return TextOnly(checkpoint)
+
+
+def check_alone(adapters: Sequence[Weighted]) -> None:
+    """Raise InputError for adapters on the text model of a checkpoint that has more."""
+    if adapters:
+        raise InputError(
+            "can't be folded in where images and sound are left out (--text-only)",
+            subject=", ".join(name for name, _ in adapters),
+            fix="Merge it first (quantkit merge), then quantize the result.",
+        )
 
 
 def adapt(

@@ -39,11 +39,13 @@ def empty_model(checkpoint: Stored, dtype: torch.dtype | None) -> PreTrainedMode
 
     directory, tensors = checkpoint.directory, len(list(checkpoint.keys()))
     config_file = directory / "config.json"
-    content = read_json(config_file)
+    # A part of a checkpoint has a config that lies in no file.
+    settings = getattr(checkpoint, "settings", None)
+    content = read_json(config_file) if settings is None else settings.to_dict()
     _check_dtype(content, config_file)
     _check_own_code(content, config_file)
     try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        config = settings or AutoConfig.from_pretrained(directory, trust_remote_code=False)
         # Or transformers would build the quantized model, with its packed linears.
         if hasattr(config, "quantization_config"):
             del config.quantization_config

@@ -50,7 +50,7 @@ class Skeleton:
         if getattr(self.config, "is_encoder_decoder", False):
             raise InputError("is an encoder-decoder; only decoders are supported", subject=where)
         _refuse_encoder(self.config, where)
-        decoder = _name_of(self.model, self.model.get_decoder())
+        decoder = name_of(self.model, self.model.get_decoder())
         self.prefix, self.layers = _find_layers(self.model, decoder, where)
         self.towers = _towers(self.model, decoder)
         source = weights or checkpoint
@@ -116,7 +116,7 @@ class Skeleton:
     def head(self) -> str | None:
         """The name of the output embedding; None for a model without one."""
         head = self.model.get_output_embeddings()
-        return None if head is None else _name_of(self.model, head)
+        return None if head is None else name_of(self.model, head)
 
     @property
     def has_experts(self) -> bool:
@@ -145,7 +145,8 @@ def _refuse_encoder(config: Any, where: str) -> None:
         )
 
 
-def _name_of(model: nn.Module, module: nn.Module) -> str:
+def name_of(model: nn.Module, module: nn.Module) -> str:
+    """The name of a module within ``model``."""
     return next(name for name, part in model.named_modules() if part is module)
 
 

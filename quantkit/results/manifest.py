@@ -139,13 +139,15 @@ class Fates:
     """What became of every tensor of the checkpoint.
 
     rescaled: kept, but multiplied by a scale; copied: kept byte for byte; unused: kept so too, and
-    not needed for text (towers for images, heads for more than one token).
+    not needed for text (towers for images, heads for more than one token); left_out: not in the
+    artifact, because --text-only asked for that.
     """
 
     quantized: Fate
     rescaled: Fate
     copied: Fate
     unused: Fate
+    left_out: Fate = Fate(0, ())
 
 
 @dataclass(frozen=True)

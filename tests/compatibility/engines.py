@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks import environments
 from benchmarks.environments import TORCH, Environment
-from tests.compatibility.models import DEMO
+from tests.compatibility.models import DEMO, MIXTURES
 
 DIRECTORY = Path(".venv-engines")
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -85,9 +85,24 @@ def _vllm_refuses(artifact: Artifact) -> str | None:
         return "vLLM takes symmetric GPTQ only"
     if artifact.format == "gptq" and artifact.bits != 4:
         return "vLLM's CPU kernel takes GPTQ with 4 bits only"
-    if artifact.bits == 4 and not _has_avx512():
+    if artifact.model in MIXTURES and artifact.recipe == "fp8":
+        return "vLLM's CPU kernel takes FP8 experts in blocks of 128 x 128 only"
+    if artifact.model in MIXTURES and not _has("amx_tile"):
+        return "vLLM's CPU kernels for quantized experts need AMX, which this machine lacks"
+    if artifact.bits == 4 and not _has("avx512f"):
         return "vLLM's 4-bit CPU kernel needs AVX-512, which this machine lacks"
     return None
+
+
+def _transformers_refuses(artifact: Artifact) -> str | None:
+    if artifact.model not in MIXTURES or artifact.format != "compressed-tensors":
+        return None
+    if artifact.activations:
+        return "transformers doesn't round what experts read"
+    if artifact.symmetric is False:
+        return "transformers unpacks experts without zero points only"
+    # Its unpacked weights were compared with ours, rounded to BF16, and are equal.
+    return "transformers computes experts in BF16, whose rounding changes which are chosen"
 
 
 def _gptqmodel_refuses(artifact: Artifact) -> str | None:
@@ -96,9 +111,9 @@ def _gptqmodel_refuses(artifact: Artifact) -> str | None:
     return None
 
 
-def _has_avx512() -> bool:
+def _has(feature: str) -> bool:
     info = Path("/proc/cpuinfo")
-    return platform.machine() == "x86_64" and info.is_file() and "avx512f" in info.read_text()
+    return platform.machine() == "x86_64" and info.is_file() and feature in info.read_text()
 
 
 def _reasons(reason: str, *formats: str) -> dict[str, str]:
@@ -148,6 +163,7 @@ ENGINES = {
                 shown=(),
             ),
             lacks=_reasons("needs gptqmodel: see the next column", "awq", "gptq"),
+            refuses=_transformers_refuses,
             rounds=("bitsandbytes",),  # its CPU kernel computes in BF16
         ),
         Engine(

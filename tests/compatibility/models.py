@@ -1,7 +1,8 @@
 """The checkpoints that artifacts are made of: the demo, and small random ones of other shapes.
 
 The random ones have what the demo lacks and engines fuse or rename: biases, norms of queries and
-keys, one linear for queries, keys and values. Their tokenizer and end tokens are the demo's.
+keys, one linear for queries, keys and values, experts. Their tokenizer and end tokens are the
+demo's.
 """
 
 from __future__ import annotations
@@ -25,7 +26,15 @@ _SIZES = {
     "pad_token_id": 0,
     "tie_word_embeddings": False,
 }
-RANDOM = {"qwen2": {}, "qwen3": {"head_dim": 128}, "phi3": {}}
+_EXPERTS = {"num_experts_per_tok": 2, "intermediate_size": 256, "moe_intermediate_size": 256}
+RANDOM: dict[str, dict[str, int]] = {
+    "qwen2": {},
+    "qwen3": {"head_dim": 128},
+    "phi3": {},
+    "qwen3_moe": {**_EXPERTS, "num_experts": 4, "head_dim": 128},
+    "mixtral": {**_EXPERTS, "num_local_experts": 4},
+}
+MIXTURES = ("qwen3_moe", "mixtral")
 _OF_THE_DEMO = (
     "tokenizer*",
     "special_tokens_map.json",

@@ -1,6 +1,6 @@
 """Real artifacts in the engines that people serve with.
 
-    python -m tests.compatibility.run [--engines ENGINE...] [--recipes RECIPE...]
+    python -m tests.compatibility.run [--engines ENGINE...] [--recipes RECIPE...] [--models NAME...]
 
 Artifacts of every shipped recipe, and of some that differ from one by ``--set``, are made of the
 demo model, a few of other architectures too, and run by each engine in a process of that engine's
@@ -31,7 +31,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.recipes.recipe import load_recipe
 from tests.compatibility import prediction
 from tests.compatibility.engines import DIRECTORY, ENGINES, SCRIPTS, Artifact, Engine
-from tests.compatibility.models import DEMO, RANDOM, checkpoint_of
+from tests.compatibility.models import DEMO, MIXTURES, RANDOM, checkpoint_of
 from tests.compatibility.record import FAILED, MATCHED, NOT_RUN, Cell, Record, Setting
 from tests.compatibility.scripts.exchange import Answer, Job
 
@@ -52,6 +52,8 @@ VARIANTS = (
 )
 # Recipes that are tried on every random model.
 EVERYWHERE = ("awq-w4-g128", "gptq-w4-g128", "ct-awq-w4a16-g128", "nf4", "gguf-q4-k-m")
+# And on those with experts.
+OF_EXPERTS = ("ct-w4a16-g128", "int8-w8a8", "fp8")
 # No engine looks anything up on the Hub.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
 HEAD = """# Compatibility
@@ -86,6 +88,7 @@ class Options:
 
     engines: list[str]
     recipes: list[str]
+    models: list[str]
     work: Path
     environments: Path
     timeout: float
@@ -98,6 +101,8 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES)
     names = list(dict.fromkeys(artifact.recipe for artifact in shelf.values()))
     parser.add_argument("--recipes", nargs="+", default=names, choices=names)
+    models = [DEMO, *RANDOM]
+    parser.add_argument("--models", nargs="+", default=models, choices=models)
     parser.add_argument("--work", type=Path, default=Path("reports/engines"))
     parser.add_argument("--environments", type=Path, default=DIRECTORY)
     parser.add_argument("--timeout", type=float, default=1200.0, help="seconds for one process")
@@ -123,6 +128,8 @@ def artifacts() -> Iterator[Artifact]:
     shipped = [(path.stem,) for path in sorted(recipes().glob("*.yaml"))]
     tried = [(DEMO, *recipe) for recipe in (*shipped, *VARIANTS)]
     tried += [(model, recipe) for model in RANDOM for recipe in EVERYWHERE]
+    tried = [case for case in tried if case[0] not in MIXTURES or case[1] != "nf4"]
+    tried += [(model, recipe) for model in MIXTURES for recipe in OF_EXPERTS]
     for model, recipe, *settings in tried:
         scheme = load_recipe(recipe, settings).recipe.quantize.model_dump()
         yield Artifact(
@@ -152,7 +159,11 @@ def run(
     job = questions()
     unmade: dict[str, str | None] = {}
     for engine in (ENGINES[name] for name in options.engines):
-        chosen = [it for it in shelf.values() if it.recipe in options.recipes]
+        chosen = [
+            artifact
+            for artifact in shelf.values()
+            if artifact.recipe in options.recipes and artifact.model in options.models
+        ]
         expected = [artifact for artifact in chosen if engine.why_not(artifact) is None]
         if not expected:
             continue
