@@ -50,6 +50,41 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "starcoder2": {},
     "gpt_neox": {"num_key_value_heads": 4},
+    "ministral3": {
+        "rope_parameters": {
+            **{"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0},
+            **{"original_max_position_embeddings": 32, "beta_fast": 32.0, "beta_slow": 1.0},
+            **{"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.5},
+        },
+        "head_dim": 96,
+    },
+    "seed_oss": {"pad_token_id": 0, "head_dim": 96},
+    "ernie4_5": {"pad_token_id": 0, "head_dim": 96},
+    "hunyuan_v1_dense": {
+        **{"pad_token_id": 0, "head_dim": 96},
+        "rope_parameters": {
+            "rope_type": "dynamic",
+            "rope_theta": 1e4,
+            "alpha": 50.0,
+            "factor": 1.0,
+        },
+    },
+    "olmo3": {
+        **{"pad_token_id": 0, "sliding_window": 24},
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 2},
+    "glm4": {"pad_token_id": 0, "head_dim": 96},
+    "stablelm": {"use_qkv_bias": True},
+    "bloom": {"n_layer": 2, "n_head": 4},
+    "nemotron": {"attention_bias": True, "mlp_bias": True},
+    "cohere": {"pad_token_id": 0, "logit_scale": 2.0},
+    "cohere2": {
+        **{"pad_token_id": 0, "logit_scale": 2.0, "sliding_window": 24},
+        "num_hidden_layers": 5,
+    },
+    "olmo": {"pad_token_id": 0, "clip_qkv": 0.9},
+    "phi": {"num_key_value_heads": 4},
 }
 
 

@@ -90,7 +90,8 @@ def rope_metadata(rope: Rope) -> dict[str, Any]:
 
     Raises InputError for a scaling that llama.cpp would compute in another way.
     """
-    if rope.kind in ("default", "llama3"):  # llama3: in the tensor rope_freqs.weight
+    # llama3: in the tensor rope_freqs.weight; dynamic with alpha: in the base.
+    if rope.kind in ("default", "llama3", "dynamic"):
         return {}
     if rope.kind == "linear":
         return {"rope.scaling.type": "linear", "rope.scaling.factor": rope.number("factor")}
@@ -138,12 +139,10 @@ def _first(settings: Mapping[str, Any], config: Mapping[str, Any], *names: str) 
 
 
 def _yarn(rope: Rope) -> dict[str, Any]:
-    special = ("attention_factor", "mscale", "mscale_all_dim")
-    changed = [key for key in special if rope.settings.get(key) is not None]
-    if changed or rope.settings.get("truncate") is False:
+    if rope.settings.get("truncate") is False:
         raise InputError(
-            f"yarn rope with {', '.join(changed) or 'truncate: false'} can't be written as "
-            "GGUF: llama.cpp would compute other angles or another attention scale",
+            "yarn rope with truncate: false can't be written as GGUF: llama.cpp would compute "
+            "other angles",
             where="config.json",
         )
     betas = {
@@ -158,7 +157,25 @@ def _yarn(rope: Rope) -> dict[str, Any]:
             rope.number("original_max_position_embeddings")
         ),
         **betas,
+        **_yarn_attention(rope),
     }
+
+
+def _yarn_attention(rope: Rope) -> dict[str, float]:
+    """The scale of the rotated q and k, where it isn't the one that llama.cpp computes itself."""
+    factor = rope.number("factor")
+
+    def scale(times: float) -> float:
+        return 0.1 * times * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    wanted = usual = scale(1.0)
+    if rope.settings.get("attention_factor") is not None:
+        wanted = rope.number("attention_factor")
+    elif rope.settings.get("mscale") and rope.settings.get("mscale_all_dim"):
+        wanted = scale(rope.number("mscale")) / scale(rope.number("mscale_all_dim"))
+    if math.isclose(wanted, usual, rel_tol=1e-6):
+        return {}
+    return {"rope.scaling.attn_factor": wanted / usual}
 
 
 def _longrope_attention(rope: Rope, original: float) -> float:

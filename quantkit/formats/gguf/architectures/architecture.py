@@ -62,6 +62,9 @@ class Dimensions:
             "kv": kv,
             "qkv": q + 2 * kv,
             "head": self.head_dim,
+            "heads": self.heads,
+            "kv heads": self.kv_heads,
+            "vocabulary": self.vocabulary,
         }[width]
 
 
@@ -72,6 +75,11 @@ Change = Callable[[Dimensions], Transform]
 def keep(dimensions: Dimensions) -> Transform:
     """Stored as the checkpoint has it."""
     return Keep()
+
+
+def nothing(config: Config) -> Config:
+    """No settings that follow from others."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,11 @@ class Module:
             return ("",)
         biased = config.get(self.bias) if isinstance(self.bias, str) else self.bias
         return (".weight", ".bias") if biased else (".weight",)
+
+    def transform(self, end: str, dimensions: Dimensions) -> Transform:
+        """The change of one of its tensors. A norm's bias has none."""
+        added = end == ".bias" and len(self.shape) == 1
+        return Keep() if added else self.change(dimensions)
 
 
 def of_kind(kind: str, modules: Iterable[Module]) -> tuple[Module, ...]:
@@ -128,14 +141,18 @@ class Architecture:
     - ``blocks``, ``embedding``, ``norm``, ``head``: names in the checkpoint; ``modules``: of the
       blocks, in the file's order; ``layer_kinds``: the kind of every layer, where they differ;
       ``outside``: modules that are in no block.
+    - ``derived``: settings under their usual names, of a family that has them otherwise.
     - ``epsilon``: the GGUF key and the config's; ``copied``: GGUF key → config key, for settings
       that the graph needs; ``optional``: those of them that may be null; ``sizes``: GGUF key →
       config key of sizes of the family's own; ``by_layer``: GGUF key → the kind of the layers that
-      have its value, where all others have 0; ``more``: keys that these fields can't express.
+      have its value, where all others have 0; ``more``: keys that these fields can't express,
+      None for one that isn't written.
     - ``fixed``: config key → the values that the graph can compute; ``ropes``: kinds of rotary
-      scaling; ``square``: the graph has heads * head_dim = hidden built in; ``unsupported``: what
-      the graph can't compute of a model, where these fields can't express it.
-    - ``window``: a sliding window is "computed" by the graph, only "written", or "unknown" to it.
+      scaling, none for a model without; ``square``: the graph has heads * head_dim = hidden built
+      in; ``unsupported``: what the graph can't compute of a model, where these fields can't
+      express it.
+    - ``window``: a sliding window is "computed" by the graph, in the layers that it has built in or
+      in those "listed" in the file; or it is only "written"; or "unknown" to it.
     - ``output``: an output matrix of its own is "allowed", "needed" (tied embeddings are then
       written twice) or "never" loaded.
     """
@@ -147,8 +164,9 @@ class Architecture:
     outside: tuple[Module, ...] = ()
     blocks: str = "model.layers"
     embedding: str = "model.embed_tokens"
-    norm: Module = field(default=Module("model.norm", ("hidden",)))
+    norm: Module | None = field(default=Module("model.norm", ("hidden",)))
     head: str = "lm_head"
+    derived: Callable[[Config], Config] = nothing
     epsilon: tuple[str, str] = ("attention.layer_norm_rms_epsilon", "rms_norm_eps")
     copied: Mapping[str, str] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
@@ -180,7 +198,8 @@ class Architecture:
 
     def names(self, layers: int) -> dict[str, str]:
         """GGUF name → checkpoint key of every tensor that a file may hold, biases included."""
-        whole = (Module(self.embedding, ()), *self.outside, self.norm, Module(self.head, ()))
+        ends = (Module(self.embedding, ()), Module(self.head, ()))
+        whole = (*ends, *self.outside, *([self.norm] if self.norm else []))
         modules = {module.name: module for module in whole}
         for layer in range(layers):
             modules |= {f"{self.blocks}.{layer}.{m.name}": m for m in self.modules}
@@ -198,19 +217,20 @@ class Architecture:
         whole = (dimensions.vocabulary, dimensions.hidden)
         yield CheckpointTensor(f"{self.embedding}.weight", EMBEDDING, whole, Keep())
         for full, module in self._present(config, dimensions.layers):
-            transform = module.change(dimensions)
             shape = tuple(dimensions.size(width) for width in module.shape)
             for end in module.tensors(config):
-                key = f"{full}{end}"
+                key, change = f"{full}{end}", module.transform(end, dimensions)
                 tall = shape[:1] if end == ".bias" else shape
-                yield CheckpointTensor(key, keys[key], tall, transform)
+                yield CheckpointTensor(key, keys[key], tall, change)
 
     def transform(self, key: str, dimensions: Dimensions) -> Transform:
         """The change from the tensor of a checkpoint key to the one that is stored."""
         inside = re.sub(rf"^{re.escape(self.blocks)}\.\d+\.", "", key)
-        changes = {m.name: m.change for m in (*self.modules, *self.outside, self.norm)}
-        change = changes.get(inside) or changes.get(inside.rpartition(".")[0], keep)
-        return change(dimensions)
+        name, dot, end = inside.rpartition(".")
+        for module in (*self.modules, *self.outside, *([self.norm] if self.norm else [])):
+            if module.name == (inside if module.bare else name):
+                return module.transform(f"{dot}{end}", dimensions)
+        return Keep()
 
     def metadata(self, config: Config, dimensions: Dimensions) -> Metadata:
         """The keys that begin with the architecture's name.
@@ -231,15 +251,9 @@ class Architecture:
             "attention.value_length": dimensions.head_dim,
             epsilon: float(_real(config, epsilon_key)),
             "vocab_size": dimensions.vocabulary,
-            "rope.dimension_count": int(dimensions.head_dim * rope.partial),
-            "rope.freq_base": rope.theta,
-            **rope_metadata(rope),
+            **self._positions(config, dimensions, rope),
             **dimensions.own,
         }
-        if self.window != "unknown":
-            values["attention.sliding_window"] = int(config.get("sliding_window") or 0)
-        if rope.local_theta is not None:
-            values["rope.freq_base_swa"] = rope.local_theta
         for name, key in self.copied.items():
             if config.get(key) is not None:
                 values[name] = _as_written(name, config[key])
@@ -248,7 +262,27 @@ class Architecture:
             values[name] = [values[name] if own == kind else 0 for own in kinds]
         if self.more is not None:
             values |= self.more(config, dimensions, rope)
-        return {f"{self.name}.{key}": value for key, value in values.items()}
+        return {f"{self.name}.{key}": v for key, v in values.items() if v is not None}
+
+    def _positions(self, config: Config, dimensions: Dimensions, rope: Rope) -> Metadata:
+        """The keys of rotary embeddings and of sliding windows."""
+        values: Metadata = {}
+        if self.ropes:
+            values = {
+                "rope.dimension_count": int(dimensions.head_dim * rope.partial),
+                "rope.freq_base": rope.theta,
+                **rope_metadata(rope),
+            }
+        window = int(config.get("sliding_window") or 0)
+        if self.window in ("computed", "written"):
+            values["attention.sliding_window"] = window
+        if self.window == "listed" and window:
+            sliding = [kind == "sliding_attention" for kind in config["layer_types"]]
+            values["attention.sliding_window"] = window
+            values["attention.sliding_window_pattern"] = sliding
+        if rope.local_theta is not None:
+            values["rope.freq_base_swa"] = rope.local_theta
+        return values
 
     def constants(self, config: Config, dimensions: Dimensions) -> dict[str, Tensor]:
         """Tensors that are computed from the config, by GGUF name."""
@@ -271,7 +305,8 @@ class Architecture:
             for module in self.modules:
                 if module.kind in ("", kind):
                     yield f"{self.blocks}.{layer}.{module.name}", module
-        yield self.norm.name, self.norm
+        if self.norm is not None:
+            yield self.norm.name, self.norm
 
     def _name(self, full: str, module: Module, layers: int) -> str | None:
         """The name in GGUF of a module, or of a bare parameter; None where it has none."""
@@ -279,7 +314,9 @@ class Architecture:
             return module.stored
         if module.stored:
             return f"blk.{full.removeprefix(f'{self.blocks}.').partition('.')[0]}.{module.stored}"
-        return _gguf_names(self.name, layers).get_name(full)
+        names = _gguf_names(self.name, layers)
+        # The map has the names of some families without what is before the first dot.
+        return names.get_name(full) or names.get_name(full.partition(".")[2])
 
     def _own(self, config: Config, key: str | Callable[[Config], int]) -> int:
         return _number(config, key) if isinstance(key, str) else key(config)
@@ -290,7 +327,7 @@ class Architecture:
         # width, so the context ends there.
         context = _number(config, "max_position_embeddings")
         window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-        if window is None or self.window == "computed":
+        if window is None or self.window in ("computed", "listed"):
             return context
         return min(context, int(window) or context)
 
@@ -301,7 +338,9 @@ class Architecture:
         for key in self.copied.values():
             if config.get(key) is None and key not in self.optional:
                 raise self.cannot_hold(f"{key} null")
-        if rope.kind not in self.ropes:
+        if "mrope_section" in rope.settings and "mrope" not in self.ropes:
+            raise self.cannot_hold("mrope_section (positions of more than one dimension)")
+        if self.ropes and rope.kind not in self.ropes:
             raise self.cannot_hold(f"rope type {rope.kind!r}", f"Works: {', '.join(self.ropes)}.")
         if rope.partial != 1 and not self.partial_rope:
             raise self.cannot_hold(f"partial_rotary_factor {rope.partial}")

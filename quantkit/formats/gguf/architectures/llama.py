@@ -1,16 +1,25 @@
-"""Llama and the models that add little to it."""
+"""Llama and the models that add little to it: RMSNorms before attention and MLP."""
 
 from __future__ import annotations
 
-from quantkit.formats.gguf.architectures.architecture import Architecture, Config, Dimensions
+from quantkit.base.errors import InputError
+from quantkit.formats.gguf.architectures.architecture import (
+    Architecture,
+    Config,
+    Dimensions,
+    Metadata,
+)
 from quantkit.formats.gguf.architectures.modules import (
     LLAMA3_ROPES,
     SILU,
     attention,
     gated,
     interleave,
+    linear,
+    norm,
     pre_norms,
 )
+from quantkit.formats.gguf.rope import Rope, read_rope
 
 
 def smollm3_differs(config: Config, dimensions: Dimensions) -> str | None:
@@ -20,6 +29,45 @@ def smollm3_differs(config: Config, dimensions: Dimensions) -> str | None:
     if given not in (None, without) or (given is None and interval != 4):
         return "no_rope_layers other than every fourth"
     return None
+
+
+def ministral_keys(config: Config, dimensions: Dimensions, rope: Rope) -> Metadata:
+    """Queries grow with their position, and q and k aren't scaled as YaRN would have it."""
+    if rope.settings.get("mscale", 1.0) != 1.0:
+        raise InputError(
+            f"yarn rope with mscale {rope.settings['mscale']} can't be written as GGUF",
+            where="config.json",
+        )
+    return {
+        "rope.scaling.yarn_log_multiplier": rope.number("mscale_all_dim"),
+        "rope.scaling.attn_factor": None,  # follows from the multiplier
+        "attention.temperature_scale": rope.number("llama_4_scaling_beta"),
+    }
+
+
+def hunyuan_differs(config: Config, dimensions: Dimensions) -> str | None:
+    """How a model differs from the graph, which knows one base of the frequencies."""
+    rope = read_rope(config)
+    if rope.kind == "dynamic" and not rope.settings.get("alpha"):
+        return "rope type 'dynamic' without alpha"
+    return None
+
+
+def hunyuan_keys(config: Config, dimensions: Dimensions, rope: Rope) -> Metadata:
+    """A base of the frequencies that is stretched once and for all."""
+    if rope.kind != "dynamic":
+        return {}
+    width = dimensions.head_dim
+    # Tencent's configs name 32k positions of the 256k that the frequencies are stretched for.
+    context = config["max_position_embeddings"]
+    stretched = rope.theta == 10000.0 and context == 1 << 15
+    return {
+        "context_length": 1 << 18 if stretched else context,
+        "rope.freq_base": rope.theta * rope.number("alpha") ** (width / (width - 2)),
+        "rope.scaling.type": "none",
+        "rope.scaling.factor": 1.0,
+        "rope.scaling.original_context_length": 1 << 18 if stretched else context,
+    }
 
 
 LLAMA = (
@@ -53,5 +101,59 @@ LLAMA = (
         },
         fixed=SILU,
         ropes=LLAMA3_ROPES,
+    ),
+    Architecture(
+        name="phi3",
+        model_types=("phi3",),
+        modules=(
+            norm("input_layernorm"),
+            linear("self_attn.qkv_proj", "qkv", "hidden"),
+            linear("self_attn.o_proj", "hidden", "q"),
+            norm("post_attention_layernorm"),
+            linear("mlp.gate_up_proj", "two inner", "hidden"),
+            linear("mlp.down_proj", "hidden", "inner"),
+        ),
+        copied={"rope.scaling.original_context_length": "original_max_position_embeddings"},
+        fixed=SILU,
+        ropes=("default", "longrope"),
+        partial_rope=True,
+        square=True,
+        window="written",
+    ),
+    Architecture(
+        name="mistral3",
+        model_types=("ministral3",),
+        modules=pre_norms(attention(change=interleave), gated()),
+        fixed=SILU,
+        ropes=("yarn",),
+        more=ministral_keys,
+    ),
+    Architecture(
+        name="seed_oss",
+        model_types=("seed_oss",),
+        modules=pre_norms(attention(qkv="attention_bias"), gated()),
+        fixed={**SILU, "attention_out_bias": (False,), "mlp_bias": (False,)},
+    ),
+    Architecture(
+        name="ernie4_5",
+        model_types=("ernie4_5",),
+        modules=pre_norms(attention(), gated()),
+        fixed={**SILU, "use_bias": (False,)},
+    ),
+    Architecture(
+        name="hunyuan-dense",
+        model_types=("hunyuan_v1_dense",),
+        modules=(
+            norm("input_layernorm"),
+            *attention(),
+            norm("self_attn.query_layernorm", "head"),
+            norm("self_attn.key_layernorm", "head"),
+            norm("post_attention_layernorm"),
+            *gated(),
+        ),
+        fixed={**SILU, "attention_bias": (False,)},
+        ropes=("default", "linear", "yarn", "dynamic"),
+        more=hunyuan_keys,
+        unsupported=hunyuan_differs,
     ),
 )

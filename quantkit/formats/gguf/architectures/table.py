@@ -8,12 +8,19 @@ from typing import Any
 from quantkit.base.errors import InputError
 from quantkit.formats.gguf.architectures.architecture import Architecture, Config
 from quantkit.formats.gguf.architectures.gemma import GEMMA
+from quantkit.formats.gguf.architectures.layer_norms import LAYER_NORMS
 from quantkit.formats.gguf.architectures.llama import LLAMA
-from quantkit.formats.gguf.architectures.others import OTHERS
+from quantkit.formats.gguf.architectures.post_norms import POST_NORMS
 from quantkit.formats.gguf.architectures.qwen import QWEN
 from quantkit.model.refusals import refused_config
 
-ARCHITECTURES: tuple[Architecture, ...] = (*LLAMA, *QWEN, *GEMMA, *OTHERS)
+ARCHITECTURES: tuple[Architecture, ...] = (
+    *LLAMA,
+    *QWEN,
+    *GEMMA,
+    *POST_NORMS,
+    *LAYER_NORMS,
+)
 
 
 def find_architecture(name: str) -> Architecture:
@@ -21,7 +28,7 @@ def find_architecture(name: str) -> Architecture:
     for architecture in ARCHITECTURES:
         if architecture.name == name:
             return architecture
-    known = ", ".join(architecture.name for architecture in ARCHITECTURES)
+    known = ", ".join(dict.fromkeys(architecture.name for architecture in ARCHITECTURES))
     raise InputError(
         f"the architecture {name!r} can't be read", fix=f"Those that can be read: {known}."
     )
@@ -45,7 +52,7 @@ def architecture_of(config: Config) -> Architecture:
 
 
 def with_defaults(config: Config, config_file: Path) -> dict[str, Any]:
-    """The config, with transformers' defaults for settings that it lacks.
+    """The config as transformers reads it, with its defaults for settings that aren't there.
 
     Settings that a family has other names for are there by the usual ones too. Raises InputError
     for a config that transformers refuses; ``config_file``: to name then.
@@ -55,6 +62,7 @@ def with_defaults(config: Config, config_file: Path) -> dict[str, Any]:
     try:
         read = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
         usual = {name: getattr(read, name, None) for name in read.attribute_map}
-        return {**read.to_dict(), **usual, **config}
+        settings = {**config, **read.to_dict(), **usual}
+        return {**settings, **architecture_of(config).derived(settings)}
     except Exception as error:  # a config's own code may raise anything
         raise refused_config(error, config_file) from error
