@@ -23,10 +23,9 @@ from quantkit.formats.gguf.architectures.architecture import (
     EMBEDDING,
     OUTPUT,
     Architecture,
-    CheckpointTensor,
-    Dimensions,
     Metadata,
 )
+from quantkit.formats.gguf.architectures.parts import CheckpointTensor, Dimensions
 from quantkit.formats.gguf.architectures.table import architecture_of, with_defaults
 from quantkit.formats.gguf.mixes import ModelTraits, find_mix
 from quantkit.formats.gguf.rope import read_rope, rope_notes

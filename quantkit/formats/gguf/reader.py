@@ -17,7 +17,8 @@ from torch import Tensor
 
 from quantkit.base.errors import InputError
 from quantkit.checkpoint.header import check_layers
-from quantkit.formats.gguf.architectures.architecture import EMBEDDING, Dimensions
+from quantkit.formats.gguf.architectures.architecture import EMBEDDING
+from quantkit.formats.gguf.architectures.parts import Dimensions
 from quantkit.formats.gguf.architectures.table import ARCHITECTURES, find_architecture
 from quantkit.formats.gguf.header import Header, read_header, unreadable
 from quantkit.formats.gguf.transforms import Transform

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from quantkit.formats.gguf.architectures.architecture import Architecture, Config, Dimensions
+from quantkit.formats.gguf.architectures.architecture import Architecture
 from quantkit.formats.gguf.architectures.modules import TANH_GELU, add_one, gemma_blocks, norm
+from quantkit.formats.gguf.architectures.parts import Config, Dimensions
 
 
 def gemma_differs(period: int, largest: int) -> Callable[[Config, Dimensions], str | None]:

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quantkit.formats.gguf.architectures.architecture import (
-    Architecture,
-    Config,
-    Dimensions,
-    Metadata,
-    Module,
-    of_kind,
-)
+from quantkit.formats.gguf.architectures.architecture import Architecture, Metadata
 from quantkit.formats.gguf.architectures.modules import (
     SILU,
     TANH_GELU,
@@ -23,6 +16,7 @@ from quantkit.formats.gguf.architectures.modules import (
     norm,
     three_parts,
 )
+from quantkit.formats.gguf.architectures.parts import Config, Dimensions, Module, of_kind
 from quantkit.formats.gguf.rope import Rope
 
 _EPSILON = "attention.layer_norm_epsilon"

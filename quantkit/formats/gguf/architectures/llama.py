@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 from quantkit.base.errors import InputError
-from quantkit.formats.gguf.architectures.architecture import (
-    Architecture,
-    Config,
-    Dimensions,
-    Metadata,
-)
+from quantkit.formats.gguf.architectures.architecture import Architecture, Metadata
 from quantkit.formats.gguf.architectures.modules import (
     LLAMA3_ROPES,
     SILU,
@@ -19,6 +14,7 @@ from quantkit.formats.gguf.architectures.modules import (
     norm,
     pre_norms,
 )
+from quantkit.formats.gguf.architectures.parts import Config, Dimensions
 from quantkit.formats.gguf.rope import Rope, read_rope
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantkit.formats.gguf.architectures.architecture import Change, Dimensions, Module, keep
+from quantkit.formats.gguf.architectures.parts import Change, Dimensions, Module, keep
 from quantkit.formats.gguf.transforms import AddOne, InterleaveHalves, ThreeParts, Transform
 
 # What many families have in common beside their modules: keywords of ``Architecture``.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from quantkit.formats.gguf.architectures.architecture import Architecture, Config, Dimensions
+from quantkit.formats.gguf.architectures.architecture import Architecture
 from quantkit.formats.gguf.architectures.modules import (
     LLAMA3_ROPES,
     SILU,
@@ -13,6 +13,7 @@ from quantkit.formats.gguf.architectures.modules import (
     linear,
     norm,
 )
+from quantkit.formats.gguf.architectures.parts import Config, Dimensions
 from quantkit.formats.gguf.rope import read_rope
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.base.errors import InputError
-from quantkit.formats.gguf.architectures.architecture import Architecture, Config
+from quantkit.formats.gguf.architectures.architecture import Architecture
 from quantkit.formats.gguf.architectures.gemma import GEMMA
 from quantkit.formats.gguf.architectures.layer_norms import LAYER_NORMS
 from quantkit.formats.gguf.architectures.llama import LLAMA
+from quantkit.formats.gguf.architectures.parts import Config
 from quantkit.formats.gguf.architectures.post_norms import POST_NORMS
 from quantkit.formats.gguf.architectures.qwen import QWEN
 from quantkit.model.refusals import refused_config
