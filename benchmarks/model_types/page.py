@@ -15,9 +15,10 @@ of the decoder layers' weights that was quantized; every artifact held all tenso
 The difference is the largest of our streamed logits from those of transformers, over the largest
 logit, both in float32.
 
-{built} of {all} types could be built so small. {done} of them go through all five recipes
-({mixtures} of these are mixtures of experts), {some} through some of them, {none} through none.
-{crashed}
+{built} of {all} types could be built so small. {done} of them go through all five recipes, and
+{mixtures} mixtures of experts through the four whose formats hold experts; {some} go through some,
+{none} through none. Of the {texts} text types these are {texts_done}, {texts_mixtures}, {texts_some}
+and {texts_none}. {crashed}
 """
 
 
@@ -26,19 +27,16 @@ def page(rows: Sequence[Row]) -> str:
     import transformers
 
     built = [row for row in rows if not row.built]
-    whole = [row for row in built if _done(row) == len(RECIPES)]
-    expected = [row for row in built if _all_that_can(row)]
-    some = [row for row in expected if row not in whole]
+    texts = [row for row in built if row.kind == "lm"]
     crashed = [f"`{row.model_type}` ({', '.join(row.crashed)})" for row in built if row.crashed]
     lines = [
         _HEAD.format(
             version=transformers.__version__,
             built=len(built),
             all=len(rows),
-            done=len(whole),
-            mixtures=sum(row.experts for row in whole),
-            some=len(some),
-            none=len(built) - len(whole) - len(some),
+            **_counts(built),
+            texts=len(texts),
+            **{f"texts_{name}": count for name, count in _counts(texts).items()},
             crashed=f"Crashed: {', '.join(crashed)}." if crashed else "None crashed.",
         )
     ]
@@ -54,8 +52,19 @@ def _done(row: Row) -> int:
     return sum(row.outcomes.get(name) == "done" for name in RECIPES)
 
 
-def _all_that_can(row: Row) -> bool:
-    return _done(row) > 0
+def _counts(rows: Sequence[Row]) -> dict[str, int]:
+    """How many types got how much."""
+    counts = Counter(_outcome(row) for row in rows)
+    return {name: counts[name] for name in ("done", "mixtures", "some", "none")}
+
+
+def _outcome(row: Row) -> str:
+    done = [name for name in RECIPES if row.outcomes.get(name) == "done"]
+    if len(done) == len(RECIPES):
+        return "done"
+    if row.experts and done == [name for name in RECIPES if name != "nf4"]:
+        return "mixtures"
+    return "some" if done else "none"
 
 
 def _table(rows: Sequence[Row]) -> str:

@@ -16,6 +16,10 @@ from quantkit.base.files import read_json
 
 # Keys of sizes and counts, in the spelling of any family.
 _COUNT = re.compile(r"(num|n)_\w+|\w+_(size|dim|heads|layers)")
+_NO_IMAGE = re.compile(
+    "(missing|specify|Exactly 1 of).*(pixel_values|image_embeds|patches|encoder_outputs)"
+    "|Bbox is required"
+)
 _NO_MEMORY = re.compile("allocate memory|out of memory", re.IGNORECASE)
 
 
@@ -51,6 +55,12 @@ def running(model: nn.Module, directory: Path) -> Iterator[None]:
         if not _is_of_transformers(error) or _NO_MEMORY.search(str(error)):
             raise
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if _NO_IMAGE.search(said):
+            raise InputError(
+                f"{type(model).__name__} reads no text without an image, a sound or a place beside "
+                f"it ({said}), and quantkit calibrates and judges by text",
+                where=str(directory / "config.json"),
+            ) from error
         raise InputError(
             f"transformers can't run {type(model).__name__} with it: {said}",
             where=str(directory / "config.json"),

@@ -44,7 +44,8 @@ def rehearse(skeleton: Skeleton) -> set[str]:
     stubs = Stubs(skeleton)
     with _random(model, skeleton.towers), running(model, skeleton.directory):
         hidden, calls = stubs.record(ids)
-        expected = _reads(lambda project: stubs.run_some(ids, chosen, project))
+        with _watched(skeleton):
+            expected = _reads(lambda project: stubs.run_some(ids, chosen, project))
         called: dict[Any, set[str]] = {}
         for index, (layer, call) in enumerate(zip(skeleton.layers, calls, strict=True)):
             if index not in chosen:
@@ -116,6 +117,31 @@ def _compare(skeleton: Skeleton, expected: Tensor, given: Tensor) -> None:
             "model computes: more passes between them than hidden states",
             where=str(skeleton.directory),
         )
+
+
+@contextmanager
+def _watched(skeleton: Skeleton) -> Iterator[None]:
+    """Raise InputError where a layer gets what another returned beside its hidden states."""
+    returned: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        beside = output[1:] if isinstance(output, tuple) else ()
+        returned.extend(value for value in beside if isinstance(value, Tensor))
+
+    def check(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        if any(value is other for value in given for other in returned):
+            raise InputError(
+                f"the layers of {type(skeleton.model).__name__} can't be run one by one: each "
+                f"{type(layer).__name__} gets more of the one before than its hidden states",
+                where=str(skeleton.directory),
+            )
+
+    with ExitStack() as stack:
+        for layer in skeleton.layers:
+            stack.callback(layer.register_forward_hook(keep).remove)
+            stack.callback(layer.register_forward_pre_hook(check, with_kwargs=True).remove)
+        yield
 
 
 @contextmanager

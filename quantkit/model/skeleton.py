@@ -170,7 +170,13 @@ def _find_layers(model: PreTrainedModel, decoder: str, where: str) -> tuple[str,
 
     Raises InputError where there is none, or where layers are spread over several lists.
     """
-    count = model.config.get_text_config().num_hidden_layers
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    if count is None:
+        raise InputError(
+            f"{type(model).__name__} says nowhere how many decoder layers it has "
+            "(num_hidden_layers), so they can't be found",
+            where=where,
+        )
     prefix = f"{decoder}." if decoder else ""
     lists = {
         name: module

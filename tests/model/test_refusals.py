@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from quantkit.base.errors import InputError
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.model.refusals import running
-from quantkit.model.skeleton import Skeleton
+from quantkit.model.rehearsal import rehearse
+from quantkit.model.skeleton import Skeleton, _find_layers
 from quantkit.model.stream import Stream
 from tests.helpers.tiny import Tiny
 
@@ -115,3 +117,36 @@ def test_a_failure_of_our_own_is_raised_as_it_is() -> None:
         ACT2FN["swish9"]
     with pytest.raises(RuntimeError), running(model, here):
         torch.empty(1 << 60)
+
+
+def test_more_than_hidden_states_between_layers(tiny: Tiny) -> None:
+    """As in zaya, whose routers read what those of the layer before made."""
+    sizes = {"head_dim": 16, "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 1}
+    checkpoint = Checkpoint(tiny("zaya", **sizes, moe_intermediate_size=32, router_hidden_size=16))
+    with pytest.raises(InputError, match="gets more of the one before than its hidden states"):
+        rehearse(Skeleton(checkpoint))
+
+
+def test_no_text_without_an_image(tiny: Tiny) -> None:
+    skeleton = Skeleton(Checkpoint(tiny("llama")))
+
+    def forward(*_: Any, **__: Any) -> None:
+        raise ValueError("You have to specify either `pixel_values` or `image_embeds`.")
+
+    forward.__code__ = forward.__code__.replace(co_filename=transformers.__file__)
+    with (
+        pytest.raises(InputError, match="LlamaForCausalLM reads no text without an image"),
+        running(skeleton.model, skeleton.directory),
+    ):
+        forward()
+
+
+def test_a_model_that_names_no_number_of_layers(tiny: Tiny) -> None:
+    model = Skeleton(Checkpoint(tiny("llama"))).model
+
+    class Text:
+        """As BltConfig, which counts the layers of each of its parts."""
+
+    model.config.get_text_config = lambda **_: Text()
+    with pytest.raises(InputError, match="says nowhere how many decoder layers"):
+        _find_layers(model, "model", "here")
