@@ -1,5 +1,5 @@
 # The same targets for people and for CI. `make` alone explains them.
-.PHONY: help setup test test-fuzz test-engines lint format recipes check infer-quant bench-peers build clean
+.PHONY: help setup test test-fuzz test-engines test-models test-models-most lint format recipes check infer-quant bench-peers build clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -50,6 +50,9 @@ test-engines: setup ## Run artifacts in vLLM, transformers and llama.cpp: docs/c
 
 test-models: setup ## Try every model type of transformers: docs/models.md
 	$(BIN)/python -m benchmarks.model_types
+
+test-models-most: setup ## Try the twenty model types that people quantize most
+	$(BIN)/python -m benchmarks.model_types --most
 
 lint: setup ## Check style and types
 	$(BIN)/ruff check .

@@ -1,4 +1,8 @@
-"""``python -m benchmarks.model_types``: try every model type, and write docs/models.md."""
+"""``python -m benchmarks.model_types``: try every model type, and write docs/models.md.
+
+With ``--most`` the twenty that people quantize most are tried, and it fails unless each of them goes
+through every recipe whose format holds it, with transformers' logits. CI runs that.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.model_types.page import page
-from benchmarks.model_types.record import Row, record
+from benchmarks.model_types.record import RECIPES, Row, record
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "models.md"
 _SECONDS = 180
+_MOST = (
+    *("lm:llama", "lm:mistral", "lm:phi3", "lm:qwen2", "lm:qwen3", "lm:gemma3_text", "lm:olmo3"),
+    *("lm:qwen3_moe", "lm:qwen3_next", "lm:gpt_oss", "lm:mixtral", "lm:glm4_moe"),
+    *("lm:deepseek_v3", "lm:granitemoehybrid", "vlm:qwen2_5_vl", "vlm:qwen3_vl", "vlm:qwen3_5"),
+    *("vlm:qwen3_5_moe", "vlm:gemma3", "vlm:mistral3"),
+)
+_DIFFERENCE = 1e-6  # of the largest logit
 
 
 def types() -> Iterator[tuple[str, str, str]]:
@@ -34,6 +45,7 @@ def types() -> Iterator[tuple[str, str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.model_types", description=__doc__)
     parser.add_argument("only", nargs="*", help="such as lm:qwen3_moe vlm:gemma3 (default: all)")
+    parser.add_argument("--most", action="store_true", help="the twenty that must work")
     parser.add_argument("--results", type=Path, default=ROOT / "reports" / "models.jsonl")
     parser.add_argument("--one", nargs=3, metavar=("KIND", "TYPE", "CLASS"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -42,6 +54,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(record(kind, model_type, name, Path(folder)).to_json()))
         return
+    if chosen.most:
+        raise SystemExit(_most())
     chosen.results.parent.mkdir(parents=True, exist_ok=True)
     rows = {(r.kind, r.model_type): r for r in _known(chosen.results)}
     for kind, model_type, name in types():
@@ -56,6 +70,24 @@ def main() -> None:
         print(f"{kind}:{model_type}: {row.built or f'{done} of {len(row.outcomes)}'}", flush=True)
     if not chosen.only:
         PAGE.write_text(page(list(rows.values())))
+
+
+def _most() -> int:
+    """Try the twenty in this process; the number of those that don't give what they should."""
+    failed = 0
+    for kind, model_type, name in types():
+        if f"{kind}:{model_type}" not in _MOST:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            row = record(kind, model_type, name, Path(folder))
+        wanted = [recipe for recipe in RECIPES if recipe != "nf4" or not row.experts]
+        problems = [row.built] if row.built else []
+        problems += [f"{r}: {o}" for r in wanted if (o := row.outcomes.get(r)) != "done"]
+        if row.difference is None or row.difference > _DIFFERENCE:
+            problems.append(f"logits differ from transformers' by {row.difference}")
+        print(f"{kind}:{model_type}: {'; '.join(problems) or 'as it should be'}", flush=True)
+        failed += bool(problems)
+    return failed
 
 
 def _known(results: Path) -> list[Row]:

@@ -17,8 +17,8 @@ logit, both in float32.
 
 {built} of {all} types could be built so small. {done} of them go through all five recipes, and
 {mixtures} mixtures of experts through the four whose formats hold experts; {some} go through some,
-{none} through none. Of the {texts} text types these are {texts_done}, {texts_mixtures}, {texts_some}
-and {texts_none}. {crashed}
+{none} through none. Of the {texts} text types these are {texts_done}, {texts_mixtures},
+{texts_some} and {texts_none}. {crashed}
 """
 
 

@@ -109,7 +109,7 @@ def test_an_engine_in_its_own_process(
 ) -> None:
     """transformers of this environment in place of an engine; then a script that isn't there."""
     [artifact] = [it for it in run.artifacts() if it.name == "awq-w4-g128"]
-    options = run.Options([], [], tmp_path, tmp_path, 120.0, tmp_path / "page.md")
+    options = run.Options([], [], [], tmp_path, tmp_path, 120.0, tmp_path / "page.md")
     target = run.place(artifact, options)
     target.parent.mkdir()
     target.symlink_to(directory)
