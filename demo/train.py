@@ -149,7 +149,10 @@ def train(
     rows: int,
     peak: float,
 ) -> None:
-    """Minimize the weighted next-token loss with AdamW, a short warm-up and a cosine decay."""
+    """Minimize the weighted next-token loss with AdamW, a short warm-up and a cosine decay.
+
+    A model whose configuration asks for the balance of its experts has it in its loss.
+    """
     decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     others = [parameter for parameter in model.parameters() if parameter.dim() == 1]
     optimizer = torch.optim.AdamW(
@@ -166,12 +169,15 @@ def train(
             group["lr"] = rate
         tokens, weights = next(stream)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
+            output = model(input_ids=tokens[:, :-1], use_cache=False)
+        logits = output.logits
         losses = torch.nn.functional.cross_entropy(
             logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
         )
         scale = weights[:, 1:].flatten()
         loss: Any = (losses * scale).sum() / scale.sum()
+        if output.get("aux_loss") is not None:
+            loss = loss + model.config.router_aux_loss_coef * output.aux_loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

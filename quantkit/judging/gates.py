@@ -11,7 +11,7 @@ from quantkit.base.errors import InputError
 from quantkit.judging.cases import Case
 from quantkit.judging.intervals import metric_interval
 from quantkit.recipes.suite import Gate, Suite
-from quantkit.results.metrics import split_tag
+from quantkit.results.metrics import EXPERTS, split_tag
 from quantkit.results.quality import Interval, Quality
 from quantkit.results.verdict import GateOutcome, Verdict
 
@@ -35,6 +35,17 @@ def check_slices(suite: Suite, cases: Sequence[Case]) -> None:
                 f"no tag has {least} cases, so there is no slice to be the worst",
                 where=f"gates.{number}",
                 fix="Give cases tags, or set regression.slice_cases lower.",
+            )
+
+
+def check_measured(suite: Suite, *, experts: bool) -> None:
+    """Raise InputError for a gate on experts where the model has none (``experts``)."""
+    for number, gate in enumerate(suite.gates):
+        if gate.metric.startswith(EXPERTS) and not experts:
+            raise InputError(
+                f"a gate on {gate.metric}, but the model has no experts",
+                where=f"gates.{number}",
+                fix="Leave it out, or judge a mixture of experts.",
             )
 
 

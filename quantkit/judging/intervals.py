@@ -10,7 +10,13 @@ import numpy as np
 
 from quantkit.judging.significance import difference_interval, mcnemar, mean_interval, rate_interval
 from quantkit.results.harness import HarnessResult
-from quantkit.results.metrics import HARNESS, INTERVAL_METRICS, KL_MEAN, split_tag
+from quantkit.results.metrics import (
+    EXPERTS_MEAN,
+    HARNESS,
+    INTERVAL_METRICS,
+    KL_MEAN,
+    split_tag,
+)
 from quantkit.results.quality import Interval, Quality, RowSums, Slice
 from quantkit.results.regression import RegressionResult
 
@@ -50,10 +56,13 @@ def _row_intervals(sums: RowSums, confidence: float) -> dict[str, Interval]:
     An interval with an end that isn't finite is left out.
     """
     nll, baseline = np.asarray(sums.nll), np.asarray(sums.baseline_nll)
-    figures = np.stack([nll, nll - baseline, np.asarray(sums.kl), np.asarray(sums.agreed)])
-    lows, highs = mean_interval(figures, sums.tokens, confidence)
+    figures = [nll, nll - baseline, np.asarray(sums.kl), np.asarray(sums.agreed)]
+    if sums.experts_changed is not None:
+        figures.append(np.asarray(sums.experts_changed))
+    lows, highs = mean_interval(np.stack(figures), sums.tokens, confidence)
     intervals = {}
-    for (name, scale), low, high in zip(_ROW_METRICS.items(), lows, highs, strict=True):
+    # The last is of mixtures of experts alone.
+    for (name, scale), low, high in zip(_ROW_METRICS.items(), lows, highs, strict=False):
         ends = scale(float(low)), scale(float(high))
         if all(map(math.isfinite, ends)):
             intervals[name] = Interval(*ends, confidence, "bootstrap-t", len(sums.tokens), "rows")
@@ -71,6 +80,7 @@ _ROW_METRICS: dict[str, Callable[[float], float]] = {
     "perplexity.ratio": _exp,
     KL_MEAN: lambda mean: max(mean, 0.0),
     "top1_agreement": lambda mean: min(max(mean, 0.0), 1.0),
+    EXPERTS_MEAN: lambda mean: min(max(mean, 0.0), 1.0),
 }
 
 

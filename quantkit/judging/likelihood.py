@@ -8,8 +8,8 @@ log-sum-exps. Neither a whole model nor all logits are ever in memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,10 +18,11 @@ from torch import Tensor
 from quantkit.base.errors import InputError
 from quantkit.calibration import passing
 from quantkit.calibration.text import Rows, pack_rows
+from quantkit.judging import routing
 from quantkit.model.limits import Limits, check_length
 from quantkit.model.stream import Batch, Stream, slices
 from quantkit.recipes.suite import LoadedSuite
-from quantkit.results.quality import KlDivergence, Perplexity, Quality, RowSums
+from quantkit.results.quality import ExpertsChanged, KlDivergence, Perplexity, Quality, RowSums
 
 TOKENS_PER_BATCH = 2048
 _COLUMNS = 2048  # of the vocabulary at once
@@ -80,11 +81,14 @@ def held_out_rows(loaded: LoadedSuite, limits: Limits, tokenizer: Any) -> Rows:
 class FinalStates:
     """The hidden states of rows after the last block of a model.
 
-    stream: the model, whose head is still to be applied; batches: the rows, in order.
+    stream: the model, whose head is still to be applied; batches: the rows, in order; choices: the
+    experts of each token by the number of a layer that has some (``routing.choices``), none where
+    they weren't noted.
     """
 
     stream: Stream
     batches: list[Batch]
+    choices: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 def final_states(
@@ -92,11 +96,18 @@ def final_states(
 ) -> FinalStates:
     """Run all blocks on ``rows`` (rows, tokens); ``step`` is called after each block."""
     batches = stream.begin(rows, max(1, tokens_per_batch(stream.device) // rows.shape[1]))
+    choices: dict[int, Tensor] = {}
+    known = True
     for index in range(len(stream.skeleton.layers)):
-        with stream.block(index) as block:
+        experts = stream.skeleton.experts(index)
+        with stream.block(index) as block, routing.noted(experts) as notes:
             stream.advance(index, block, batches)
+        if experts and known:
+            chosen = routing.choices(notes, rows)
+            known = chosen is not None
+            choices = {**choices, index: chosen} if chosen is not None else {}
         step()
-    return FinalStates(stream, batches)
+    return FinalStates(stream, batches, choices)
 
 
 @dataclass(frozen=True)
@@ -105,13 +116,15 @@ class Divergence:
 
     nll, baseline_nll: negative log-likelihoods of the true next token, float64 in nats; kl:
     KL(baseline ‖ variant) of the predicted distributions, float64 in nats; agrees: whether both
-    models rank the same token first, bool.
+    models rank the same token first, bool; rerouted: whether the token that predicts it has other
+    experts in the variant, bool, by the number of a layer with experts.
     """
 
     nll: Tensor
     baseline_nll: Tensor
     kl: Tensor
     agrees: Tensor
+    rerouted: Mapping[int, Tensor] = field(default_factory=dict)
 
     def perplexity(self) -> Perplexity:
         value = self.nll.mean().exp()
@@ -128,7 +141,11 @@ class Divergence:
             tuple(figure.sum(1).tolist())
             for figure in (self.nll, self.baseline_nll, self.kl, self.agrees)
         )
-        return RowSums((tokens,) * rows, nll, baseline_nll, kl, agreed)
+        changed = None
+        if self.rerouted:
+            shares = torch.stack(list(self.rerouted.values())).double().mean(0)
+            changed = tuple(shares.sum(1).tolist())
+        return RowSums((tokens,) * rows, nll, baseline_nll, kl, agreed, changed)
 
     def kl_divergence(self) -> KlDivergence:
         if self.kl.numel() < 16e6:
@@ -139,6 +156,13 @@ class Divergence:
 
     def top1_agreement(self) -> float:
         return self.agrees.double().mean().item()
+
+    def experts_changed(self) -> ExpertsChanged | None:
+        """None for models without experts."""
+        if not self.rerouted:
+            return None
+        shares = {str(n): part.double().mean().item() for n, part in self.rerouted.items()}
+        return ExpertsChanged(math.fsum(shares.values()) / len(shares), shares)
 
     def quality(self, dtype: str) -> Quality:
         """All of these figures as a result; ``dtype`` is the one that the variant computed in."""
@@ -152,6 +176,7 @@ class Divergence:
             rows=rows,
             sequence_length=predicted + 1,
             row_sums=self.row_sums(),
+            experts_changed=self.experts_changed(),
         )
 
 
@@ -179,11 +204,13 @@ def compare_predictions(
                 q = p if variant is baseline else logits_q(variant.batches[place], part)
                 running.add(p, q, part)
             step()
+    rerouted = routing.changed(baseline.choices, variant.choices)
     return Divergence(
         *(
             torch.cat([getattr(running, name)() for running in parts])
             for name in ("nll", "baseline_nll", "kl", "agrees")
-        )
+        ),
+        rerouted={index: part[:, :-1] for index, part in rerouted.items()},
     )
 
 

@@ -25,7 +25,7 @@ from quantkit.formats.packed import open_artifact
 from quantkit.judging import harness
 from quantkit.judging.answers import Answer
 from quantkit.judging.cases import Case, check_prompts, load_cases
-from quantkit.judging.gates import check_slices
+from quantkit.judging.gates import check_measured, check_slices
 from quantkit.judging.harness import Harness, HarnessRun
 from quantkit.judging.intervals import with_intervals
 from quantkit.judging.likelihood import (
@@ -147,6 +147,7 @@ class _Judge:
         skeleton = Skeleton(checkpoint)
         rehearse(skeleton)
         limits = Limits.of(skeleton, checkpoint)
+        check_measured(suite, experts=skeleton.has_experts)
         tokenizer = load_tokenizer(checkpoint.tokenizer)
         rows = held_out_rows(loaded, limits, tokenizer)
         texts = list(read_dataset(loaded.likelihood_dataset()).documents)
@@ -232,6 +233,7 @@ class _Judge:
                 perplexity=divergence.baseline_perplexity(),
                 kl_divergence=None,
                 top1_agreement=None,
+                experts_changed=None,
             )
         )
 

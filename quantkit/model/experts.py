@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +66,7 @@ class Experts(nn.Module):
         self.__dict__["original"] = original
         self.everyone = False
         self._watched: set[int] = set()
+        self._note: Callable[[Tensor], None] | None = None
         self.first = next(name for name in FIRST if name in shapes)
         self.pieces = experts
         if hasattr(original, "post_expert_norm"):
@@ -92,9 +93,13 @@ class Experts(nn.Module):
         """
         if index is None or weights is None:
             shares = hidden.view(len(self.pieces), -1, hidden.shape[-1])
+            if self._note is not None:  # what wasn't chosen for a token was multiplied by zero
+                self._note(_numbers(shares.any(-1).t()))
             outputs = [self.run(number, share) for number, share in enumerate(shares)]
             return torch.cat(outputs).view(-1, hidden.shape[-1])
         flat = hidden.reshape(-1, hidden.shape[-1])
+        if self._note is not None:
+            self._note(index.view(len(flat), -1).sort(1, descending=True).values.to(torch.int16))
         if self.everyone:
             count = len(self.pieces)
             index = torch.arange(count, device=hidden.device).expand(len(flat), -1)
@@ -133,6 +138,16 @@ class Experts(nn.Module):
         finally:
             self._watched = set()
 
+    @contextmanager
+    def noted(self, note: Callable[[Tensor], None]) -> Iterator[None]:
+        """Call ``note`` with the experts of each token, (tokens, chosen) int16: their numbers from
+        the largest to the smallest, and -1 where fewer are chosen."""
+        self._note = note
+        try:
+            yield
+        finally:
+            self._note = None
+
     def linears(self) -> list[list[str]]:
         """The names of each expert's linears, those that read the expert's input first."""
         return [
@@ -160,6 +175,13 @@ class Experts(nn.Module):
         for piece, part in zip(pieces, parts, strict=True):
             result[:, piece.rows] = part
         return result
+
+
+def _numbers(chosen: Tensor) -> Tensor:
+    """A choice (tokens, experts) as the numbers of those that are chosen, as ``noted`` has them."""
+    every = torch.arange(chosen.shape[1], device=chosen.device, dtype=torch.int16)
+    numbers = torch.where(chosen, every, -1).sort(1, descending=True).values
+    return numbers[:, : int(chosen.sum(1).max())]
 
 
 def _gated(original: Any, made: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 from quantkit.results.comparison import Comparison, Variant
 from quantkit.results.harness import TaskResult
+from quantkit.results.metrics import EXPERTS_MEAN
 from quantkit.results.regression import CaseOutcome
 from quantkit.results.verdict import GateOutcome, Verdict
 
@@ -228,6 +229,11 @@ def _agreement(model: Variant) -> str | None:
     return None if value is None else f"{100 * value:.2f}%"
 
 
+def _experts(model: Variant) -> str | None:
+    changed = model.quality.experts_changed if model.quality else None
+    return None if changed is None else f"{100 * changed.mean:.2f}%"
+
+
 def _cases(model: Variant) -> str | None:
     regression = model.quality.regression if model.quality else None
     return None if regression is None else f"{regression.passed}/{regression.total}"
@@ -275,6 +281,8 @@ _SECTIONS: dict[str, list[tuple[str, str, Cell]]] = {
         ("… 95% interval", "", _interval("kl_divergence.mean", 5)),
         ("KL p99", "↓", _p99),
         ("top-1 agreement", "↑", _agreement),
+        ("tokens with other experts", "↓", _experts),
+        ("… 95% interval", "", _interval(EXPERTS_MEAN, 2, 100, "%")),
         ("cases passed", "↑", _cases),
         ("… 95% interval", "", _interval("regression.pass_rate", 1, 100, "%")),
         ("broken / fixed", "↓", _counts),

@@ -22,7 +22,8 @@ class Detail:
 
 def details(comparison: Comparison) -> list[Detail]:
     """The tables that have any rows."""
-    tables = (_gates(comparison.variants), slice_table(comparison.variants))
+    variants = comparison.variants
+    tables = (_gates(variants), experts_table(comparison.models), slice_table(variants))
     return [table for table in tables if table.rows]
 
 
@@ -44,6 +45,22 @@ def _gates(variants: Sequence[Variant]) -> Detail:
     note = "A gate with an interval passes if all of it is within the bounds, and fails if none is."
     any_interval = any(gate.interval is not None for _, gate in gates)
     return Detail("Gates", headers, rows, note if any_interval else "")
+
+
+def experts_table(models: Sequence[Variant]) -> Detail:
+    """The share of tokens with other experts than in the baseline, layers down, models across."""
+    shares = {
+        model.name: model.quality.experts_changed.layers
+        for model in models
+        if model.quality and model.quality.experts_changed
+    }
+    layers = sorted({int(layer) for of in shares.values() for layer in of})
+    rows = tuple(
+        (str(layer), *(f"{100 * of[str(layer)]:.2f}%" for of in shares.values()))
+        for layer in layers
+    )
+    note = "A token counts where at least one of the experts that it is sent to is another."
+    return Detail("Tokens with other experts, by layer", ("layer", *shares), rows, note)
 
 
 def slice_table(variants: Sequence[Variant]) -> Detail:

@@ -9,7 +9,7 @@ from typing import Any
 
 from quantkit.results.comparison import Comparison, Variant
 from quantkit.results.cost import Cost
-from quantkit.results.metrics import METRICS
+from quantkit.results.metrics import EXPERT_METRICS, METRICS
 
 _VARIANT = (
     "name",
@@ -23,16 +23,19 @@ _VARIANT = (
 )
 _BESIDE = ("perplexity.stderr", "kl_divergence.low", "regression.total", "rows", "sequence_length")
 _COST = tuple(field.name for field in fields(Cost) if field.name != "missing")
-COLUMNS = ("role", *_VARIANT, *METRICS, *_BESIDE, *(f"cost.{name}" for name in _COST))
+_METRICS = tuple(name for name in METRICS if name not in EXPERT_METRICS)
+COLUMNS = ("role", *_VARIANT, *_METRICS, *_BESIDE, *(f"cost.{name}" for name in _COST))
 
 
 def comparison_csv(comparison: Comparison) -> str:
     """The baseline, the references and the artifacts, with all figures in full precision.
 
-    What wasn't measured is empty.
+    What wasn't measured is empty. Mixtures of experts have columns of their own at the end.
     """
     text = io.StringIO()
-    table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    mixtures = any(model.quality and model.quality.experts_changed for model in comparison.models)
+    columns = COLUMNS + EXPERT_METRICS * mixtures
+    table = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     table.writeheader()
     roles = ("baseline",) + ("reference",) * len(comparison.references)
     roles += ("artifact",) * len(comparison.variants)

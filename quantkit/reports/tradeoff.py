@@ -159,6 +159,8 @@ def _weigh_quality(trade: _Trade, quality: Quality, floor: Quality | None) -> No
         (trade.kept if is_noise else trade.given_up).append(text)
     if quality.top1_agreement is not None and quality.top1_agreement < 1:
         trade.given_up.append(f"another first choice at {1 - quality.top1_agreement:.2%} of tokens")
+    if (changed := quality.experts_changed) and changed.mean:
+        trade.given_up.append(f"other experts for {changed.mean:.2%} of tokens in a layer")
     if cases := quality.regression:
         passing = sum(case.baseline_passed for case in cases.cases)
         if cases.broken:

@@ -22,13 +22,22 @@ LIKELIHOOD_METRICS = (
     "kl_divergence.p99",
     "top1_agreement",
 )
-METRICS = (*LIKELIHOOD_METRICS, *(f"regression.{name}" for name in REGRESSION_METRICS))
+# Measured of mixtures of experts alone.
+EXPERTS = "experts_changed."
+EXPERTS_MEAN, EXPERTS_WORST = f"{EXPERTS}mean", f"{EXPERTS}worst"
+EXPERT_METRICS = (EXPERTS_MEAN, EXPERTS_WORST)
+METRICS = (
+    *LIKELIHOOD_METRICS,
+    *EXPERT_METRICS,
+    *(f"regression.{name}" for name in REGRESSION_METRICS),
+)
 # The metrics that have an interval, so that a gate may ask for confidence.
 INTERVAL_METRICS = (
     "perplexity.value",
     "perplexity.ratio",
     KL_MEAN,
     "top1_agreement",
+    EXPERTS_MEAN,
     "regression.pass_rate",
     "regression.difference",
     "regression.worst_slice",

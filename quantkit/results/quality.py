@@ -32,7 +32,8 @@ class RowSums:
 
     tokens: how many were predicted; nll, baseline_nll: negative log-likelihoods of the true
     tokens, in nats; kl: KL(baseline ‖ variant), in nats; agreed: tokens where both models rank the
-    same token first. Every interval over rows can be computed again from these.
+    same token first; experts_changed: shares of the layers with experts that give a token others,
+    None for models without. Every interval over rows can be computed again from these.
     """
 
     tokens: tuple[int, ...]
@@ -40,6 +41,7 @@ class RowSums:
     baseline_nll: tuple[float, ...]
     kl: tuple[float, ...]
     agreed: tuple[int, ...]
+    experts_changed: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,23 @@ class KlDivergence:
 
     mean: float
     p99: float
+
+
+@dataclass(frozen=True)
+class ExpertsChanged:
+    """How many tokens are sent to other experts than in the baseline, as shares from 0 to 1.
+
+    A token counts where at least one of its experts is another; the order among them doesn't.
+    mean: over all layers with experts; layers: by the number of the layer.
+    """
+
+    mean: float
+    layers: dict[str, float]
+
+    @property
+    def worst(self) -> float:
+        """Of the layer with the most."""
+        return max(self.layers.values())
 
 
 @dataclass(frozen=True)
@@ -90,7 +109,7 @@ class Quality:
     dtype: in which it computed; rows and sequence_length: the likelihood text's shape in tokens;
     beginning: the tokens that every row begins with, None where the suite didn't ask for any;
     intervals: the 95% interval of each metric that has one, by the metric's name; slices: all
-    cases, then those of each tag.
+    cases, then those of each tag; experts_changed: None for models without experts.
     """
 
     perplexity: Perplexity
@@ -105,6 +124,7 @@ class Quality:
     slices: tuple[Slice, ...] = ()
     harness: HarnessResult | None = None
     beginning: tuple[str, ...] | None = None
+    experts_changed: ExpertsChanged | None = None
 
     @property
     def kl_interval(self) -> Interval | None:
@@ -130,6 +150,12 @@ class Quality:
         result = asdict(self)
         if self.beginning is None:
             del result["beginning"]
+        if self.experts_changed is None:
+            del result["experts_changed"]
+            if self.row_sums is not None:
+                del result["row_sums"]["experts_changed"]
+        else:
+            result["experts_changed"]["worst"] = self.experts_changed.worst
         if self.kl_divergence is not None:
             ends = {end: self.metric(name) for name, end in KL_ENDS.items()}
             result["kl_divergence"] |= ends

@@ -11,8 +11,13 @@ from quantkit.judging.variants import apply_gates
 from quantkit.recipes.suite import Gate
 from quantkit.reports.cells import notes, table
 from quantkit.reports.details import details
+from quantkit.reports.html.page import comparison_html
 from quantkit.reports.markdown import comparison_markdown
+from quantkit.reports.table_csv import comparison_csv
+from quantkit.reports.tradeoff import cards
+from quantkit.results.quality import ExpertsChanged
 from quantkit.results.regression import CaseOutcome, RegressionResult
+from tests.helpers.present import present
 from tests.helpers.variants import SPREAD, comparison, over_rows, variant
 
 
@@ -81,3 +86,35 @@ def test_json_has_the_documented_fields() -> None:
         "tpot_ms",
     }
     assert wanted <= row["cost"].keys()
+
+
+def test_only_mixtures_of_experts_have_a_figure_of_them() -> None:
+    dense = comparison()
+    mixture = replace(
+        dense,
+        variants=tuple(
+            replace(
+                row,
+                quality=replace(
+                    present(row.quality),
+                    experts_changed=ExpertsChanged(0.25, {"1": 0.0, "10": 0.5, "2": 0.25}),
+                ),
+            )
+            for row in dense.variants
+        ),
+    )
+    texts = [
+        [write(given) for write in (comparison_markdown, comparison_html, comparison_csv)]
+        for given in (dense, mixture)
+    ]
+    assert not any("expert" in text for text in texts[0])
+    markdown, page, rows = texts[1]
+    assert "| tokens with other experts ↓ | – | 25.00% |" in markdown
+    [title] = [part for part in details(mixture) if "experts" in part.title]
+    assert title.headers == ("layer", "v")
+    assert title.rows == (("1", "0.00%"), ("2", "25.00%"), ("10", "50.00%"))
+    assert "Tokens with other experts, by layer" in markdown and "block 10, v: 0.5" in page
+    header, *lines = rows.splitlines()
+    assert header.endswith(",experts_changed.mean,experts_changed.worst")
+    assert lines[0].endswith(",,") and lines[1].endswith(",0.25,0.5")
+    assert "other experts for 25.00% of tokens in a layer" in cards(mixture)[0].given_up

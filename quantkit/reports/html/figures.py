@@ -227,6 +227,22 @@ def layer_panels(comparison: Comparison) -> list[Panel]:
     return panels
 
 
+def experts_panels(comparison: Comparison) -> list[Panel]:
+    """The share of tokens with other experts than in the baseline: layers across, models down."""
+    cells = [
+        Cell(model.name, int(layer), share)
+        for model in comparison.models
+        if model.quality and model.quality.experts_changed
+        for layer, share in model.quality.experts_changed.layers.items()
+        if share
+    ]
+    if not cells:
+        return []
+    domain = min(cell.value for cell in cells), max(cell.value for cell in cells)
+    heading = "Share of tokens with other experts by block"
+    return [Panel(heading, charts.heat(heading, cells, domain))]
+
+
 def _shorter(cells: Sequence[Cell]) -> list[Cell]:
     """The same cells with the last part of each row's name, where that is unique."""
     names = {cell.row: cell.row.removesuffix(".weight").rpartition(".")[2] for cell in cells}

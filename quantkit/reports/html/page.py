@@ -18,7 +18,7 @@ from quantkit.checkpoint.source import model_name
 from quantkit.reports import tradeoff
 from quantkit.reports.cells import failures, gate_sentence, missing, table
 from quantkit.reports.changes import Piece, changes
-from quantkit.reports.details import Detail, slice_table
+from quantkit.reports.details import Detail, experts_table, slice_table
 from quantkit.reports.html import figures
 from quantkit.reports.html.figures import Panel
 from quantkit.reports.losses import HEADERS, rows, summary
@@ -160,6 +160,13 @@ def _chapters(comparison: Comparison) -> list[Chapter]:
             "From each artifact's manifest. Shades are on a log scale, and shared by artifacts "
             "whose errors are measured alike.",
             figures.layer_panels(comparison),
+        ),
+        Chapter(
+            "experts",
+            "Tokens with other experts",
+            "Shades are on a log scale.",
+            figures.experts_panels(comparison),
+            experts_table(comparison.models),
         ),
         Chapter(
             "slices",
