@@ -41,8 +41,16 @@ def prove(
     """
     skeletons = [Skeleton(merged, torch.float32) for _ in range(PASSES)]
     rows = _inputs(skeletons[0], merged, adapted.trained_tokens())
+    others = {
+        adapted.key(f"{name}.weight")
+        for name, module in skeletons[0].model.named_modules()
+        if not _adds(module) and adapted.touches(f"{name}.weight")
+    }
     sources: tuple[TensorSource, ...] = (
-        _Source(adapted, adapted.read_unmerged),
+        _Source(
+            adapted,
+            lambda key: (adapted.read_float32 if key in others else adapted.read_unmerged)(key),
+        ),
         _Source(adapted, adapted.read_float32),
         merged,
     )
@@ -116,7 +124,7 @@ def _applied(model: nn.Module, adapted: AdaptedCheckpoint) -> Iterator[None]:
     handles = []
     for name, module in model.named_modules():
         weight, bias = f"{name}.weight", f"{name}.bias"
-        if "weight" in module._parameters and adapted.touches(weight):
+        if _adds(module) and adapted.touches(weight):
             # The module's own weight may be a part of it, or none: both ends are read in slices.
             stored = partial(adapted.read_unmerged, adapted.key(weight))
             hook = partial(_add, partial(adapted.factors, weight), stored)
@@ -129,6 +137,17 @@ def _applied(model: nn.Module, adapted: AdaptedCheckpoint) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _adds(module: nn.Module) -> bool:
+    """Whether what adapters add to a module's weight can be added to its output.
+
+    A router gives more than its product with the weight; its weight is merged for both sides.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    return plain or isinstance(module, nn.Embedding | Conv1D)
 
 
 def _shift(

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from quantkit.base.errors import InputError
 from quantkit.checkpoint.header import read_header
 from quantkit.checkpoint.reader import Checkpoint
@@ -55,7 +57,8 @@ class Part:
     """What an adapter does to one parameter, as keys of the adapter's file.
 
     replaced: a tensor in place of the base's; a, b: factors; magnitude: DoRA's lengths; tokens:
-    rows in place of some of an embedding's; added: a bias beside B.
+    rows in place of some of an embedding's; added: a bias beside B; of: the parameter that rank and
+    scale are set for, where it isn't the module's.
     """
 
     replaced: str | None = None
@@ -64,6 +67,23 @@ class Part:
     magnitude: str | None = None
     tokens: str | None = None
     added: str | None = None
+    of: str | None = None
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """One expert's part of a factor that is for ``count`` experts.
+
+    interleaved: whether it has every so-manieth column, else it has adjacent rows; transposed,
+    rows: what of that part is meant.
+    """
+
+    key: str
+    number: int
+    count: int
+    interleaved: bool
+    transposed: bool
+    rows: slice | None
 
 
 class Adapter(Checkpoint):
@@ -93,6 +113,8 @@ class Adapter(Checkpoint):
         self.parts: dict[str, Part] = {}
         self.strange: list[str] = []
         self._older: dict[str, str] = {}
+        self._slices: dict[str, _Slice] = {}
+        self._whole: dict[str, Tensor] = {}
         named = self._named()
         for key in self.entries:
             self._sort(key, named)
@@ -100,6 +122,8 @@ class Adapter(Checkpoint):
             raise InputError("holds no tensors that change a parameter", subject=str(self.files[0]))
         for name, part in self.parts.items():
             self._check(name, part)
+        if not self.lora.parameters:  # they are ranks of several experts else
+            self.check_ranks()
 
     @property
     def name(self) -> str:
@@ -186,11 +210,59 @@ class Adapter(Checkpoint):
                     fix="Write today's names into rank_pattern and alpha_pattern.",
                 )
             if found != name and (found.endswith(f".{name}") or name.endswith(f".{found}")):
-                keys = dataclasses.astuple(part)  # PEFT adds and takes away no base model's prefix
+                # PEFT adds and takes away no base model's prefix.
+                keys = dataclasses.astuple(dataclasses.replace(part, of=None))
                 self.strange += [key for key in keys if key and key not in self.strange]
             parts[found] = part
             self._older[found] = name
         self.parts = parts
+
+    def slice(
+        self,
+        key: str,
+        number: int,
+        count: int,
+        *,
+        interleaved: bool,
+        transposed: bool = False,
+        rows: slice | None = None,
+    ) -> str:
+        """A key for one expert's part of the tensor ``key``, which is a factor for ``count``."""
+        some = "" if rows is None else f", {rows.start}:{rows.stop}:{rows.step}"
+        name = f"{key}[{number}{some}]"
+        self._slices[name] = _Slice(key, number, count, interleaved, transposed, rows)
+        return name
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of a tensor, or of a part of one that has a key of its own."""
+        part = self._slices.get(key)
+        if part is None:
+            return super().shape(key)
+        rows, columns = super().shape(part.key)
+        if part.interleaved:
+            columns //= part.count
+        else:
+            rows //= part.count
+        shape = (columns, rows) if part.transposed else (rows, columns)
+        return shape if part.rows is None else (len(range(*part.rows.indices(shape[0]))), shape[1])
+
+    def read(self, key: str) -> Tensor:
+        """A tensor, or a part of one that has a key of its own."""
+        part = self._slices.get(key)
+        if part is None:
+            return super().read(key)
+        # A and B in turn: what is read for one expert is kept for the next.
+        held = self._whole  # another thread may read other ones
+        if part.key not in held:
+            tensor = super().read(part.key)
+            if part.interleaved:
+                experts = tensor.view(len(tensor), -1, part.count).permute(2, 0, 1).contiguous()
+            else:
+                experts = tensor.view(part.count, -1, tensor.shape[1])
+            held = self._whole = {**dict(list(held.items())[-1:]), part.key: experts}
+        own = held[part.key][part.number]
+        own = own.t() if part.transposed else own
+        return (own if part.rows is None else own[part.rows]).contiguous()
 
     def targets(self, name: str) -> bool:
         """Whether the config's target_modules names a parameter of ``parts``, by either name."""
@@ -223,23 +295,32 @@ class Adapter(Checkpoint):
             )
         if part.a is None or part.b is None:
             return
-        a, b, rank = self.shape(part.a), self.shape(part.b), self.lora.rank_of(module)
+        a, b = self.shape(part.a), self.shape(part.b)
         if len(a) != 2 or len(b) != 2:
             raise InputError(
                 f"the factors of {module} have shapes {a} and {b}; only matrices can be merged",
                 where=where,
             )
-        if a[0] != rank or b[1] != rank:
-            raise InputError(
-                f"the factors of {module} have ranks {a[0]} and {b[1]}; "
-                f"adapter_config.json gives it rank {rank}",
-                where=where,
-                fix="Check that adapter_config.json and the tensors belong together.",
-            )
         if self.lora.dora and part.magnitude is None:
             raise InputError(
                 f"has no magnitudes of {module}, though use_dora is set", subject=where
             )
+
+    def check_ranks(self) -> None:
+        """Raise InputError for factors of another rank than the config's."""
+        for name, part in self.parts.items():
+            if part.a is None or part.b is None:
+                continue
+            module = name.rpartition(".")[0]
+            rank = self.lora.rank_of(part.of or module)
+            ranks = self.shape(part.a)[0], self.shape(part.b)[1]
+            if ranks != (rank, rank):
+                raise InputError(
+                    f"the factors of {module} have ranks {ranks[0]} and {ranks[1]}; "
+                    f"adapter_config.json gives it rank {rank}",
+                    where=str(self.files[0]),
+                    fix="Check that adapter_config.json and the tensors belong together.",
+                )
 
 
 def _weights_file(directory: Path) -> Path:

@@ -79,6 +79,21 @@ class Change:
                 return adapter.read(part.replaced)
         return None
 
+    def applied(self, tensor: Tensor, dtype: torch.dtype, *, add: bool) -> Tensor:
+        """The base's ``tensor`` with the change in ``dtype``; it may be overwritten.
+
+        add: with what is added, and not only what is replaced.
+        """
+        if (replaced := self.replaced()) is not None:
+            tensor = replaced
+        if not tensor.is_floating_point():
+            return tensor
+        if add and (factors := self.factors()) is not None:
+            return factors.merge(tensor, dtype)
+        if add and (added := self.added()) is not None:
+            return tensor.float().add_(added).to(dtype)
+        return self.with_tokens(tensor.to(dtype))
+
     def with_tokens(self, tensor: Tensor) -> Tensor:
         """``tensor`` (vocabulary, hidden) with the trained rows written into it."""
         for adapter, part in self.parts:
@@ -110,12 +125,12 @@ class Change:
         if self.combined is None:
             a, b = (adapter.read(key or "").float() for key in (part.a, part.b))
             magnitude = adapter.read(part.magnitude).float() if part.magnitude else None
-            return Factors(a, b, self._scale(adapter), magnitude, transposed)
+            return Factors(a, b, self._scale(adapter, part), magnitude, transposed)
         sums: list[Tensor] = []
         for field in ("a", "b"):
             total = torch.zeros(())
             for adapter, part in paired:
-                scale = self._scale(adapter)
+                scale = self._scale(adapter, part)
                 root = math.sqrt(abs(scale))
                 if field == "a":  # one of both has the sign
                     root = math.copysign(root, scale)
@@ -158,7 +173,7 @@ class Change:
                     fits = fits[1], fits[0]
                 if fits != shape:
                     raise _misfit(adapter, f"B · A of {self.module}", fits, shape)
-        ranks = {a.lora.rank_of(self.module) for a, part in self.parts if part.a}
+        ranks = {a.lora.rank_of(part.of or self.module) for a, part in self.parts if part.a}
         if len(ranks) > 1:
             raise InputError(
                 f"the adapters have the ranks {', '.join(map(str, sorted(ranks)))} here, "
@@ -188,8 +203,8 @@ class Change:
         a, b = (two.a, two.b) if one.transposed == two.transposed else (two.b.T, two.a.T)
         return torch.equal(one.a, a) and torch.equal(one.b, b)
 
-    def _scale(self, adapter: Adapter) -> float:
-        return adapter.weight * adapter.lora.scale_of(self.module)
+    def _scale(self, adapter: Adapter, part: Part) -> float:
+        return adapter.weight * adapter.lora.scale_of(part.of or self.module)
 
 
 def _same_tokens(one: Change, other: Change) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from quantkit.base.names import dtype_name
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.sidecars import Sidecars, brings_tokenizer, tokens_of, write_config
 from quantkit.checkpoint.source import folder_name
+from quantkit.checkpoint.views import View
 from quantkit.lora.adapter import Adapter
 from quantkit.lora.changes import Factors
 from quantkit.lora.checks import (
@@ -25,6 +27,7 @@ from quantkit.lora.checks import (
     check_targets,
 )
 from quantkit.lora.modules import Modules
+from quantkit.lora.parameters import separate
 from quantkit.lora.placement import Placement
 from quantkit.model.tying import set_field
 
@@ -48,6 +51,7 @@ class AdaptedCheckpoint(Checkpoint):
         names: Mapping[str, str],
         model: PreTrainedModel,
         *,
+        views: Mapping[str, View] | None = None,
         dtype: torch.dtype | None = None,
         base_name: str | None = None,
         strict: bool = False,
@@ -55,9 +59,10 @@ class AdaptedCheckpoint(Checkpoint):
         """Find the parameter that each tensor of the adapters changes.
 
         names: parameter name → key of ``base``; model: the base's modules, whose parameters may
-        be on the meta device; dtype: of every floating-point tensor read (default: as in the
-        base); base_name: what the base is called (default: its directory's name). Several
-        adapters are combined as PEFT's ``add_weighted_adapter(combination_type="linear")`` does.
+        be on the meta device; views: keys that stand for a part of a tensor of ``base``; dtype: of
+        every floating-point tensor read (default: as in the base); base_name: what the base is
+        called (default: its directory's name). Several adapters are combined as PEFT's
+        ``add_weighted_adapter(combination_type="linear")`` does.
 
         Raises InputError when a tensor of an adapter has no parameter or doesn't fit, when
         adapters can't be combined or one changes nothing, and with ``strict`` where there would be
@@ -66,7 +71,7 @@ class AdaptedCheckpoint(Checkpoint):
         self.base = base
         self.adapters = list(adapters)
         self.directory, self.files, self.format = base.directory, base.files, base.format
-        self._modules = Modules(model, names)
+        self._modules = Modules(model, names, views)
         self.warnings = self._check(base_name or folder_name(base.directory))
         placement = Placement(base, self.adapters, self._modules)
         for adapter in self.adapters:
@@ -89,7 +94,9 @@ class AdaptedCheckpoint(Checkpoint):
     def _check(self, base_name: str) -> list[str]:
         warnings = []
         for adapter in self.adapters:
+            separate(adapter, self._modules)
             adapter.resolve(self._modules.find)
+            adapter.check_ranks()
             warnings += check_keys(adapter)
         if len(self.adapters) > 1 or any(adapter.weight != 1 for adapter in self.adapters):
             warnings += check_combination(self.adapters)
@@ -117,7 +124,8 @@ class AdaptedCheckpoint(Checkpoint):
     @property
     def changed(self) -> list[str]:
         """Keys of the tensors that the adapters change."""
-        return list(self._placement.changes)
+        changed = [key for key in self._placement.changes if key in self.entries]
+        return [*changed, *self._placement.within]
 
     @property
     def sidecars(self) -> Sidecars:
@@ -151,7 +159,8 @@ class AdaptedCheckpoint(Checkpoint):
         Raises InputError where they make it NaN or infinite.
         """
         tensor = self._read(key, self.entries[key].dtype)
-        if key in self._placement.changes and not _finite(tensor):
+        touched = key in self._placement.changes or key in self._placement.within
+        if touched and not _finite(tensor):
             raise InputError(
                 f"holds NaN or infinity once the adapter is merged (as {tensor.dtype})",
                 subject=key,
@@ -161,6 +170,8 @@ class AdaptedCheckpoint(Checkpoint):
 
     def read_rows(self, key: str, start: int, stop: int) -> Tensor:
         """``read(key)[start:stop]``."""
+        if key in self._placement.within:
+            return self._read_rows_within(key, start, stop, self.entries[key].dtype)
         if key not in self._placement.changes and key in self.base.entries:
             return self.base.read_rows(key, start, stop).to(self.entries[key].dtype)
         # An embedding is read slice by slice: it is merged once, and kept for the next slice.
@@ -201,19 +212,41 @@ class AdaptedCheckpoint(Checkpoint):
         return sorted(set(rows))
 
     def _read(self, key: str, dtype: torch.dtype, *, add: bool = True) -> Tensor:
-        change = self._placement.changes.get(key)
-        replaced = None if change is None else change.replaced()
-        source = self._placement.sources.get(key, key)
-        tensor = self.base.read(source) if replaced is None else replaced
+        placement = self._placement
+        if key in placement.within:
+            return self._read_rows_within(key, 0, self.entries[key].shape[0], dtype, add=add)
+        if (view := self._modules.views.get(key)) is not None:
+            whole = partial(self._read_rows_within, dtype=dtype, add=add)
+            return view.of(lambda stored: whole(stored, 0, self.entries[stored].shape[0]), whole)
+        tensor = self.base.read(placement.sources.get(key, key))
+        change = placement.changes.get(key)
         if not tensor.is_floating_point():
             return tensor
-        if change is None:
-            return tensor.to(dtype)
-        if add and (factors := change.factors()) is not None:
-            return factors.merge(tensor, dtype)
-        if add and (added := change.added()) is not None:
-            return tensor.float().add_(added).to(dtype)
-        return change.with_tokens(tensor.to(dtype))
+        return tensor.to(dtype) if change is None else change.applied(tensor, dtype, add=add)
+
+    def _read_rows_within(
+        self, key: str, start: int, stop: int, dtype: torch.dtype, *, add: bool = True
+    ) -> Tensor:
+        """Some rows of a tensor with parts that are changed by themselves."""
+        changes = self._placement.within.get(key, [])
+        if any(view.index is None for view, _ in changes):  # its rows are none of the tensor's
+            first, last = 0, self.entries[key].shape[0]
+        else:
+            first, last = start, stop
+        stored = self.base.read_rows(key, first, last)
+        result = stored.to(dtype)
+        for view, change in changes:
+            if view.index is None or first <= view.index < last:
+                own, place = _part(stored, view, first), _part(result, view, first)
+                place.copy_(change.applied(own.contiguous(), dtype, add=add))
+        return result[start - first : stop - first]
+
+
+def _part(tensor: Tensor, view: View, first: int) -> Tensor:
+    """What ``view`` is of, in the memory of ``tensor``, whose first row is number ``first``."""
+    part = tensor if view.index is None else tensor[view.index - first]
+    part = part.t() if view.transposed else part
+    return part if view.rows is None else part[view.rows]
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -66,14 +66,20 @@ def check_targets(adapter: Adapter, base: Checkpoint, modules: Modules) -> list[
             where=where,
             fix="It was trained for another base" + (f": {lora.base}." if lora.base else "."),
         )
+    factored = {name for name, part in adapter.parts.items() if part.a}
+    if lora.parameters:
+        _check_parameters(adapter, modules, factored)
     if lora.targets is None:
         return []
-    present = {name for name, part in adapter.parts.items() if part.a}
+    present = {name for name in factored if adapter.parts[name].of is None}
+    apart = any(modules.is_expert(name) for name in present)
     wanted = {
         name
         for name, key in names.items()
         if name.endswith(".weight")
-        and len(base.shape(key)) > 1
+        and len(modules.shape(base, name)) > 1
+        # Experts that transformers keeps in one parameter are no modules that PEFT would find.
+        and (apart or not modules.is_expert(name))
         and lora.targets_module(name.removesuffix(".weight"))
     }
     if missing := sorted(wanted - present):
@@ -89,6 +95,23 @@ def check_targets(adapter: Adapter, base: Checkpoint, modules: Modules) -> list[
             "target_modules doesn't name; they are merged"
         ]
     return []
+
+
+def _check_parameters(adapter: Adapter, modules: Modules, factored: set[str]) -> None:
+    """Raise InputError for a parameter that ``target_parameters`` names without a tensor."""
+    placed = {part.of for part in adapter.parts.values() if part.of}
+    wanted = {
+        f"{module}.{leaf}"
+        for module in modules.named
+        for leaf in modules.parameters_of(module)
+        if adapter.lora.targets_parameter(f"{module}.{leaf}")
+    }
+    if missing := sorted(wanted - placed - factored):
+        raise InputError(
+            f"lacks the factors of {listed(missing)}, which its target_parameters name",
+            subject=str(adapter.directory),
+            fix="The adapter is incomplete, or was trained for another base.",
+        )
 
 
 def check_keys(adapter: Adapter) -> list[str]:
@@ -144,7 +167,7 @@ def _why_nothing(adapter: Adapter, pairs: int) -> str:
 
 
 def _adds_nothing(adapter: Adapter, name: str, part: Part) -> bool:
-    scale = adapter.weight * adapter.lora.scale_of(name.rpartition(".")[0])
+    scale = adapter.weight * adapter.lora.scale_of(part.of or name.rpartition(".")[0])
     return scale == 0 or not all(adapter.read(key).any() for key in (part.b, part.a) if key)
 
 
@@ -158,7 +181,7 @@ def _has_effect(
         return True
     if not (part.replaced or part.tokens or part.magnitude):
         return False
-    weight = base.read(modules.names[name])
+    weight = modules.read(base, name)
     replaced = change.replaced()
     if replaced is not None and (
         replaced.shape != weight.shape or not torch.equal(replaced.to(weight.dtype), weight)

@@ -25,7 +25,6 @@ _UNMERGEABLE = {
     "kasa_config": "KaSA truncates the base weights and adds a diagonal",
     "layer_replication": "replicated layers need a base of another depth",
     "monteclora_config": "MonteCLoRA samples at run time",
-    "target_parameters": "LoRA on bare parameters (experts) isn't supported",
     "use_bdlora": "block-diagonal LoRA isn't supported",
     "use_qalora": "QA-LoRA pools its inputs",
 }
@@ -43,7 +42,8 @@ class LoraConfig:
     modules without factors, likewise; saved: modules that are replaced as a whole; layers: the only
     ones with factors, none for all; tokens: the trained rows by an embedding's name, which is ""
     for the input embedding; tied: whether the output embedding shares the input embedding's
-    factors and rows; assumed: what it doesn't say, with the default that PEFT has for it.
+    factors and rows; parameters: ends of the names of parameters that have factors by themselves,
+    whatever module they are in; assumed: what it doesn't say, with PEFT's default for it.
     """
 
     base: str | None
@@ -61,6 +61,7 @@ class LoraConfig:
     layers_pattern: tuple[str, ...]
     tokens: Mapping[str, tuple[int, ...]]
     tied: bool
+    parameters: tuple[str, ...]
     assumed: tuple[str, ...]
 
     @classmethod
@@ -107,6 +108,7 @@ class LoraConfig:
             layers_pattern=_strings(values.get("layers_pattern")),
             tokens={name: _integers(rows) for name, rows in tokens.items()},
             tied=bool(values.get("ensure_weight_tying")),
+            parameters=_strings(values.get("target_parameters")),
             assumed=assumed,
         )
         if min([config.rank, *config.rank_pattern.values()]) < 1:
@@ -150,6 +152,10 @@ class LoraConfig:
         if not _matches(self.targets or (), module):
             return False
         return not self.layers or self._layer(module) in self.layers
+
+    def targets_parameter(self, name: str) -> bool:
+        """Whether ``target_parameters`` names this parameter."""
+        return _matches(self.parameters, name)
 
     def _layer(self, module: str) -> int | None:
         """The number of the layer that a module is in, from its name."""

@@ -80,9 +80,9 @@ def adapt(
     return AdaptedCheckpoint(
         base,
         opened,
-        # An expert that is a part of a tensor can't be changed by itself.
-        {name: key for name, key in skeleton.names.items() if key not in skeleton.views},
+        skeleton.names,
         skeleton.model,
+        views=skeleton.views,
         dtype=dtype,
         base_name=model_name(model),
         strict=strict,

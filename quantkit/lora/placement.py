@@ -15,6 +15,7 @@ import torch
 from quantkit.base.errors import InputError
 from quantkit.checkpoint.header import TensorEntry
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.views import View
 from quantkit.lora.adapter import Adapter
 from quantkit.lora.changes import Change
 from quantkit.lora.modules import Modules
@@ -24,7 +25,8 @@ from quantkit.model.tying import set_field
 class Placement:
     """The tensors of a base with adapters merged into it, as keys and shapes.
 
-    entries: of every tensor of the result; changes: by key; sources: new key → key of the base's
+    entries: of every tensor of the result; changes: by key; within: those that are of parts of a
+    tensor, by its key; sources: new key → key of the base's
     tensor that it is made from; config: of the result; untied: whether tied embeddings came apart;
     vocabulary: rows of the embeddings; resized: whether the base has another number of them.
     """
@@ -33,6 +35,7 @@ class Placement:
         """Raises InputError for a change that doesn't fit its parameter."""
         self.entries = dict(base.entries)
         self.changes: dict[str, Change] = {}
+        self.within: dict[str, list[tuple[View, Change]]] = {}
         self.sources: dict[str, str] = {}
         self.config: dict[str, Any] = dict(base.config)
         self.untied = False
@@ -74,6 +77,9 @@ class Placement:
 
     def _change(self, key: str, change: Change) -> None:
         self.changes[key] = change
+        if (view := self._modules.views.get(key)) is not None:
+            self.within.setdefault(view.key, []).append((view, change))
+            return
         entry = self.entries[key]
         self.entries[key] = _with(entry, shape=change.shape_after(entry.shape))
 
@@ -114,7 +120,7 @@ def _collect(base: Checkpoint, adapters: Sequence[Adapter], modules: Modules) ->
             empty = Change(module, module in modules.conv1d, combined, [])
             changes.setdefault(name, empty).parts.append((adapter, part))
     for name, change in changes.items():
-        shape = base.shape(modules.names[name])
+        shape = modules.shape(base, name)
         after = change.shape_after(shape)
         if after != shape and name not in modules.vocabulary:
             raise InputError(

@@ -52,7 +52,7 @@ def separate(
     if extra := others - {_NORM}:
         raise unknown(module, f"{', '.join(sorted(extra))} besides its weights", where)
     layout = _Layout(name, module, match, checkpoint, stacks[LAST].shape[0], where)
-    layout = replace(layout, transposed=_is_transposed(stacks))
+    layout = replace(layout, transposed=is_transposed(stacks))
     shapes: dict[str, tuple[int, int]] = {}
     experts: list[dict[str, list[Piece]]] = [{} for _ in range(layout.count)]
     views: dict[str, View] = {}
@@ -85,7 +85,7 @@ def _signature(experts: Sequence[Mapping[str, Sequence[Piece]]]) -> Any:
     )
 
 
-def _is_transposed(stacks: Mapping[str, Tensor]) -> bool:
+def is_transposed(stacks: Mapping[str, Tensor]) -> bool:
     """Whether the parameters of one expert are (in, out): down_proj's outputs are the inputs of
     the first, which tells."""
     first = next(stacks[name] for name in FIRST if name in stacks)

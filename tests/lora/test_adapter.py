@@ -240,7 +240,6 @@ def test_other_types_are_refused_by_name(adapter: Path, kind: str) -> None:
         {"use_qalora": True},
         {"layer_replication": [[0, 2]]},
         {"alora_invocation_tokens": [1]},
-        {"target_parameters": ["mlp.up_proj.weight"]},
     ],
     ids=lambda option: next(iter(option)),
 )
