@@ -204,14 +204,13 @@ def compare_predictions(
                 q = p if variant is baseline else logits_q(variant.batches[place], part)
                 running.add(p, q, part)
             step()
-    rerouted = routing.changed(baseline.choices, variant.choices)
-    return Divergence(
-        *(
-            torch.cat([getattr(running, name)() for running in parts])
-            for name in ("nll", "baseline_nll", "kl", "agrees")
-        ),
-        rerouted={index: part[:, :-1] for index, part in rerouted.items()},
+    nll, baseline_nll, kl, agrees = (
+        torch.cat([getattr(running, name)() for running in parts])
+        for name in ("nll", "baseline_nll", "kl", "agrees")
     )
+    rerouted = routing.changed(baseline.choices, variant.choices)
+    predicting = {index: part[:, :-1] for index, part in rerouted.items()}
+    return Divergence(nll, baseline_nll, kl, agrees, predicting)
 
 
 class _Running:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,9 +18,12 @@ Notes = list[list[Tensor]]  # what one mixture after the other chose, batch afte
 def noted(experts: Mapping[str, Experts]) -> Iterator[Notes]:
     """What the mixtures of one layer choose while its rows pass, on the CPU."""
     notes: Notes = [[] for _ in experts]
+    def note(own: list[Tensor], chosen: Tensor) -> None:
+        own.append(chosen.cpu())
+
     with ExitStack() as stack:
         for mixture, own in zip(experts.values(), notes, strict=True):
-            stack.enter_context(mixture.noted(lambda chosen, own=own: own.append(chosen.cpu())))
+            stack.enter_context(mixture.noted(partial(note, own)))
         yield notes
 
 

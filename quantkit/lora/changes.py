@@ -106,7 +106,7 @@ class Change:
         """What is added to a bias: (out,) float32, or None."""
         for adapter, part in self.parts:
             if part.added:
-                return adapter.read(part.added).float() * self._scale(adapter)
+                return adapter.read(part.added).float() * self._scale(adapter, part)
         return None
 
     def factors(self) -> Factors | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -71,7 +71,7 @@ class Modules:
     def parameters_of(self, module: str) -> list[str]:
         """Names of a module's own parameters in transformers, in the order of their definition."""
         found = self._modules.get(module)
-        whole = found.original if isinstance(found, Experts) else found
+        whole: Any = found.original if isinstance(found, Experts) else found
         return [] if whole is None else [n for n, _ in whole.named_parameters(recurse=False)]
 
     def is_expert(self, name: str) -> bool:
