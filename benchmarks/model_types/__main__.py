@@ -1,7 +1,7 @@
 """``python -m benchmarks.model_types``: try every model type, and write docs/models.md.
 
-With ``--most`` the twenty that people quantize most are tried, and it fails unless each of them goes
-through every recipe whose format holds it, with transformers' logits. CI runs that.
+With ``--most`` the twenty that people quantize most are tried, and it fails unless each of them
+goes through every recipe whose format holds it, with transformers' logits. CI runs that.
 """
 
 from __future__ import annotations
