@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from quantkit.base.errors import QuantkitError
@@ -13,7 +13,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.registry import safetensors_formats
 from quantkit.model.text_only import TextOnly
 from quantkit.plan.linears import LinearPlan
-from quantkit.results.manifest import Fate, Fates
+from quantkit.results.manifest import Fate, Fates, MergeFates
 
 
 def check_complete(plan: LinearPlan, directory: Path) -> None:
@@ -21,9 +21,6 @@ def check_complete(plan: LinearPlan, directory: Path) -> None:
 
     Raises QuantkitError where one is missing, stored twice, or not in the plan.
     """
-    stored: list[str] = []
-    for file in sorted(directory.glob("*.safetensors")):
-        stored += read_header(file)
     suffixes = safetensors_formats()[plan.format].suffixes
     parts = {
         f"{tensor.name.removesuffix('.weight')}.{suffix}": tensor.name
@@ -31,8 +28,22 @@ def check_complete(plan: LinearPlan, directory: Path) -> None:
         if tensor.quantized
         for suffix in suffixes
     }
-    found = {parts.get(name, name) for name in stored}
-    planned = {tensor.name for tensor in plan.tensors}
+    check_stored(directory, {tensor.name for tensor in plan.tensors}, parts)
+
+
+def check_stored(
+    directory: Path, planned: Collection[str], parts: Mapping[str, str] | None = None
+) -> None:
+    """Compare the weight files' tensors with the planned names.
+
+    parts: the name of the weight that each of these is a part of. Raises QuantkitError where one is
+    missing, stored twice, or not planned.
+    """
+    stored: list[str] = []
+    for file in sorted(directory.glob("*.safetensors")):
+        stored += read_header(file)
+    planned = set(planned)
+    found = {(parts or {}).get(name, name) for name in stored}
     problems = [
         f"{verb} {listed(sorted(names))}"
         for verb, names in (
@@ -75,6 +86,15 @@ def fates(plan: LinearPlan, source: Checkpoint, rescaled: Collection[str]) -> Fa
             unused.append(key)
     left_out = source.left_out if isinstance(source, TextOnly) else []
     return Fates(_fate(quantized), _fate(scaled), _fate(copied), _fate(unused), _fate(left_out))
+
+
+def merge_fates(changed: Collection[str], keys: Iterable[str]) -> MergeFates:
+    """What became of the tensors ``keys`` of a merged checkpoint, of which some are ``changed``."""
+    keys = list(keys)
+    return MergeFates(
+        _fate([key for key in keys if key in changed]),
+        _fate([key for key in keys if key not in changed]),
+    )
 
 
 def _fate(keys: Iterable[str]) -> Fate:

@@ -20,6 +20,7 @@ from quantkit.artifact.records import (
     record_files,
     weights_bytes,
 )
+from quantkit.assembly.completeness import check_stored, merge_fates
 from quantkit.base.errors import InputError
 from quantkit.base.output import check_output, new_directory
 from quantkit.base.progress import Progress
@@ -95,6 +96,7 @@ def merge(
         source = pool.submit(checkpoint_digests, checkpoint)
         records = [pool.submit(record_adapter, adapter) for adapter in adapted.adapters]
         _write(adapted, directory, max_shard_size or _largest_shard(adapted), progress)
+        check_stored(directory, adapted.entries)
         adapted.sidecars.copy(directory)
         write_config(directory, adapted.config, None)
         result = _prove(adapted, directory, progress) if proof else None
@@ -228,4 +230,5 @@ def _manifest(
         proof=proof,
         libraries=library_versions(),
         files=record_files(directory),
+        tensors=merge_fates(set(adapted.changed), adapted.entries),
     )

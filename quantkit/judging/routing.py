@@ -18,6 +18,7 @@ Notes = list[list[Tensor]]  # what one mixture after the other chose, batch afte
 def noted(experts: Mapping[str, Experts]) -> Iterator[Notes]:
     """What the mixtures of one layer choose while its rows pass, on the CPU."""
     notes: Notes = [[] for _ in experts]
+
     def note(own: list[Tensor], chosen: Tensor) -> None:
         own.append(chosen.cpu())
 

@@ -151,6 +151,14 @@ class Fates:
 
 
 @dataclass(frozen=True)
+class MergeFates:
+    """What became of every tensor of a merged checkpoint: changed by an adapter, or copied."""
+
+    changed: Fate
+    copied: Fate
+
+
+@dataclass(frozen=True)
 class FileRecord:
     """A file of an artifact."""
 
@@ -228,7 +236,7 @@ class MergedManifest:
 
     dtype: None where the base's config has none; dequantized_base: whether the base was packed;
     changed_tensors: how many the adapters changed; untied: whether embeddings that were tied are
-    stored apart; proof: None where it was left out.
+    stored apart; proof: None where it was left out; tensors: what became of each.
     """
 
     schema: ClassVar[int] = SCHEMA
@@ -249,9 +257,11 @@ class MergedManifest:
     proof: MergeProof | None
     libraries: dict[str, str]
     files: dict[str, FileRecord]
+    tensors: MergeFates | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {"schema": self.schema, **_json(self)}
+        values = {name: value for name, value in _json(self).items() if name != "tensors" or value}
+        return {"schema": self.schema, **values}
 
 
 def _tag(value: Any) -> str:

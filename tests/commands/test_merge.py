@@ -176,7 +176,22 @@ def test_the_manifest_says_what_was_merged(base: Path, adapter: Path, tmp_path: 
     assert set(found["files"]) == {"adapter_config.json", "adapter_model.safetensors"}
     assert "model.safetensors" in manifest["files"] and "run.json" not in manifest["files"]
     assert manifest["changed_tensors"] == 9
+    assert manifest["tensors"]["changed"]["count"] == 9
     assert (tmp_path / "out" / "run.json").is_file()
+
+
+def test_a_lost_tensor_is_caught(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = verb._read_ahead
+
+    def forgetful(adapted: Any, keys: Any) -> Any:
+        return (pair for pair in read(adapted, keys) if pair[0] != "model.norm.weight")
+
+    monkeypatch.setattr(verb, "_read_ahead", forgetful)
+    with pytest.raises(QuantkitError, match=r"lacks model\.norm\.weight"):
+        merge(base, adapter, tmp_path / "out", proof=False)
+    assert not (tmp_path / "out").exists()
 
 
 def tokenizer(directory: Path, tokens: int, template: str | None = None) -> None:

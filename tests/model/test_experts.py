@@ -51,6 +51,15 @@ def test_streamed_logits_are_those_of_transformers(model_type: str, tiny: Tiny) 
     torch.testing.assert_close(streamed(directory, rows), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_experts_in_layers_that_share_keys_and_values(tiny: Tiny) -> None:
+    experts: dict[str, Any] = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2}
+    directory = tiny("gemma4_text", **experts, moe_intermediate_size=32)
+    rows = torch.randint(3, 90, (2, 24), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = whole(directory)(input_ids=rows, use_cache=False).logits
+    assert torch.equal(streamed(directory, rows), expected)
+
+
 @pytest.mark.parametrize("model_type", list(MIXTURES))
 def test_every_expert_has_linears_of_its_own(model_type: str, tiny: Tiny) -> None:
     checkpoint = Checkpoint(tiny(model_type))
