@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from benchmarks.model_types.record import RECIPES, Row, record
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "models.md"
 _SECONDS = 180
+_ROW = "row: "
 _MOST = (
     *("lm:llama", "lm:mistral", "lm:phi3", "lm:qwen2", "lm:qwen3", "lm:gemma3_text", "lm:olmo3"),
     *("lm:qwen3_moe", "lm:qwen3_next", "lm:gpt_oss", "lm:mixtral", "lm:glm4_moe"),
@@ -47,27 +49,33 @@ def main() -> None:
     parser.add_argument("only", nargs="*", help="such as lm:qwen3_moe vlm:gemma3 (default: all)")
     parser.add_argument("--most", action="store_true", help="the twenty that must work")
     parser.add_argument("--results", type=Path, default=ROOT / "reports" / "models.jsonl")
-    parser.add_argument("--one", nargs=3, metavar=("KIND", "TYPE", "CLASS"), help=argparse.SUPPRESS)
+    parser.add_argument("--these", nargs="+", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    if chosen.one:
-        kind, model_type, name = chosen.one
-        with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(record(kind, model_type, name, Path(folder)).to_json()))
+    if chosen.these:
+        for kind, model_type, name in (text.split(":") for text in chosen.these):
+            with tempfile.TemporaryDirectory() as folder:
+                row = record(kind, model_type, name, Path(folder))
+            print(f"{_ROW}{json.dumps(row.to_json())}", flush=True)
         return
     if chosen.most:
         raise SystemExit(_most())
     chosen.results.parent.mkdir(parents=True, exist_ok=True)
     rows = {(r.kind, r.model_type): r for r in _known(chosen.results)}
-    for kind, model_type, name in types():
-        if chosen.only and f"{kind}:{model_type}" not in chosen.only:
-            continue
-        if not chosen.only and (kind, model_type) in rows:  # where an earlier run got to
-            continue
-        rows[kind, model_type] = row = _apart(kind, model_type, name)
+    wanted = [
+        (kind, model_type, name)
+        for kind, model_type, name in types()
+        # Without names, from where an earlier run got to.
+        if (
+            f"{kind}:{model_type}" in chosen.only if chosen.only else (kind, model_type) not in rows
+        )
+    ]
+    for row in _apart(wanted):
+        rows[row.kind, row.model_type] = row
         with chosen.results.open("a") as file:
             file.write(json.dumps(row.to_json()) + "\n")
         done = sum(outcome == "done" for outcome in row.outcomes.values())
-        print(f"{kind}:{model_type}: {row.built or f'{done} of {len(row.outcomes)}'}", flush=True)
+        result = row.built or f"{done} of {len(row.outcomes)}"
+        print(f"{row.kind}:{row.model_type}: {result}", flush=True)
     if not chosen.only:
         PAGE.write_text(page(list(rows.values())))
 
@@ -96,20 +104,32 @@ def _known(results: Path) -> list[Row]:
     return [Row(**json.loads(line)) for line in results.read_text().splitlines()]
 
 
-def _apart(kind: str, model_type: str, name: str) -> Row:
-    command = [sys.executable, "-m", "benchmarks.model_types", "--one", kind, model_type, name]
+def _apart(wanted: list[tuple[str, str, str]]) -> Iterator[Row]:
+    """Try types in a process of their own; where it crashes or hangs, the next go on in another."""
     environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error"}
-    try:
-        run = subprocess.run(
-            command, capture_output=True, text=True, timeout=_SECONDS, env=environment, cwd=ROOT
-        )
-    except subprocess.TimeoutExpired:
-        return Row(kind, model_type, name, built=f"took longer than {_SECONDS} seconds")
-    try:
-        return Row(**json.loads(run.stdout.splitlines()[-1]))
-    except (IndexError, ValueError):
-        last = (run.stderr.strip().splitlines() or ["no output"])[-1]
-        return Row(kind, model_type, name, built=f"the process ended with {run.returncode}: {last}")
+    while wanted:
+        these = [":".join(names) for names in wanted]
+        command = [sys.executable, "-m", "benchmarks.model_types", "--these", *these]
+        with (
+            tempfile.TemporaryFile("w+") as errors,
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, cwd=ROOT
+            ) as process,
+        ):
+            assert process.stdout is not None
+            while wanted:
+                watch = threading.Timer(_SECONDS, process.kill)
+                watch.start()
+                line = next((text for text in process.stdout if text.startswith(_ROW)), None)
+                watch.cancel()
+                names, *wanted = wanted
+                if line is None:
+                    process.wait()
+                    errors.seek(0)
+                    last = (errors.read().strip().splitlines() or ["no output"])[-1]
+                    yield Row(*names, built=f"the process ended with {process.returncode}: {last}")
+                    break
+                yield Row(**json.loads(line.removeprefix(_ROW)))
 
 
 if __name__ == "__main__":
