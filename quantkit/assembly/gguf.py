@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -64,15 +65,18 @@ def write_gguf(run: Run, plan: GgufFilePlan, name: str) -> list[LayerReport]:
     elif not _intact(path, run.journal.steps):
         run.progress.note("the unfinished work is damaged: starting again")
         run.journal.forget()
-    importance = {
-        key: _decode(text) for step in run.journal.steps for key, text in step.importance.items()
-    }
-    with run.progress.task(f"write {path.name}", len(plan.file.tensors)) as task:
+    # As text until they are needed: of thousands of experts they are hundreds of megabytes.
+    texts = {key: text for step in run.journal.steps for key, text in step.importance.items()}
+
+    def importance(key: str) -> Tensor | None:
+        return _decode(texts[key]) if key in texts else None
+
+    with run.progress.task(f"write {path.name}", sum(1 for _ in plan.file.parts)) as task:
         write_file(
             path,
             plan.file,
             run.checkpoint,
-            importance.get,
+            importance,
             finished=_tensors(run.journal.steps),
             record=lambda written, report: run.journal.record(
                 Step("tensor", (written,), (report,))
@@ -80,7 +84,16 @@ def write_gguf(run: Run, plan: GgufFilePlan, name: str) -> list[LayerReport]:
             progress=task,
         )
     reports = {layer.name: layer for step in run.journal.steps for layer in step.layers}
-    return [reports[tensor.name] for tensor in plan.file.tensors]
+    routed = {key: counts for step in run.journal.steps for key, counts in step.routed.items()}
+    return [_counted(reports[part.name], routed.get(str(part.key))) for part in plan.file.parts]
+
+
+def _counted(report: LayerReport, counts: Sequence[int] | None) -> LayerReport:
+    """The report of an expert's matrix with the tokens that were routed to it, of those measured."""
+    if counts is None:
+        return report
+    tokens, measured = counts
+    return replace(report, tokens=tokens, all_tokens=True if tokens < measured else None)
 
 
 def _tensors(steps: Sequence[Step]) -> list[Written]:
@@ -100,7 +113,8 @@ class _Parts:
     ) -> None:
         self.run, self.plan, self.path, self.stream = run, plan, path, stream
         self._later = later  # writes one part beside the work on the next
-        self._planned = {tensor.key: tensor for tensor in plan.file.tensors}
+        self._planned = {part.key: part for part in plan.file.parts}
+        self._source = plan.file.viewed(run.checkpoint)
         self._known: Written | None = None  # any tensor that the file holds
 
     def resume(self, steps: Sequence[Step]) -> bool:
@@ -120,6 +134,7 @@ class _Parts:
         part: Part,
         linears: Mapping[str, QuantizedLinear],
         importance: Mapping[str, str] | None = None,
+        routed: Mapping[str, Sequence[int]] | None = None,
     ) -> Future[Step]:
         """Write quantized tensors, by their names in the file, to their places there."""
 
@@ -127,7 +142,8 @@ class _Parts:
             written = write_blocks(self.path, self.plan.file, linears, self._known)
             self._known = next(iter(written), self._known)
             reports = tuple(linear.report for linear in linears.values())
-            return Step(part, tuple(written), reports, importance=dict(importance or {}))
+            measured = dict(importance or {}), dict(routed or {})
+            return Step(part, tuple(written), reports, *measured)
 
         return self._later.submit(write)
 
@@ -171,6 +187,9 @@ class _Grids(_Parts):
             tensor = self.tensor(layer, f"{module}.weight")
             value = grids.pack_blocks(linear.tensor.cpu(), tensor.transform)
             report = _report(tensor, linear.report.error, linear.report.measured_on)
+            report = replace(
+                report, tokens=linear.report.tokens, all_tokens=linear.report.all_tokens
+            )
             yield tensor.name, QuantizedLinear(value, report)
         for name, changed in result.changed.items():
             tensor = self.tensor(layer, name)
@@ -228,9 +247,10 @@ class _Mix(_Parts):
         inputs: Iterable[list[InputStatistics]] = (
             ([group] for group in calibration.measure_in_turn(index, block, tick))
             if isinstance(calibration, CorrectedPass)
-            else [calibration.measure(index, block, tick)[0]]
+            else (part for _, part, _ in calibration.measure_in_parts(index, block, tick))
         )
         importance: dict[str, str] = {}
+        routed: dict[str, Sequence[int]] = {}
         quantized: dict[str, QuantizedLinear] = {}
         for groups in inputs:
             matrices = {
@@ -242,13 +262,16 @@ class _Mix(_Parts):
             # Read from the device after all that it has to do.
             for group in groups:
                 weights = _encode(group.importance())
-                importance |= {str(matrices[name].key): weights for name in group.consumers}
+                keys = [str(matrices[name].key) for name in group.consumers]
+                importance |= dict.fromkeys(keys, weights)
+                if group.routed is not None:
+                    routed |= dict.fromkeys(keys, (group.routed, group.tokens))
             if self._corrects:
                 self._apply(block, matrices, quantized, groups[0].importance().cpu())
-        return self.step("block", quantized, importance)
+        return self.step("block", quantized, importance, routed)
 
     def _matrix(self, index: int, block: nn.Module, name: str) -> FileMatrix:
-        return FileMatrix.of_block(self.tensor(index, name), self.run.checkpoint, block, name)
+        return FileMatrix.of_block(self.tensor(index, name), self._source, block, name)
 
     def output(self, calibration: CalibrationPass | None) -> Step:
         if self._output_first or not self._method.measures_output:
@@ -257,7 +280,7 @@ class _Mix(_Parts):
         return self._quantize_output("output", calibration.output())
 
     def _quantize_output(self, part: Part, inputs: InputStatistics) -> Step:
-        matrix = FileMatrix(self._output, self.run.checkpoint)
+        matrix = FileMatrix(self._output, self._source)
         tied = self._output.name == EMBEDDING
         return self.step(part, self._method.quantize_output(inputs, matrix, tied=tied)).result()
 

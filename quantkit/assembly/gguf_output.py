@@ -14,6 +14,7 @@ from quantkit.calibration.needs import Needs
 from quantkit.calibration.passing import CalibrationPass
 from quantkit.calibration.statistics import InputStatistics
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.views import ViewedSource
 from quantkit.checkpoint.written import Written
 from quantkit.formats.gguf.file import GgufTensorPlan
 from quantkit.methods.fused import fused
@@ -33,18 +34,23 @@ class FileMatrix:
     """
 
     plan: GgufTensorPlan
-    source: Checkpoint
+    source: Checkpoint | ViewedSource
     loaded: Tensor | None = None
 
     @classmethod
     def of_block(
-        cls, plan: GgufTensorPlan, source: Checkpoint, block: nn.Module, name: str
+        cls,
+        plan: GgufTensorPlan,
+        source: Checkpoint | ViewedSource,
+        block: nn.Module,
+        name: str,
     ) -> FileMatrix:
         """The matrix that is made of the parameter ``name`` of a ``block`` in memory."""
         value = block.get_parameter(name).detach()
         # Nothing is read and copied to a GPU twice; but what an adapter or another dtype has
         # changed is not what the file is made of.
-        same = type(source) is Checkpoint and source.dtype(str(plan.key)) == value.dtype
+        plain = source.source if isinstance(source, ViewedSource) else source
+        same = type(plain) is Checkpoint and source.dtype(str(plan.key)) == value.dtype
         return cls(plan, source, value if same and fused(value.device) else None)
 
     @property

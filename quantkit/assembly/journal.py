@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -38,6 +38,7 @@ class Step:
 
     tensors: where what was written is; layers: how well it was quantized; importance: mean square
     of each input feature, float32 in base64, by the checkpoint key of the weight that reads it;
+    routed: for an expert's weight, how many tokens were routed to it, and on how many it was measured;
     rescaled: keys of tensors that are kept, but for a scale; calibration: where the rows stand
     afterwards.
     """
@@ -46,6 +47,7 @@ class Step:
     tensors: tuple[Written, ...] = ()
     layers: tuple[LayerReport, ...] = ()
     importance: Mapping[str, str] = field(default_factory=dict)
+    routed: Mapping[str, Sequence[int]] = field(default_factory=dict)
     rescaled: tuple[str, ...] = ()
     calibration: CalibrationState | None = None
 
@@ -58,6 +60,7 @@ class Step:
             tensors=tuple(Written(**tensor) for tensor in value["tensors"]),
             layers=tuple(LayerReport(**layer) for layer in value["layers"]),
             importance=value["importance"],
+            routed=value["routed"],
             rescaled=tuple(value["rescaled"]),
             calibration=None if state is None else CalibrationState.from_json(state),
         )

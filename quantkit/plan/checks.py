@@ -9,6 +9,7 @@ from quantkit.base.errors import InputError
 from quantkit.base.names import starred
 from quantkit.formats.format import Contents
 from quantkit.formats.registry import FORMATS
+from quantkit.methods.ggml.method import MixMethod
 from quantkit.methods.grids import Grid
 from quantkit.methods.linears import Scheme
 from quantkit.methods.method import LinearMethod
@@ -59,13 +60,19 @@ def check_experts(method: LinearMethod, skeleton: Skeleton) -> None:
             subject=where,
             fix="Use a recipe for another format, such as ct-w4a16-g128 or gptq-w4-g128.",
         )
+    check_corrected(method, where)
+
+
+def check_corrected(method: LinearMethod | MixMethod, where: str) -> None:
+    """Raise InputError where the method sets the inputs of experts in two models side by side."""
     needs = method.needs()
     if needs is not None and needs.propagate == "corrected":
         raise InputError(
             "is a mixture of experts, whose tokens take other ways in the quantized model: their "
             "inputs in both models can't be set beside each other",
             subject=where,
-            fix="Set quantize.propagate to original or quantized.",
+            fix="Set quantize.propagate to original"
+            + (" or quantized." if isinstance(method, LinearMethod) else "."),
         )
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from quantkit.base.errors import not_installed
+from quantkit.base.errors import InputError, not_installed
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.gguf.file import GgufPlan, GgufTensorPlan, plan_file
 from quantkit.formats.gguf.grids import ggml_type
+from quantkit.formats.gguf.tensor_types import quantizable
 from quantkit.methods.ggml.method import MixMethod
 from quantkit.methods.ggml.types import available, row_bytes
 from quantkit.methods.grids import Grid, as_grid
 from quantkit.methods.method import LinearMethod
 from quantkit.model.skeleton import Skeleton
 from quantkit.plan.base import FLOATS, Plan, PlannedTensor
+from quantkit.plan.checks import check_corrected
 from quantkit.plan.linears import LinearPlan, plan_linears
 
 _UNQUANTIZED = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -68,6 +71,8 @@ def plan_mix(
         no_fallback=method.no_fallback,
         pre_tokenizer=method.pre_tokenizer,
     )
+    if any(tensor.experts for tensor in file.tensors):
+        check_corrected(method, str(checkpoint.directory))
     return GgufFilePlan(
         method.method, method.format, _described(file), method, file, notes=file.notes
     )
@@ -92,15 +97,34 @@ def plan_grids(
     default = as_grid(method.default_scheme())
     file = plan_file(checkpoint, ggml_type(default).lower(), name=name)
 
+    source = file.viewed(checkpoint)
+
+    def type_of(key: str) -> str:
+        grid = grids.get(key)
+        return ggml_type(grid) if isinstance(grid, Grid) else _UNQUANTIZED[source.dtype(key)]
+
     def planned(tensor: GgufTensorPlan) -> GgufTensorPlan:
-        if tensor.key is None or tensor.key not in inside:
+        keys = [part.key for part in tensor.parts if part.key is not None and part.key in inside]
+        types = {type_of(key): key for key in keys}
+        if not types:
             return tensor
-        grid = grids.get(tensor.key)
-        if isinstance(grid, Grid):
-            type = ggml_type(grid)
-        else:
-            type = _UNQUANTIZED[checkpoint.dtype(tensor.key)]
-        nbytes = tensor.shape[0] * row_bytes(type, tensor.shape[1])
+        if not quantizable(tensor.name, tensor.shape):
+            if key := next((key for key in keys if key in grids), None):
+                raise InputError(
+                    f"{key} is {tensor.type} in every GGUF file",
+                    where=str(checkpoint.directory),
+                    fix="Add its module to quantize.ignore.",
+                )
+            return tensor
+        if len(types) > 1:
+            raise InputError(
+                f"holds all experts of a layer in one type, and the recipe gives them "
+                f"{', '.join(types)} ({', '.join(types.values())})",
+                subject=f"GGUF's {tensor.name}",
+                fix="Use patterns that match all experts of a layer, such as *.experts.*.",
+            )
+        [type] = types
+        nbytes = math.prod(tensor.shape[:-1]) * row_bytes(type, tensor.shape[-1])
         return replace(tensor, type=type, wanted=type, nbytes=nbytes)
 
     file = replace(file, tensors=tuple(map(planned, file.tensors)))

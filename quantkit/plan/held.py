@@ -12,8 +12,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -36,25 +37,30 @@ from quantkit.plan.linears import LinearPlan
 # Weights whose largest is between these are held by every scheme.
 _ORDINARY = (2.0**-8, 2.0**10)
 _WORST = 2.0  # times the squared error that the scheme has for weights of ordinary size
+Part = TypeVar("Part")
 _CHUNKS, _ROWS = 4, 8  # rows of a weight that are tried: some in each of several places
 
 
 def check_scales(plan: Plan, checkpoint: Checkpoint) -> None:
     """Raise InputError where a scheme's scales can't hold the weights of a planned tensor."""
     if isinstance(plan, GgufFilePlan):
-        names = {
-            t.key: t.name
-            for t in plan.file.tensors
-            if t.key is not None and t.type not in FLOATS and len(t.shape) == 2
+        source = plan.file.viewed(checkpoint)
+        tried = {
+            part.key: tensor
+            for tensor in plan.file.tensors
+            for part in _some(tensor.parts)
+            if part.key is not None and part.type not in FLOATS and len(part.shape) == 2
         }
+        names = {key: tensor.name for key, tensor in tried.items()}
         trials: dict[str, Callable[[Tensor], Quantized]] = {
-            t.key: _by_ggml(t.type) for t in plan.file.tensors if t.key in names
+            key: _by_ggml(tensor.type) for key, tensor in tried.items()
         }
-        schemes = {t.key: t.type for t in plan.file.tensors if t.key in names}
+        schemes = {key: tensor.type for key, tensor in tried.items()}
         settings: MixMethod | LinearMethod = plan.settings
         if plan.linears is not None:
             names |= _names(plan.linears)
     elif isinstance(plan, LinearPlan):
+        source = checkpoint
         names = _names(plan)
         of_module = {names[key]: key for key in names}
         trials = {of_module[name]: _by_scheme(scheme) for name, scheme in plan.schemes.items()}
@@ -65,7 +71,8 @@ def check_scales(plan: Plan, checkpoint: Checkpoint) -> None:
     sizes = {
         key: size
         for key, trial in trials.items()
-        if key in checkpoint.entries and (size := _lost(_rows(checkpoint, key), trial)) is not None
+        if (key in checkpoint.entries or source is not checkpoint)
+        and (size := _lost(_rows(source, key), trial)) is not None
     }
     if isinstance(plan, LinearPlan):
         sizes |= _lost_experts(plan, checkpoint, trials)
@@ -97,11 +104,15 @@ def _lost_experts(
             by_tensor.setdefault((view.key, str(view.rows)), []).append(key)
     found: dict[str, float] = {}
     for keys in by_tensor.values():
-        tried = keys[:: max(1, len(keys) // _CHUNKS)]
-        lost = [size for key in tried if (size := _lost(_rows(source, key), trials[key]))]
+        lost = [size for key in _some(keys) if (size := _lost(_rows(source, key), trials[key]))]
         if lost:
             found |= dict.fromkeys(keys, lost[0])
     return found
+
+
+def _some(parts: Sequence[Part]) -> Sequence[Part]:
+    """Some of a layer's experts, which stand for all of them."""
+    return parts[:: max(1, len(parts) // _CHUNKS)]
 
 
 def _names(plan: LinearPlan) -> dict[str, str]:
@@ -126,7 +137,7 @@ def _rows(source: Checkpoint | ViewedSource, key: str) -> Tensor:
     """Some rows of a weight, float32, those of zeros left out."""
     count = source.shape(key)[0]
     starts = sorted({count * part // _CHUNKS for part in range(_CHUNKS)})
-    if isinstance(source, ViewedSource):  # which reads a part of a tensor as a whole
+    if isinstance(source, ViewedSource) and key in source.views:  # read as a whole
         whole = source.read(key)
         parts = [whole[s : s + _ROWS] for s in starts]
     else:

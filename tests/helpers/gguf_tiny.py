@@ -88,6 +88,17 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
+# Mixtures of experts, with layers of both kinds where a family has some.
+EXPERTS: dict[str, Any] = {
+    **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256},
+    "norm_topk_prob": True,
+}
+MIXTURES: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {**EXPERTS, "head_dim": 96},
+}
+MODELS |= MIXTURES
+
+
 def checkpoint(
     directory: Path,
     *,
@@ -134,7 +145,7 @@ def _fill_biases(path: Path) -> None:
     generator = torch.Generator().manual_seed(1)
     tensors = load_file(path)
     for key, tensor in tensors.items():
-        if key.endswith(".bias"):
+        if key.endswith("bias"):
             noise = torch.randn(tensor.shape, generator=generator) / 2
             tensors[key] = noise.to(tensor.dtype)
     save_file(tensors, path, metadata={"format": "pt"})

@@ -6,8 +6,9 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from quantkit.base.names import listed
 from quantkit.checkpoint.header import check_layers
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.checkpoint.source import folder_name
+from quantkit.checkpoint.views import View, ViewedSource
 from quantkit.checkpoint.weights import TensorSource
 from quantkit.formats.gguf.architectures.architecture import (
     EMBEDDING,
@@ -27,6 +29,7 @@ from quantkit.formats.gguf.architectures.architecture import (
 )
 from quantkit.formats.gguf.architectures.parts import CheckpointTensor, Dimensions
 from quantkit.formats.gguf.architectures.table import architecture_of, with_defaults
+from quantkit.formats.gguf.experts import expert_keys
 from quantkit.formats.gguf.mixes import ModelTraits, find_mix
 from quantkit.formats.gguf.rope import read_rope, rope_notes
 from quantkit.formats.gguf.tensor_types import Choice, TypeOverride, choose_types
@@ -45,9 +48,10 @@ class GgufTensorPlan:
     """One tensor that the file will have.
 
     ``name``: in the file. ``key``: in the checkpoint, None for a tensor that is computed from the
-    config, whose value is ``constant``. ``shape``: as in torch. ``type``: ggml's; ``wanted``: the
-    one that the mix has for it, where ``type`` is a fallback for rows that this can't hold.
-    ``transform``: from the checkpoint's tensor to the one that is stored.
+    config, whose value is ``constant``, and for one that is a stack of experts, of which
+    ``experts`` has the keys. ``shape``: as in torch. ``type``: ggml's; ``wanted``: the one that the
+    mix has for it, where ``type`` is a fallback for rows that this can't hold. ``transform``: from
+    the checkpoint's tensor to the one that is stored.
     """
 
     name: str
@@ -58,12 +62,28 @@ class GgufTensorPlan:
     nbytes: int
     transform: Transform = field(default_factory=Keep)
     constant: Tensor | None = field(default=None, compare=False, repr=False)
+    experts: tuple[str, ...] = ()
+
+    @cached_property
+    def parts(self) -> tuple[GgufTensorPlan, ...]:
+        """What is quantized by itself: each expert of a stack, or the tensor."""
+        return tuple(
+            replace(
+                self,
+                name=f"{self.name}[{number}]",
+                key=key,
+                shape=self.shape[1:],
+                nbytes=self.nbytes // len(self.experts),
+                experts=(),
+            )
+            for number, key in enumerate(self.experts)
+        ) or (self,)
 
     @property
     def fallback(self) -> bool:
         return self.type != self.wanted
 
-    def value(self, source: TensorSource) -> Tensor:
+    def value(self, source: TensorSource | ViewedSource) -> Tensor:
         """The whole tensor that is quantized and stored.
 
         Raises InputError when the source's tensor doesn't have the planned shape.
@@ -80,7 +100,7 @@ class GgufTensorPlan:
             )
         return stored
 
-    def rows(self, source: Checkpoint, start: int, stop: int) -> Tensor:
+    def rows(self, source: Checkpoint | ViewedSource, start: int, stop: int) -> Tensor:
         """``value(source)[start:stop]``, without reading the rest where the transform allows it."""
         unit = self.transform.rows
         if self.key is None or unit is None or start % unit or stop % unit:
@@ -93,7 +113,8 @@ class GgufPlan:
     """Everything about a file but the weights themselves.
 
     ``mix``: its name; ``architecture``: llama.cpp's name; ``metadata``: all of the file's keys;
-    ``notes``: sentences on what llama.cpp will do otherwise than transformers.
+    ``notes``: sentences on what llama.cpp will do otherwise than transformers; ``views``: parts of
+    the checkpoint's tensors that have keys of their own.
     """
 
     mix: str
@@ -101,6 +122,16 @@ class GgufPlan:
     tensors: tuple[GgufTensorPlan, ...]
     metadata: Metadata
     notes: tuple[str, ...] = ()
+    views: Mapping[str, View] = field(default_factory=dict, repr=False)
+
+    def viewed(self, source: Any) -> Any:
+        """``source``, read by the keys of ``tensors``."""
+        return ViewedSource(source, self.views) if self.views else source
+
+    @property
+    def parts(self) -> Iterator[GgufTensorPlan]:
+        """All that is quantized by itself, in the file's order."""
+        return (part for tensor in self.tensors for part in tensor.parts)
 
     @property
     def nbytes(self) -> int:
@@ -165,7 +196,7 @@ def plan_file(
         **of_config,
         **tokenizer.metadata,
     }
-    stored = _tensors(source, architecture, config, dimensions)
+    stored, views = _tensors(source, architecture, config, dimensions)
     shapes = {tensor.name: tensor.stored_shape for tensor in stored}
     shapes |= {gguf: tuple(tensor.shape) for gguf, tensor in constants.items()}
     traits = ModelTraits(
@@ -173,6 +204,7 @@ def plan_file(
         dimensions.layers,
         dimensions.heads,
         dimensions.kv_heads,
+        experts=dimensions.own.get("expert_count", 0),
         tied=OUTPUT not in shapes,
         imatrix=imatrix,
     )
@@ -185,13 +217,13 @@ def plan_file(
     tensors = [_planned(tensor, choices[tensor.name]) for tensor in stored]
     tensors += [_constant(gguf, tensor) for gguf, tensor in constants.items()]
     notes = (*tokenizer.notes, *rope_notes(read_rope(config)))
-    return GgufPlan(mix, architecture.name, tuple(tensors), metadata, notes)
+    return GgufPlan(mix, architecture.name, tuple(tensors), metadata, notes, views)
 
 
 def _tensors(
     source: Checkpoint, architecture: Architecture, config: Mapping[str, Any], sizes: Dimensions
-) -> list[CheckpointTensor]:
-    """The checkpoint's tensors that the file needs, in its order.
+) -> tuple[list[CheckpointTensor], Mapping[str, View]]:
+    """The checkpoint's tensors that the file needs, in its order; and parts that have their keys.
 
     Raises InputError where the checkpoint lacks one, or has one that the file has no place for.
     """
@@ -200,15 +232,19 @@ def _tensors(
     tensors = list(architecture.tensors(config, sizes))
     output = CheckpointTensor(head, OUTPUT, (sizes.vocabulary, sizes.hidden), Keep())
     present = {key for key in source.entries if not key.endswith(_UNUSED_SUFFIXES)}
-    if any(tensor.key not in present for tensor in tensors):
-        # Under other names, which transformers knows too.
-        keys = Skeleton(source).names
-        tensors = [replace(tensor, key=keys.get(tensor.key, tensor.key)) for tensor in tensors]
-        output = replace(output, key=keys.get(head, head))
+    views: Mapping[str, View] = {}
+    if any(tensor.experts or tensor.key not in present for tensor in tensors):
+        # Under other names, which transformers knows too, or as parts of others.
+        skeleton = Skeleton(source)
+        keys = {**skeleton.names, **expert_keys(skeleton, architecture)}
+        views = skeleton.views
+        tensors = [tensor.renamed(keys) for tensor in tensors]
+        output = output.renamed(keys)
     expected = [*tensors, output] if output.key in present else tensors
-    shapes = {tensor.key: tensor.shape for tensor in expected}
-    missing = [key for key in shapes if key not in present]
-    leftover = sorted(present - set(shapes))
+    shapes = {key: shape for tensor in expected for key, shape in tensor.shapes().items()}
+    stored = {views[key].key if key in views else key for key in shapes}
+    missing = [key for key in shapes if key not in present and key not in views]
+    leftover = sorted(present - stored)
     if missing:
         raise InputError(f"lacks {listed(missing)}", subject=where)
     if leftover:
@@ -217,13 +253,14 @@ def _tensors(
             f"{listed(leftover)}",
             subject=where,
         )
+    viewed = ViewedSource(source, views)
     for key, shape in shapes.items():
-        if source.shape(key) != shape:
+        if viewed.shape(key) != shape:
             raise InputError(
-                f"{key} is {source.shape(key)}; config.json asks for {shape}", where=where
+                f"{key} is {viewed.shape(key)}; config.json asks for {shape}", where=where
             )
     embedding = next(tensor.key for tensor in tensors if tensor.name == EMBEDDING)
-    return [*tensors, *_output(source, architecture, config, output, embedding)]
+    return [*tensors, *_output(source, architecture, config, output, embedding)], views
 
 
 def _output(
@@ -258,12 +295,13 @@ def _planned(tensor: CheckpointTensor, choice: Choice) -> GgufTensorPlan:
     shape = tensor.stored_shape
     return GgufTensorPlan(
         name=tensor.name,
-        key=tensor.key,
+        key=None if tensor.experts else tensor.key,
         shape=shape,
         type=choice.type,
         wanted=choice.wanted,
         nbytes=math.prod(shape[:-1]) * row_bytes(choice.type, shape[-1]),
         transform=tensor.transform,
+        experts=tensor.experts,
     )
 
 

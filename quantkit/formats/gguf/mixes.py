@@ -1,7 +1,6 @@
 """llama.cpp's mixes: a base type, and rules that give single tensors another one.
 
-Reference: ``llama_tensor_get_type_impl`` in llama.cpp's ``src/llama-quant.cpp``, for models
-without experts.
+Reference: ``llama_tensor_get_type_impl`` in llama.cpp's ``src/llama-quant.cpp``.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ class ModelTraits:
     """What the rules look at beside a tensor's name and shape.
 
     ``tied``: there is no output.weight, token_embd is the output matrix too. ``imatrix``: the
-    matrices of the blocks will be quantized with importance weights.
+    matrices of the blocks will be quantized with importance weights. ``experts``: of a layer.
     """
 
     architecture: str
@@ -26,6 +25,7 @@ class ModelTraits:
     kv_heads: int
     tied: bool
     imatrix: bool = False
+    experts: int = 0
 
     @property
     def is_70b(self) -> bool:
@@ -71,6 +71,15 @@ def _no_imatrix(layer: int, model: ModelTraits) -> bool:
     return not model.imatrix
 
 
+def _experts(layer: int, model: ModelTraits) -> bool:
+    return model.experts >= 4
+
+
+def _eight(layer: int, model: ModelTraits) -> bool:
+    """Mixtral's number of experts, beside which attention is small."""
+    return model.experts == 8
+
+
 def _both(first: Rule, second: Rule) -> Rule:
     return lambda layer, model: first(layer, model) and second(layer, model)
 
@@ -102,8 +111,11 @@ def _below_three_bits(file_type: int, base: str, embedding: str, better: str, ou
     """``better``: the type of attn_v and of the first ffn_down; ``out``: of attn_output."""
     rules = (
         ("attn_v", _grouped, "Q4_K"),
+        ("attn_v", _experts, "Q4_K"),
         ("attn_v", _always, better),
+        ("attn_k", _eight, "Q4_K"),
         ("ffn_down", _EIGHTH, better),
+        ("attn_output", _eight, "Q5_K"),
         ("attn_output", _always, out),
     )
     return Mix(file_type, base, rules, "Q5_K", embedding, frugal=True)
@@ -113,6 +125,7 @@ def _four_bits_nonlinear(file_type: int, base: str) -> Mix:
     rules = (
         ("attn_v", _grouped, "Q5_K"),
         ("ffn_down", _both(_EIGHTH, _no_imatrix), "Q5_K"),
+        ("attn_output", _eight, "Q5_K"),
     )
     return Mix(file_type, base, rules)
 
@@ -127,8 +140,24 @@ MIXES = {
     "q5_k_s": Mix(16, "Q5_K"),
     "q5_1": Mix(9, "Q5_1"),
     "q5_0": Mix(8, "Q5_0", (("ffn_down", _both(_EIGHTH, _imatrix), "Q5_1"),)),
-    "q4_k_m": Mix(15, "Q4_K", (("attn_v", _more_bits, "Q6_K"), ("ffn_down", _more_bits, "Q6_K"))),
-    "q4_k_s": Mix(14, "Q4_K", (("attn_v", _first(4), "Q5_K"), ("ffn_down", _EIGHTH, "Q5_K"))),
+    "q4_k_m": Mix(
+        15,
+        "Q4_K",
+        (
+            ("attn_v", _more_bits, "Q6_K"),
+            ("ffn_down", _more_bits, "Q6_K"),
+            ("attn_output", _eight, "Q5_K"),
+        ),
+    ),
+    "q4_k_s": Mix(
+        14,
+        "Q4_K",
+        (
+            ("attn_v", _first(4), "Q5_K"),
+            ("ffn_down", _EIGHTH, "Q5_K"),
+            ("attn_output", _eight, "Q5_K"),
+        ),
+    ),
     "q4_1": Mix(3, "Q4_1"),
     "q4_0": Mix(2, "Q4_0", (("ffn_down", _both(_EIGHTH, _imatrix), "Q4_1"),)),
     "iq4_nl": _four_bits_nonlinear(25, "IQ4_NL"),
@@ -139,6 +168,7 @@ MIXES = {
         (
             ("attn_v", _always, "Q5_K"),
             ("ffn_down", _always, "Q5_K"),
+            ("attn_output", _eight, "Q3_K"),
             ("attn_output", _always, "Q5_K"),
         ),
     ),
@@ -150,20 +180,23 @@ MIXES = {
             ("attn_v", _always, "Q4_K"),
             ("ffn_down", _SIXTEENTH, "Q5_K"),
             ("ffn_down", _always, "Q4_K"),
+            ("attn_output", _eight, "Q5_K"),
             ("attn_output", _always, "Q4_K"),
         ),
     ),
-    "q3_k_s": Mix(11, "Q3_K"),
+    "q3_k_s": Mix(11, "Q3_K", (("attn_output", _eight, "Q5_K"),)),
     "iq3_m": Mix(
         27,
         "IQ3_S",
         (
             ("attn_v", _always, "Q4_K"),
             ("ffn_down", _EIGHTH, "Q4_K"),
+            ("ffn_down", _both(_eight, _more_bits), "Q4_K"),
+            ("attn_output", _eight, "Q5_K"),
             ("attn_output", _always, "Q4_K"),
         ),
     ),
-    "iq3_s": Mix(26, "IQ3_S", (("attn_v", _grouped, "Q4_K"),)),
+    "iq3_s": Mix(26, "IQ3_S", (("attn_v", _grouped, "Q4_K"), ("attn_output", _eight, "Q5_K"))),
     "iq3_xs": Mix(
         22,
         "IQ3_S",
@@ -173,6 +206,7 @@ MIXES = {
             ("attn_k", _always, "IQ3_XXS"),
             ("ffn_gate", _middle, "IQ3_XXS"),
             ("ffn_up", _middle, "IQ3_XXS"),
+            ("attn_output", _eight, "Q5_K"),
         ),
     ),
     "iq3_xxs": Mix(
@@ -185,6 +219,7 @@ MIXES = {
             ("attn_k", _always, "IQ2_S"),
             ("ffn_down", _both(_EIGHTH, _no_imatrix), "Q4_K"),
             ("ffn_down", _no_imatrix, "Q3_K"),
+            ("attn_output", _eight, "Q5_K"),
             ("attn_output", _always, "IQ3_S"),
         ),
         output="Q5_K",
@@ -197,6 +232,7 @@ MIXES = {
             ("attn_v", _grouped, "Q4_K"),
             ("attn_v", _always, "Q3_K"),
             ("ffn_down", _always, "Q3_K"),
+            ("attn_output", _eight, "Q5_K"),
             ("attn_output", _always, "Q3_K"),
         ),
     ),
@@ -210,6 +246,10 @@ MIXES = {
     "tq2_0": Mix(37, "TQ2_0", embedding="Q4_K"),
     "tq1_0": Mix(36, "TQ1_0", embedding="Q4_K"),
 }
+
+
+# Where there are eight experts, in all mixes of at least three bits.
+EIGHT_EXPERTS = {"attn_v": "Q8_0", "attn_k": "Q8_0"}
 
 
 def find_mix(name: str) -> Mix:

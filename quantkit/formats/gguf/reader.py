@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -158,10 +158,12 @@ class GgufWeights:
         self._dimensions = self.header.dimensions()
         check_layers("block_count", self._dimensions.layers, len(self.header.entries), where)
         keys = self._architecture.names(self._dimensions.layers)
+        stacks = self._architecture.stacks(self._dimensions)
+        known = keys.keys() | stacks.keys()
         unknown = [
             entry.name
             for entry in self.header.entries
-            if entry.name not in keys and not _CONSTANTS.fullmatch(entry.name)
+            if entry.name not in known and not _CONSTANTS.fullmatch(entry.name)
         ]
         if unknown:
             raise InputError(
@@ -170,6 +172,9 @@ class GgufWeights:
                 subject=where,
             )
         self._tensors = {keys[e.name]: e for e in self.header.entries if e.name in keys}
+        for entry in self.header.entries:
+            if entry.name in stacks:
+                self._tensors |= _experts(entry, stacks[entry.name])
         output = f"{self._architecture.head}.weight"
         embedding = f"{self._architecture.embedding}.weight"
         if output not in self._tensors and embedding in self._tensors:
@@ -223,6 +228,26 @@ class GgufWeights:
             if file.readinto(blocks.numpy().data) != blocks.nbytes:
                 raise InputError(f"ends within {entry.name}", subject=str(entry.file))
         return GgmlTensor(entry.type, blocks, (stop - start, entry.shape[-1])).dequantize()
+
+
+def _experts(stack: GgufEntry, keys: Sequence[str]) -> dict[str, GgufEntry]:
+    """The experts that a stack holds, by their keys. Raises InputError for another number."""
+    if len(stack.shape) < 2 or stack.shape[0] != len(keys):
+        raise InputError(
+            f"{stack.name} is {stack.shape}, where the metadata has {len(keys)} experts",
+            subject=str(stack.file),
+        )
+    nbytes = stack.nbytes // len(keys)
+    return {
+        key: replace(
+            stack,
+            name=f"{stack.name}[{number}]",
+            shape=stack.shape[1:],
+            offset=stack.offset + number * nbytes,
+            nbytes=nbytes,
+        )
+        for number, key in enumerate(keys)
+    }
 
 
 def _entries(file: Path, header: Header) -> Iterator[GgufEntry]:

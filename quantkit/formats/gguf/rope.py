@@ -36,6 +36,11 @@ class Rope:
     local_theta: float | None
     settings: Mapping[str, Any]
 
+    @property
+    def unrounded(self) -> bool:
+        """Whether YaRN interpolates between places that llama.cpp would round."""
+        return self.kind == "yarn" and self.settings.get("truncate") is False
+
     def number(self, name: str) -> float:
         """A setting that must be there. Raises InputError when it isn't."""
         value = self.settings.get(name)
@@ -108,6 +113,12 @@ def rope_metadata(rope: Rope) -> dict[str, Any]:
 
 def rope_notes(rope: Rope) -> tuple[str, ...]:
     """What llama.cpp computes otherwise than transformers."""
+    if rope.unrounded:
+        return (
+            "yarn with truncate: false: llama.cpp rounds the two places between which frequencies "
+            "are interpolated, transformers doesn't. Angles differ a little, as they do in every "
+            "GGUF of such a model.",
+        )
     if rope.kind != "longrope":
         return ()
     original = int(rope.number("original_max_position_embeddings"))
@@ -139,12 +150,6 @@ def _first(settings: Mapping[str, Any], config: Mapping[str, Any], *names: str) 
 
 
 def _yarn(rope: Rope) -> dict[str, Any]:
-    if rope.settings.get("truncate") is False:
-        raise InputError(
-            "yarn rope with truncate: false can't be written as GGUF: llama.cpp would compute "
-            "other angles",
-            where="config.json",
-        )
     betas = {
         f"rope.scaling.yarn_{key}": float(rope.settings[key])
         for key in ("beta_fast", "beta_slow")

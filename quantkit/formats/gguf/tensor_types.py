@@ -6,6 +6,8 @@ Reference: ``tensor_type_fallback`` and ``tensor_requires_imatrix`` in llama.cpp
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -13,7 +15,7 @@ from typing import Protocol
 
 from quantkit.base.errors import InputError
 from quantkit.formats.gguf.architectures.architecture import EMBEDDING, OUTPUT
-from quantkit.formats.gguf.mixes import MIXES, Mix, ModelTraits
+from quantkit.formats.gguf.mixes import EIGHT_EXPERTS, MIXES, Mix, ModelTraits
 from quantkit.methods.ggml.types import CASTS, block_size
 
 # For rows that a type's blocks don't divide; F16 where those of the fallback don't either.
@@ -23,6 +25,8 @@ FALLBACKS = {
     **dict.fromkeys(("IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
     **{"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"},
 }
+
+_EXPERTS = re.compile("_(exps|shexp)$")  # which the rules for a layer without experts are for too
 
 # Without importance weights these are hardly better than noise, and ggml refuses some of them.
 _NEED_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
@@ -47,8 +51,9 @@ class Choice:
 
 
 def quantizable(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a mix decides on the tensor; norms, biases and the like are F32."""
-    return len(shape) > 1 and name.endswith(".weight") and not name.endswith("_norm.weight")
+    """Whether a mix decides on the tensor; norms, biases, routers and the like are F32."""
+    kept = ("_norm.weight", ".ffn_gate_inp.weight")
+    return math.prod(shape[:-1]) > 1 and name.endswith(".weight") and not name.endswith(kept)
 
 
 def choose_types(
@@ -64,9 +69,10 @@ def choose_types(
     needs importance weights where there will be none.
     """
     choices = {}
+    places = _down_places(shapes) if mix.frugal else {}
     for name, shape in shapes.items():
         if quantizable(name, shape):
-            choices[name] = _choose(name, shape[-1], mix, model)
+            choices[name] = _choose(name, shape[-1], mix, model, places.get(name))
         else:
             choices[name] = Choice("F32", "F32")
     for override in overrides:
@@ -77,15 +83,28 @@ def choose_types(
     return choices
 
 
-def _choose(name: str, columns: int, mix: Mix, model: ModelTraits) -> Choice:
-    wanted = _wanted(name, mix, model)
+def _down_places(names: Iterable[str]) -> dict[str, int]:
+    """The number of each ffn_down among all of them, by name.
+
+    llama.cpp counts them in mixes below three bits, where a layer with a shared expert has two.
+    """
+    parts = [name.split(".") for name in names if ".ffn_down" in name and name.endswith(".weight")]
+    inside = sorted(parts, key=lambda part: (int(part[1]), part[2]))
+    return {".".join(part): place for place, part in enumerate(inside)}
+
+
+def _choose(
+    name: str, columns: int, mix: Mix, model: ModelTraits, place: int | None = None
+) -> Choice:
+    """``place``: what counts as the layer's number, where that isn't its own."""
+    wanted = _wanted(name, mix, model, place)
     is_output = name == OUTPUT or (name == EMBEDDING and model.tied)
     if is_output and not _fits(mix.base, columns):
         return Choice(_that_fits("Q8_0", columns), wanted)
     return Choice(_that_fits(wanted, columns), wanted)
 
 
-def _wanted(name: str, mix: Mix, model: ModelTraits) -> str:
+def _wanted(name: str, mix: Mix, model: ModelTraits, place: int | None) -> str:
     if mix.base in CASTS:
         return mix.base
     if name == OUTPUT or (name == EMBEDDING and model.tied):
@@ -95,8 +114,10 @@ def _wanted(name: str, mix: Mix, model: ModelTraits) -> str:
     parts = name.split(".")
     if parts[0] != "blk":
         return mix.base
-    layer = int(parts[1])
-    part = "attn_v" if parts[2] == "attn_qkv" else parts[2]
+    layer = int(parts[1]) if place is None else place
+    part = "attn_v" if parts[2] == "attn_qkv" else _EXPERTS.sub("", parts[2])
+    if model.experts == 8 and not mix.frugal and part in EIGHT_EXPERTS:
+        return EIGHT_EXPERTS[part]
     rules = (t for where, rule, t in mix.blocks if where == part and rule(layer, model))
     wanted = next(rules, mix.base)
     promoted = part == "attn_v" and model.is_70b and not mix.frugal

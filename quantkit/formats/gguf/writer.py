@@ -29,6 +29,7 @@ from quantkit.base.files import write_at
 from quantkit.base.parallel import pool
 from quantkit.base.progress import Task
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.checkpoint.views import ViewedSource
 from quantkit.checkpoint.weights import TensorSource
 from quantkit.checkpoint.written import Written
 from quantkit.formats.gguf.architectures.architecture import Metadata
@@ -53,18 +54,17 @@ def write_blocks(
 
     ``known``: any tensor that the file holds already; without one the file is begun.
     """
-    start = _data_start(path, plan, known)
+    first = _data_start(path, plan, known)
     written = []
     with path.open("r+b", buffering=0) as file:
-        for tensor in plan.tensors:
+        for tensor, offset in _places(plan):
             if tensor.name in quantized:
                 value = quantized[tensor.name].tensor
                 assert isinstance(value, GgmlTensor)
                 data = value.blocks.contiguous().numpy().data
-                write_at(file, start, data)
+                write_at(file, first + offset, data)
                 digest = hashlib.sha256(data).hexdigest()
-                written.append(_written(path, tensor, start, digest))
-            start += _padded(tensor.nbytes)
+                written.append(_written(path, tensor, first + offset, digest))
     return written
 
 
@@ -84,30 +84,39 @@ def write_file(
     ``source`` gives the weights (a checkpoint, or one with an adapter folded in); ``importance``
     gives a checkpoint key's importance, (in_features,), or None. ``finished`` are the tensors
     that ``path`` holds already; ``record`` is called for each further one when its bytes are
-    there. ``progress`` advances by one for every tensor.
+    there. ``progress`` advances by one for every one of ``plan.parts``.
 
     Errors in reports are ‖W-Ŵ‖²/‖W‖²; weighted ones have every input feature's squares multiplied
     by its importance. Raises InputError naming the tensor for NaN, infinite values or a shape
     unlike the plan's.
     """
+    source = plan.viewed(source)
     done = {tensor.name: tensor for tensor in finished}
-    start = _data_start(path, plan, next(iter(done.values()), None))
-    todo = [tensor for tensor in plan.tensors if tensor.name not in done]
+    first = _data_start(path, plan, next(iter(done.values()), None))
+    todo = [tensor for tensor in plan.parts if tensor.name not in done]
     threads = threads or os.cpu_count() or 1
     reports = []
     with path.open("r+b", buffering=0) as file, pool(threads) as workers:
         pieces = _in_order(workers, _work(todo, source, importance), threads * _AHEAD)
-        for tensor in plan.tensors:
+        for tensor, offset in _places(plan):
             if tensor.name not in done:
                 weights = _importance_of(tensor, importance)
-                digest, report = _write(file, tensor, start, pieces, weights)
-                record(_written(path, tensor, start, digest), report)
+                digest, report = _write(file, tensor, first + offset, pieces, weights)
+                record(_written(path, tensor, first + offset, digest), report)
                 reports.append(report)
-            start += _padded(tensor.nbytes)
             if progress is not None:
                 progress.advance(doing=tensor.name)
-        file.truncate(start)
+        file.truncate(first + sum(_padded(tensor.nbytes) for tensor in plan.tensors))
     return reports
+
+
+def _places(plan: GgufPlan) -> Iterator[tuple[GgufTensorPlan, int]]:
+    """What is quantized by itself, and where it begins, in bytes from the first tensor on."""
+    start = 0
+    for tensor in plan.tensors:
+        for number, part in enumerate(tensor.parts):
+            yield part, start + number * part.nbytes
+        start += _padded(tensor.nbytes)
 
 
 def _written(path: Path, tensor: GgufTensorPlan, start: int, digest: str) -> Written:
@@ -145,12 +154,7 @@ def _data_start(path: Path, plan: GgufPlan, known: Written | None) -> int:
     if known is None:
         return _write_header(path, plan)
     # The header is there already. Its length follows from the place of any tensor.
-    start = known.start
-    for tensor in plan.tensors:
-        if tensor.name == known.name:
-            break
-        start -= _padded(tensor.nbytes)
-    return start
+    return known.start - next(at for tensor, at in _places(plan) if tensor.name == known.name)
 
 
 def _write_header(path: Path, plan: GgufPlan) -> int:
@@ -201,7 +205,9 @@ def _work(
 def _reader(tensor: GgufTensorPlan, source: TensorSource) -> Callable[[int, int], Tensor]:
     """A function from a range of rows to their values (rows, columns)."""
     key = tensor.key
-    if key is None or len(tensor.shape) != 2 or tensor.transform.rows != 1:
+    # A part of another tensor can only be read whole.
+    apart = isinstance(source, ViewedSource) and key in source.views
+    if key is None or apart or len(tensor.shape) != 2 or tensor.transform.rows != 1:
         whole = tensor.value(source).reshape(-1, tensor.shape[-1])
         return lambda start, stop: whole[start:stop]
     return lambda start, stop: tensor.transform.apply(source.read_rows(key, start, stop))

@@ -25,6 +25,7 @@ from quantkit.formats.gguf.architectures.parts import (
     Config,
     Dimensions,
     Module,
+    impossible_experts,
 )
 from quantkit.formats.gguf.rope import Rope, read_rope, rope_metadata, rope_tensors
 from quantkit.formats.gguf.transforms import Keep, Transform
@@ -54,8 +55,9 @@ class Architecture:
       have its value, where all others have 0; ``more``: keys that these fields can't express,
       None for one that isn't written.
     - ``fixed``: config key → the values that the graph can compute; ``ropes``: kinds of rotary
-      scaling, none for a model without; ``square``: the graph has heads * head_dim = hidden built
-      in; ``unsupported``: what the graph can't compute of a model, where these fields can't
+      scaling, none for a model without; ``rounds_yarn``: the family's YaRN is written although the
+      graph rounds what the model doesn't, with a note; ``square``: the graph has heads * head_dim =
+      hidden built in; ``unsupported``: what the graph can't compute of a model, where these fields can't
       express it.
     - ``window``: a sliding window is "computed" by the graph, in the layers that it has built in or
       in those "listed" in the file; or it is only "written"; or "unknown" to it.
@@ -81,6 +83,7 @@ class Architecture:
     more: Callable[[Config, Dimensions, Rope], Metadata] | None = None
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     ropes: tuple[str, ...] = ("default", "linear", "yarn")
+    rounds_yarn: bool = False
     partial_rope: bool = False
     square: bool = False
     window: str = "unknown"
@@ -108,7 +111,8 @@ class Architecture:
         whole = (*ends, *self.outside, *([self.norm] if self.norm else []))
         modules = {module.name: module for module in whole}
         for layer in range(layers):
-            modules |= {f"{self.blocks}.{layer}.{m.name}": m for m in self.modules}
+            apart = [module for module in self.modules if "*" not in module.name]
+            modules |= {f"{self.blocks}.{layer}.{m.name}": m for m in apart}
         named = {full: self._name(full, module, layers) for full, module in modules.items()}
         return {
             f"{name}{end}": f"{full}{end}"
@@ -126,8 +130,28 @@ class Architecture:
             shape = tuple(dimensions.size(width) for width in module.shape)
             for end in module.tensors(config):
                 key, change = f"{full}{end}", module.transform(end, dimensions)
-                tall = shape[:1] if end == ".bias" else shape
-                yield CheckpointTensor(key, keys[key], tall, change)
+                tall = (shape[:-1] or shape) if end == ".bias" else shape
+                experts, name = (), keys.get(key, "")
+                if "*" in key:
+                    experts = _numbered(key, shape[0])
+                    name = f"{self._name(full, module, dimensions.layers)}{end}"
+                yield CheckpointTensor(key, name, tall, change, experts)
+
+    def stacks(self, dimensions: Dimensions) -> dict[str, tuple[str, ...]]:
+        """GGUF name → the experts' checkpoint keys of every stack that a file may hold."""
+        places = [
+            (f"{self.blocks}.{layer}.{module.name}", module)
+            for layer in range(dimensions.layers)
+            for module in self.modules
+            if "*" in module.name
+        ]
+        return {
+            f"{self._name(full, module, dimensions.layers)}{end}": _numbered(
+                f"{full}{end}", dimensions.size(module.shape[0])
+            )
+            for full, module in places
+            for end in (".weight", ".bias")
+        }
 
     def transform(self, key: str, dimensions: Dimensions) -> Transform:
         """The change from the tensor of a checkpoint key to the one that is stored."""
@@ -158,7 +182,8 @@ class Architecture:
             epsilon: float(_real(config, epsilon_key)),
             "vocab_size": dimensions.vocabulary,
             **self._positions(config, dimensions, rope),
-            **dimensions.own,
+            # A size of 0 is that of something which the model lacks.
+            **{name: size for name, size in dimensions.own.items() if size},
         }
         for name, key in self.copied.items():
             if config.get(key) is not None:
@@ -168,6 +193,8 @@ class Architecture:
             values[name] = [values[name] if own == kind else 0 for own in kinds]
         if self.more is not None:
             values |= self.more(config, dimensions, rope)
+        if what := impossible_experts(values):
+            raise self.cannot_hold(what)
         return {f"{self.name}.{key}": v for key, v in values.items() if v is not None}
 
     def _positions(self, config: Config, dimensions: Dimensions, rope: Rope) -> Metadata:
@@ -248,6 +275,8 @@ class Architecture:
             raise self.cannot_hold("mrope_section (positions of more than one dimension)")
         if self.ropes and rope.kind not in self.ropes:
             raise self.cannot_hold(f"rope type {rope.kind!r}", f"Works: {', '.join(self.ropes)}.")
+        if rope.unrounded and not self.rounds_yarn:
+            raise self.cannot_hold("yarn rope with truncate: false")
         if rope.partial != 1 and not self.partial_rope:
             raise self.cannot_hold(f"partial_rotary_factor {rope.partial}")
         if self.square and dimensions.size("q") != dimensions.hidden:
@@ -273,9 +302,14 @@ def _gguf_names(architecture: str, layers: int) -> Any:
     return gguf.get_tensor_name_map(kind, layers)
 
 
+def _numbered(key: str, count: int) -> tuple[str, ...]:
+    """A key with a star, for each of ``count`` experts."""
+    return tuple(key.replace("*", str(number)) for number in range(count))
+
+
 def _as_written(name: str, value: Any) -> Any:
-    """Scales are stored as float32, lengths and switches as they are."""
-    if isinstance(value, bool) or name.endswith("_length"):
+    """Scales are stored as float32, lengths, counts and switches as they are."""
+    if isinstance(value, bool) or name.endswith(("_length", "_count")):
         return value
     return float(value)
 

@@ -11,10 +11,11 @@ from quantkit.formats.gguf.architectures.modules import (
     gated,
     interleave,
     linear,
+    mixtral_experts,
     norm,
     pre_norms,
 )
-from quantkit.formats.gguf.architectures.parts import Config, Dimensions
+from quantkit.formats.gguf.architectures.parts import Config, Dimensions, of_kind
 from quantkit.formats.gguf.rope import Rope, read_rope
 
 
@@ -66,14 +67,33 @@ def hunyuan_keys(config: Config, dimensions: Dimensions, rope: Rope) -> Metadata
     }
 
 
+def kind_of(config: Config) -> str:
+    """The kind of all layers: Mixtral's have experts."""
+    return "experts" if config.get("num_local_experts") else "dense"
+
+
+def experts_used(config: Config, dimensions: Dimensions, rope: Rope) -> Metadata:
+    """How many experts a token goes through, which only Mixtral's files say."""
+    if not dimensions.own["expert_count"]:
+        return {}
+    return {"expert_used_count": int(config.get("num_experts_per_tok") or 0)}
+
+
 LLAMA = (
     Architecture(
         name="llama",
-        model_types=("llama", "mistral"),
+        model_types=("llama", "mistral", "mixtral"),
         modules=pre_norms(
-            attention("attention_bias", "attention_bias", interleave), gated("mlp_bias")
+            attention("attention_bias", "attention_bias", interleave),
+            (
+                *of_kind("dense", gated("mlp_bias")),
+                *of_kind("experts", mixtral_experts("inner")),
+            ),
         ),
-        fixed={**SILU, "num_local_experts": ()},
+        layer_kinds=lambda config, layers: [kind_of(config)] * layers,
+        sizes={"expert_count": lambda config: int(config.get("num_local_experts") or 0)},
+        more=experts_used,
+        fixed=SILU,
         ropes=LLAMA3_ROPES,
     ),
     Architecture(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from quantkit.formats.gguf.architectures.parts import Change, Dimensions, Module, keep
+from quantkit.formats.gguf.architectures.parts import Change, Dimensions, Module, Width, keep
 from quantkit.formats.gguf.transforms import AddOne, InterleaveHalves, ThreeParts, Transform
 
 # What many families have in common beside their modules: keywords of ``Architecture``.
 SILU = {"hidden_act": ("silu",)}
 TANH_GELU = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
+_GATED = ("gate_proj", "up_proj", "down_proj")
 LLAMA3_ROPES = ("default", "linear", "llama3", "yarn")
 
 
@@ -50,13 +51,38 @@ def attention(
     )
 
 
-def gated(bias: bool | str = False) -> tuple[Module, ...]:
+def gated(
+    bias: bool | str = False, name: str = "mlp", inner: Width = "inner"
+) -> tuple[Module, ...]:
     """An MLP whose inner features are multiplied by a gate."""
     return (
-        linear("mlp.gate_proj", "inner", "hidden", bias),
-        linear("mlp.up_proj", "inner", "hidden", bias),
-        linear("mlp.down_proj", "hidden", "inner", bias),
+        Module(f"{name}.gate_proj", (inner, "hidden"), bias),
+        Module(f"{name}.up_proj", (inner, "hidden"), bias),
+        Module(f"{name}.down_proj", ("hidden", inner), bias),
     )
+
+
+def experts(
+    holder: str = "mlp.experts",
+    leaves: tuple[str, str, str] = _GATED,
+    inner: str = "expert_feed_forward_length",
+    bias: bool = False,
+) -> tuple[Module, ...]:
+    """Routed experts: each one's gate, up and down, by their names in the checkpoint."""
+    gate, up, down = (f"{holder}.*.{leaf}" for leaf in leaves)
+    first, last = ("expert_count", inner, "hidden"), ("expert_count", "hidden", inner)
+    return (
+        Module(gate, first, bias, stored="ffn_gate_exps"),
+        Module(up, first, bias, stored="ffn_up_exps"),
+        Module(down, last, bias, stored="ffn_down_exps"),
+    )
+
+
+def mixtral_experts(inner: str) -> tuple[Module, ...]:
+    """Mixtral's router and experts, of so many inner features."""
+    holder = "block_sparse_moe"
+    router = linear(f"{holder}.gate", "expert_count", "hidden")
+    return (router, *experts(f"{holder}.experts", ("w1", "w3", "w2"), inner))
 
 
 def pre_norms(attention: tuple[Module, ...], mlp: tuple[Module, ...]) -> tuple[Module, ...]:

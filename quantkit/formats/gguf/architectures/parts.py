@@ -12,6 +12,8 @@ from quantkit.formats.gguf.transforms import Keep, Transform
 
 Config = Mapping[str, Any]
 
+_MOST_EXPERTS = 512  # LLAMA_MAX_EXPERTS
+
 
 @dataclass(frozen=True)
 class Dimensions:
@@ -68,6 +70,8 @@ class Module:
     ``change``: from the checkpoint's tensors to those that GGUF stores. ``kind``: of the layers
     that have it; "": all have it. ``stored``: its name after the layer's number in GGUF, where
     gguf-py's map has none. ``bare``: ``name`` and ``stored`` are those of the tensor itself.
+    ``when``: whether a config's model has it. Routed experts have a star in ``name`` for the number
+    of each, and how many they are first in ``shape``: GGUF has them as one stack.
     """
 
     name: str
@@ -77,9 +81,12 @@ class Module:
     kind: str = ""
     stored: str = ""
     bare: bool = False
+    when: Callable[[Config], bool] = lambda config: True
 
     def tensors(self, config: Config) -> tuple[str, ...]:
         """The ends of the names of its tensors in the checkpoint."""
+        if not self.when(config):
+            return ()
         if self.bare:
             return ("",)
         biased = config.get(self.bias) if isinstance(self.bias, str) else self.bias
@@ -98,14 +105,44 @@ def of_kind(kind: str, modules: Iterable[Module]) -> tuple[Module, ...]:
 
 @dataclass(frozen=True)
 class CheckpointTensor:
-    """A tensor that a config asks for. ``shape``: in the checkpoint."""
+    """A tensor that a config asks for.
+
+    ``key``, ``shape``: in the checkpoint; ``name``: in GGUF; ``experts``: the keys of those that it
+    is a stack of.
+    """
 
     key: str
-    name: str  # in GGUF
+    name: str
     shape: tuple[int, ...]
     transform: Transform
+    experts: tuple[str, ...] = ()
+
+    def renamed(self, keys: Mapping[str, str]) -> CheckpointTensor:
+        """With the keys that a checkpoint has for them."""
+        experts = tuple(keys.get(key, key) for key in self.experts)
+        return replace(self, key=keys.get(self.key, self.key), experts=experts)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor of the checkpoint that it is made of, by key."""
+        if self.experts:
+            return dict.fromkeys(self.experts, self.shape[1:])
+        return {self.key: self.shape}
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """The shape in GGUF, as torch would have it."""
         return tuple(self.transform.apply(torch.empty(self.shape, device="meta")).shape)
+
+
+def impossible_experts(values: Mapping[str, Any]) -> str | None:
+    """What of a file's keys llama.cpp would end the process for."""
+    count, used = values.get("expert_count", 0), values.get("expert_used_count", 0)
+    groups, chosen = values.get("expert_group_count", 0), values.get("expert_group_used_count", 0)
+    if not count:
+        return None
+    if not 0 < used <= count <= _MOST_EXPERTS:
+        return f"{used} of {count} experts for a token"
+    fitting = count % groups == 0 and 0 < chosen < groups if groups > 1 else True
+    if groups >= count or not fitting:
+        return f"{chosen} of {groups} groups of {count} experts"
+    return None

@@ -10,6 +10,7 @@ from quantkit.formats.gguf.architectures.architecture import Architecture
 from quantkit.formats.gguf.architectures.gemma import GEMMA
 from quantkit.formats.gguf.architectures.layer_norms import LAYER_NORMS
 from quantkit.formats.gguf.architectures.llama import LLAMA
+from quantkit.formats.gguf.architectures.mixtures import MIXTURES
 from quantkit.formats.gguf.architectures.parts import Config
 from quantkit.formats.gguf.architectures.post_norms import POST_NORMS
 from quantkit.formats.gguf.architectures.qwen import QWEN
@@ -21,6 +22,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     *GEMMA,
     *POST_NORMS,
     *LAYER_NORMS,
+    *MIXTURES,
 )
 
 

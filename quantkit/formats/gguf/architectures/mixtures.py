@@ -1,0 +1,328 @@
+"""Mixtures of experts.
+
+Mixtral is written as llama, and so is among the Llama models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from quantkit.formats.gguf.architectures.architecture import Architecture, Metadata
+from quantkit.formats.gguf.architectures.modules import (
+    LLAMA3_ROPES,
+    SILU,
+    attention,
+    experts,
+    gated,
+    interleave,
+    linear,
+    mixtral_experts,
+    norm,
+    pre_norms,
+)
+from quantkit.formats.gguf.architectures.parts import Config, Dimensions, Module, of_kind
+from quantkit.formats.gguf.rope import Rope
+
+_SOFTMAX, _SIGMOID = 1, 2  # llama.cpp's numbers of what makes a router's scores probabilities
+_USED = {"expert_used_count": "num_experts_per_tok"}
+_ALL_LAYERS = {"mlp_only_layers": ([],), "decoder_sparse_step": (1,)}
+_BY_HEAD = (norm("self_attn.q_norm", "head"), norm("self_attn.k_norm", "head"))
+
+
+def _router(name: str, bias: bool = False) -> Module:
+    return linear(name, "expert_count", "hidden", bias)
+
+
+def _one(dimensions: Dimensions) -> int:
+    return 1
+
+
+def _correction(name: str) -> Module:
+    """The bias by which experts are chosen, but not weighed."""
+    return Module(name, ("expert_count",), stored="exp_probs_b.bias", bare=True)
+
+
+def _leading(key: str) -> Callable[[Config, int], list[str]]:
+    """The first layers have no experts; ``key``: the config's, of their number."""
+    return lambda config, layers: [
+        "dense" if layer < int(config.get(key) or 0) else "experts" for layer in range(layers)
+    ]
+
+
+def _scaled(config: Config, dimensions: Dimensions, rope: Rope) -> Metadata:
+    """How GLM's routers choose experts and weigh them."""
+    return {
+        "expert_gating_func": _SIGMOID,
+        "expert_group_count": int(config.get("n_group") or 1),
+        "expert_group_used_count": int(config.get("topk_group") or 1),
+        "expert_weights_norm": bool(config["norm_topk_prob"]),
+        "expert_weights_scale": float(config["routed_scaling_factor"]),
+        "leading_dense_block_count": int(config.get("first_k_dense_replace") or 0),
+    }
+
+
+def _shared(dimensions: Dimensions) -> int:
+    """The width of GLM's shared experts, which are one MLP."""
+    return dimensions.own["expert_shared_count"] * dimensions.own["expert_feed_forward_length"]
+
+
+def _gpt_oss_differs(config: Config, dimensions: Dimensions) -> str | None:
+    """How a model differs from the graph, where every second layer attends to all."""
+    kinds = ["sliding_attention", "full_attention"] * dimensions.layers
+    if config.get("layer_types") not in (None, kinds[: dimensions.layers]):
+        return "layer_types other than sliding and full in turn"
+    return None
+
+
+def _ernie_kinds(config: Config, layers: int) -> list[str]:
+    first, step = int(config["moe_layer_start_index"]), int(config["moe_layer_interval"])
+    return [
+        "experts" if layer >= first and (layer + 1) % step == 0 else "dense"
+        for layer in range(layers)
+    ]
+
+
+def _ernie_differs(config: Config, dimensions: Dimensions) -> str | None:
+    last = config.get("moe_layer_end_index", -1)
+    if last not in (-1, None) and last < dimensions.layers - 1:
+        return f"moe_layer_end_index {last}"
+    return None
+
+
+def _ernie(config: Config, dimensions: Dimensions, rope: Rope) -> Metadata:
+    values: Metadata = {
+        "interleave_moe_layer_step": int(config["moe_layer_interval"]),
+        "leading_dense_block_count": int(config["moe_layer_start_index"]),
+        "expert_shared_count": int(config["moe_num_shared_experts"]),
+    }
+    return values
+
+
+def _hunyuan_used(config: Config, dimensions: Dimensions, rope: Rope) -> Metadata:
+    return {"expert_used_count": _one_of(config["moe_topk"]), "expert_shared_count": 1}
+
+
+def _one_of(value: object) -> int:
+    """A number that may be there for each layer; 0 where layers differ."""
+    values = value if isinstance(value, list) else [value]
+    return int(values[0]) if len(set(values)) == 1 else 0
+
+
+MIXTURES = (
+    Architecture(
+        name="qwen3moe",
+        model_types=("qwen3_moe",),
+        modules=pre_norms(
+            (*attention(), *_BY_HEAD),
+            (_router("mlp.gate"), *experts()),
+        ),
+        sizes={
+            "expert_count": "num_experts",
+            "expert_feed_forward_length": "moe_intermediate_size",
+        },
+        copied=_USED,
+        fixed={
+            **SILU,
+            **_ALL_LAYERS,
+            "attention_bias": (False,),
+            "norm_topk_prob": (True,),
+        },
+    ),
+    Architecture(
+        name="qwen2moe",
+        model_types=("qwen2_moe",),
+        modules=pre_norms(
+            attention(qkv="qkv_bias"),
+            (
+                _router("mlp.gate"),
+                *experts(),
+                Module("mlp.shared_expert_gate", (_one, "hidden")),
+                *gated(name="mlp.shared_expert", inner="expert_shared_feed_forward_length"),
+            ),
+        ),
+        sizes={
+            "expert_count": "num_experts",
+            "expert_feed_forward_length": "moe_intermediate_size",
+            "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+        },
+        copied=_USED,
+        fixed={**SILU, **_ALL_LAYERS, "norm_topk_prob": (False,)},
+        square=True,
+        output="needed",
+    ),
+    Architecture(
+        name="olmoe",
+        model_types=("olmoe",),
+        modules=pre_norms(
+            (*attention(), norm("self_attn.q_norm", "q"), norm("self_attn.k_norm", "kv")),
+            (_router("mlp.gate"), *experts(inner="inner")),
+        ),
+        sizes={"expert_count": "num_experts"},
+        copied=_USED,
+        fixed={
+            **SILU,
+            "attention_bias": (False,),
+            "clip_qkv": (),
+            "norm_topk_prob": (False,),
+        },
+        square=True,
+        output="needed",
+    ),
+    Architecture(
+        name="gpt-oss",
+        model_types=("gpt_oss",),
+        modules=pre_norms(
+            (
+                *attention("attention_bias", "attention_bias"),
+                Module("self_attn.sinks", ("heads",), stored="attn_sinks.weight", bare=True),
+            ),
+            (_router("mlp.router", bias=True), *experts(inner="inner", bias=True)),
+        ),
+        sizes={
+            "expert_count": "num_local_experts",
+            "expert_feed_forward_length": "intermediate_size",
+        },
+        copied=_USED,
+        fixed={
+            **SILU,
+            "attention_bias": (True,),
+            "swiglu_alpha": (1.702,),
+            "swiglu_limit": (7.0, 7),
+        },
+        ropes=("default", "yarn"),
+        rounds_yarn=True,
+        window="computed",
+        output="needed",
+        unsupported=_gpt_oss_differs,
+    ),
+    Architecture(
+        name="glm4moe",
+        model_types=("glm4_moe",),
+        modules=(
+            norm("input_layernorm"),
+            *attention("attention_bias"),
+            *(replace(module, when=lambda config: config["use_qk_norm"]) for module in _BY_HEAD),
+            norm("post_attention_layernorm"),
+            *of_kind("dense", gated()),
+            *of_kind(
+                "experts",
+                (
+                    _router("mlp.gate"),
+                    _correction("mlp.gate.e_score_correction_bias"),
+                    *experts(),
+                    *gated(name="mlp.shared_experts", inner=_shared),
+                ),
+            ),
+        ),
+        layer_kinds=_leading("first_k_dense_replace"),
+        sizes={
+            "expert_count": "n_routed_experts",
+            "expert_feed_forward_length": "moe_intermediate_size",
+            "expert_shared_count": "n_shared_experts",
+        },
+        copied=_USED,
+        more=_scaled,
+        fixed=SILU,
+        partial_rope=True,
+    ),
+    Architecture(
+        name="ernie4_5-moe",
+        model_types=("ernie4_5_moe",),
+        modules=pre_norms(
+            attention(),
+            (
+                *of_kind("dense", gated()),
+                *of_kind(
+                    "experts",
+                    (
+                        _router("mlp.gate"),
+                        replace(
+                            _correction("mlp.moe_statics.e_score_correction_bias"),
+                            shape=(_one, "expert_count"),
+                        ),
+                        *experts(),
+                        *gated(name="mlp.shared_experts", inner="expert_shared_feed_forward_length"),
+                    ),
+                ),
+            ),
+        ),
+        layer_kinds=_ernie_kinds,
+        sizes={
+            "expert_count": "moe_num_experts",
+            "expert_feed_forward_length": "moe_intermediate_size",
+            "expert_shared_feed_forward_length": lambda config: (
+                int(config["moe_intermediate_size"]) * int(config["moe_num_shared_experts"])
+            ),
+        },
+        copied={"expert_used_count": "moe_k"},
+        more=_ernie,
+        fixed={**SILU, "use_bias": (False,)},
+        unsupported=_ernie_differs,
+    ),
+    Architecture(
+        name="minimax-m2",
+        model_types=("minimax_m2",),
+        modules=pre_norms(
+            (*attention(), norm("self_attn.q_norm", "q"), norm("self_attn.k_norm", "kv")),
+            (
+                *mixtral_experts("inner"),
+                _correction("block_sparse_moe.e_score_correction_bias"),
+            ),
+        ),
+        sizes={
+            "expert_count": "num_local_experts",
+            "expert_feed_forward_length": "intermediate_size",
+        },
+        copied=_USED,
+        more=lambda config, dimensions, rope: {"expert_gating_func": _SIGMOID},
+        fixed={**SILU, "attention_bias": (False,)},
+        partial_rope=True,
+        output="needed",
+    ),
+    Architecture(
+        name="granitemoe",
+        model_types=("granitemoe",),
+        modules=pre_norms(
+            attention("attention_bias", "attention_bias", interleave),
+            (
+                _router("block_sparse_moe.router.layer"),
+                *experts("block_sparse_moe.experts", inner="inner"),
+            ),
+        ),
+        sizes={"expert_count": "num_local_experts"},
+        copied={
+            **_USED,
+            "attention.scale": "attention_multiplier",
+            "embedding_scale": "embedding_multiplier",
+            "residual_scale": "residual_multiplier",
+            "logit_scale": "logits_scaling",
+        },
+        fixed=SILU,
+        ropes=LLAMA3_ROPES,
+    ),
+    Architecture(
+        name="hunyuan-moe",
+        model_types=("hunyuan_v1_moe",),
+        modules=pre_norms(
+            (
+                *attention(),
+                norm("self_attn.query_layernorm", "head"),
+                norm("self_attn.key_layernorm", "head"),
+            ),
+            (
+                _router("mlp.gate.wg"),
+                *experts(inner="inner"),
+                *gated(name="mlp.shared_mlp"),
+            ),
+        ),
+        sizes={
+            "expert_count": lambda config: _one_of(config["num_experts"]),
+            "expert_feed_forward_length": "intermediate_size",
+            "expert_shared_feed_forward_length": "intermediate_size",
+        },
+        more=_hunyuan_used,
+        fixed={**SILU, "attention_bias": (False,)},
+        ropes=("default", "linear", "yarn"),
+    ),
+)
