@@ -89,7 +89,7 @@ def write_gguf(run: Run, plan: GgufFilePlan, name: str) -> list[LayerReport]:
 
 
 def _counted(report: LayerReport, counts: Sequence[int] | None) -> LayerReport:
-    """The report of an expert's matrix with the tokens that were routed to it, of those measured."""
+    """The report of an expert's matrix, with how many of the tokens measured were routed to it."""
     if counts is None:
         return report
     tokens, measured = counts
@@ -262,10 +262,10 @@ class _Mix(_Parts):
             # Read from the device after all that it has to do.
             for group in groups:
                 weights = _encode(group.importance())
-                keys = [str(matrices[name].key) for name in group.consumers]
-                importance |= dict.fromkeys(keys, weights)
-                if group.routed is not None:
-                    routed |= dict.fromkeys(keys, (group.routed, group.tokens))
+                keys = {name: str(matrices[name].key) for name in group.consumers}
+                importance |= dict.fromkeys(keys.values(), weights)
+                counts = group.routed.items()
+                routed |= {keys[name]: (count, group.tokens) for name, count in counts}
             if self._corrects:
                 self._apply(block, matrices, quantized, groups[0].importance().cpu())
         return self.step("block", quantized, importance, routed)

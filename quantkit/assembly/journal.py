@@ -38,7 +38,8 @@ class Step:
 
     tensors: where what was written is; layers: how well it was quantized; importance: mean square
     of each input feature, float32 in base64, by the checkpoint key of the weight that reads it;
-    routed: for an expert's weight, how many tokens were routed to it, and on how many it was measured;
+    routed: for an expert's weight, how many tokens were routed to it, and on how many it was
+    measured;
     rescaled: keys of tensors that are kept, but for a scale; calibration: where the rows stand
     afterwards.
     """

@@ -162,7 +162,7 @@ class CachedStatistics:
                     moment,
                     group["tokens"],
                     energy,
-                    routed=group.get("routed"),
+                    routed=_routed(group.get("routed"), group["consumers"]),
                 )
             )
         return groups
@@ -283,6 +283,13 @@ class CacheWriter:
             total -= oldest.nbytes
             shutil.rmtree(oldest.path, ignore_errors=True)
         return True
+
+
+def _routed(value: Any, consumers: Sequence[str]) -> dict[str, int]:
+    """Tokens by consumer; an older entry has one number for all, or none."""
+    if isinstance(value, dict):
+        return value
+    return {} if value is None else dict.fromkeys(consumers, value)
 
 
 def _copied(part: Tensor) -> Tensor:

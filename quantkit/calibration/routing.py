@@ -19,7 +19,7 @@ def count_routed(experts: Mapping[str, Experts], inputs: Sequence[InputStatistic
     """Note how many tokens were routed to each expert, in the statistics of what it reads."""
     for group in inputs:
         if any(_expert_of(name, experts) for name in group.consumers):
-            group.routed = group.tokens
+            group.routed = dict.fromkeys(group.consumers, group.tokens)
 
 
 def too_few(
@@ -66,7 +66,7 @@ def replaced(
     """``inputs`` with those of ``others`` in the place of what the same linears read."""
     routed = {name: group.tokens for group in inputs for name in group.consumers}
     for group in others:
-        group.routed = routed.get(group.consumers[0], 0)
+        group.routed = {name: routed.get(name, 0) for name in group.consumers}
     names = {name for group in others for name in group.consumers}
     return [group for group in inputs if not names & set(group.consumers)] + list(others)
 

@@ -180,8 +180,9 @@ class InputStatistics:
 
     drift: (X - Y)ᵀ Y (width, width), float32 or bfloat16, with ``propagate: corrected``, else None.
     Then ``moment`` is that of Y, which the quantized model reads.
-    routed: how many tokens were routed to the expert that reads it, None where no expert does;
-    there are more ``tokens`` where these were too few, so that it was measured on all.
+    routed: by consumer, how many tokens were routed to its expert, empty where no expert reads it;
+    there are more ``tokens`` where these were too few, so that it was measured on all, together
+    with every other expert of the kind.
     """
 
     consumers: list[str]
@@ -190,7 +191,7 @@ class InputStatistics:
     tokens: int = 0
     energy: dict[str, Tensor] = field(default_factory=dict)
     drift: Tensor | None = None
-    routed: int | None = None
+    routed: dict[str, int] = field(default_factory=dict)
 
     def importance(self) -> Tensor:
         """Mean square of each input feature, (width,)."""

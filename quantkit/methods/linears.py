@@ -106,10 +106,10 @@ class Linears:
         """A report of the linear ``name``, with its full name and its scheme."""
         report = LayerReport(self.prefix + name, str(self.schemes[name]), error, measured_on)
         group = next((group for group in self.inputs if name in group.consumers), None)
-        if group is None or group.routed is None:
+        if group is None or name not in group.routed:
             return report
-        few = True if group.routed < group.tokens else None
-        return replace(report, tokens=group.routed, all_tokens=few)
+        few = True if group.routed[name] < group.tokens else None
+        return replace(report, tokens=group.routed[name], all_tokens=few)
 
     def each(
         self,

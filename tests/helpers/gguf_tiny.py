@@ -89,12 +89,35 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 # Mixtures of experts, with layers of both kinds where a family has some.
-EXPERTS: dict[str, Any] = {
-    **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256},
-    "norm_topk_prob": True,
-}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
+_LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 MIXTURES: dict[str, dict[str, Any]] = {
-    "qwen3_moe": {**EXPERTS, "head_dim": 96},
+    "mixtral": _LOCAL,
+    "qwen3_moe": {**_EXPERTS, "head_dim": 96, "norm_topk_prob": True},
+    "qwen2_moe": {**_EXPERTS, "shared_expert_intermediate_size": 512},
+    "olmoe": {**_EXPERTS, "num_key_value_heads": 4},
+    "gpt_oss": {
+        **{**_LOCAL, "head_dim": 64, "sliding_window": 24},
+        "rope_parameters": {
+            **{"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0},
+            "original_max_position_embeddings": 64,
+        },
+    },
+    "glm4_moe": {
+        **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256},
+        **{"first_k_dense_replace": 1, "routed_scaling_factor": 1.5},
+        **{"head_dim": 64, "use_qk_norm": True, "attention_bias": True},
+    },
+    "ernie4_5_moe": {
+        **{"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 256},
+        **{"moe_num_shared_experts": 2, "moe_layer_start_index": 1},
+    },
+    "minimax_m2": {**_LOCAL, "head_dim": 64, "rotary_dim": 32},
+    "granitemoe": {
+        **{**_LOCAL, "embedding_multiplier": 6.0, "attention_multiplier": 0.09},
+        **{"residual_multiplier": 0.4, "logits_scaling": 3.0},
+    },
+    "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2, "head_dim": 64},
 }
 MODELS |= MIXTURES
 

@@ -95,7 +95,7 @@ def test_an_output_matrix_that_llama_cpp_needs_is_written_twice(tmp_path: Path) 
 
 def test_the_list_of_those_that_work(model: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        plan_file(Checkpoint(change(model, tmp_path, model_type="mixtral")), "bf16")
+        plan_file(Checkpoint(change(model, tmp_path, model_type="phimoe")), "bf16")
     assert caught.value.fix == f"Those that can: {', '.join(sorted(MODELS))}."
 
 
@@ -117,7 +117,7 @@ def test_biases_that_the_config_promises_must_be_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mixtral"}, "model_type 'mixtral' can't be written"),
+        ({"model_type": "phimoe"}, "model_type 'phimoe' can't be written"),
         ({"model_type": "gemma3"}, "'gemma3' can't"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),

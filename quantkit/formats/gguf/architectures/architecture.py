@@ -57,8 +57,8 @@ class Architecture:
     - ``fixed``: config key → the values that the graph can compute; ``ropes``: kinds of rotary
       scaling, none for a model without; ``rounds_yarn``: the family's YaRN is written although the
       graph rounds what the model doesn't, with a note; ``square``: the graph has heads * head_dim =
-      hidden built in; ``unsupported``: what the graph can't compute of a model, where these fields can't
-      express it.
+      hidden built in; ``unsupported``: what the graph can't compute of a model, where these fields
+      can't express it.
     - ``window``: a sliding window is "computed" by the graph, in the layers that it has built in or
       in those "listed" in the file; or it is only "written"; or "unknown" to it.
     - ``output``: an output matrix of its own is "allowed", "needed" (tied embeddings are then
@@ -131,11 +131,12 @@ class Architecture:
             for end in module.tensors(config):
                 key, change = f"{full}{end}", module.transform(end, dimensions)
                 tall = (shape[:-1] or shape) if end == ".bias" else shape
-                experts, name = (), keys.get(key, "")
                 if "*" in key:
-                    experts = _numbered(key, shape[0])
                     name = f"{self._name(full, module, dimensions.layers)}{end}"
-                yield CheckpointTensor(key, name, tall, change, experts)
+                    experts = _numbered(key, shape[0])
+                    yield CheckpointTensor(key, name, tall, change, experts)
+                else:
+                    yield CheckpointTensor(key, keys[key], tall, change)
 
     def stacks(self, dimensions: Dimensions) -> dict[str, tuple[str, ...]]:
         """GGUF name → the experts' checkpoint keys of every stack that a file may hold."""

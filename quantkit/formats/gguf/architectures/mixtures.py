@@ -25,6 +25,7 @@ from quantkit.formats.gguf.architectures.parts import Config, Dimensions, Module
 from quantkit.formats.gguf.rope import Rope
 
 _SOFTMAX, _SIGMOID = 1, 2  # llama.cpp's numbers of what makes a router's scores probabilities
+_SHARED_INNER = "expert_shared_feed_forward_length"
 _USED = {"expert_used_count": "num_experts_per_tok"}
 _ALL_LAYERS = {"mlp_only_layers": ([],), "decoder_sparse_step": (1,)}
 _BY_HEAD = (norm("self_attn.q_norm", "head"), norm("self_attn.k_norm", "head"))
@@ -103,7 +104,7 @@ def _hunyuan_used(config: Config, dimensions: Dimensions, rope: Rope) -> Metadat
     return {"expert_used_count": _one_of(config["moe_topk"]), "expert_shared_count": 1}
 
 
-def _one_of(value: object) -> int:
+def _one_of(value: int | list[int]) -> int:
     """A number that may be there for each layer; 0 where layers differ."""
     values = value if isinstance(value, list) else [value]
     return int(values[0]) if len(set(values)) == 1 else 0
@@ -138,7 +139,7 @@ MIXTURES = (
                 _router("mlp.gate"),
                 *experts(),
                 Module("mlp.shared_expert_gate", (_one, "hidden")),
-                *gated(name="mlp.shared_expert", inner="expert_shared_feed_forward_length"),
+                *gated(name="mlp.shared_expert", inner=_SHARED_INNER),
             ),
         ),
         sizes={
@@ -242,7 +243,7 @@ MIXTURES = (
                             shape=(_one, "expert_count"),
                         ),
                         *experts(),
-                        *gated(name="mlp.shared_experts", inner="expert_shared_feed_forward_length"),
+                        *gated(name="mlp.shared_experts", inner=_SHARED_INNER),
                     ),
                 ),
             ),
