@@ -12,6 +12,8 @@ from quantkit.checkpoint.header import read_header
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.registry import safetensors_formats
 from quantkit.model.text_only import TextOnly
+from quantkit.plan.base import FLOATS
+from quantkit.plan.gguf import GgufFilePlan
 from quantkit.plan.linears import LinearPlan
 from quantkit.results.manifest import Fate, Fates, MergeFates
 
@@ -94,6 +96,24 @@ def merge_fates(changed: Collection[str], keys: Iterable[str]) -> MergeFates:
     return MergeFates(
         _fate([key for key in keys if key in changed]),
         _fate([key for key in keys if key not in changed]),
+    )
+
+
+def gguf_fates(plan: GgufFilePlan, source: Checkpoint) -> Fates:
+    """What became of each tensor of ``source`` in a GGUF file."""
+    views = plan.file.views
+    types = {
+        views[part.key].key if part.key in views else part.key: part.type
+        for part in plan.file.parts
+        if part.key is not None
+    }
+    used = [key for key in source.entries if key in types]
+    return Fates(
+        quantized=_fate(key for key in used if types[key] not in FLOATS),
+        rescaled=_fate([]),
+        copied=_fate(key for key in used if types[key] in FLOATS),
+        unused=_fate([]),
+        left_out=_fate(key for key in source.entries if key not in types),
     )
 
 

@@ -17,7 +17,7 @@ from quantkit.artifact.records import (
     record_adapter,
     weight_files,
 )
-from quantkit.assembly.completeness import fates
+from quantkit.assembly.completeness import fates, gguf_fates
 from quantkit.assembly.gguf import write_gguf
 from quantkit.assembly.journal import unfinished
 from quantkit.assembly.run import Run, describe_inputs
@@ -261,6 +261,8 @@ def _write_manifest(
     if isinstance(job.plan, LinearPlan):
         rescaled = {key for step in run.journal.steps for key in step.rescaled}
         tensors = fates(job.plan, job.checkpoint, rescaled)
+    elif isinstance(job.plan, GgufFilePlan):
+        tensors = gguf_fates(job.plan, job.checkpoint)
     manifest = quantized_manifest(
         run.directory,
         recipe=job.loaded.recipe,

@@ -40,8 +40,10 @@ def open_baseline(
     alone = [path for path in artifacts if holds_text_only(path, checkpoint)]
     if not alone:
         return checkpoint
-    if len(alone) < len(artifacts):
-        whole = next(path for path in artifacts if path not in alone)
+    # A GGUF file holds the text model alone and fits either.
+    others = [path for path in artifacts if path not in alone and not _is_gguf(path)]
+    if others:
+        whole = others[0]
         raise InputError(
             f"was made with --text-only, and {whole} wasn't: they have no baseline in common",
             subject=str(alone[0]),
@@ -49,6 +51,10 @@ def open_baseline(
         )
     check_alone(adapters)
     return TextOnly(checkpoint)
+
+
+def _is_gguf(artifact: Path) -> bool:
+    return artifact.suffix == ".gguf" or any(artifact.glob("*.gguf"))
 
 
 def check_alone(adapters: Sequence[Weighted]) -> None:

@@ -58,8 +58,35 @@ class Match:
     unused: tuple[str, ...]
 
 
-def match_names(model: PreTrainedModel, checkpoint: Described) -> Match:
+@dataclass(frozen=True)
+class TextPart:
+    """How the tensors of a text model alone are found in a model that has more.
+
+    decoder, head: what the names of the decoder's and of the output embedding's tensors begin with,
+    in the model of text and in the one that it is a part of.
+    """
+
+    decoder: tuple[str, str]
+    head: tuple[str, str]
+
+    def whole(self, key: str) -> str:
+        """A key of the text model as the model that it is a part of would have it."""
+        for own, outer in (self.decoder, self.head):
+            if key.startswith(f"{own}."):
+                return f"{outer}.{key.removeprefix(f'{own}.')}"
+        return key
+
+    def holds(self, name: str) -> bool:
+        """Whether a parameter of the model that it is a part of belongs to it."""
+        return name.startswith((f"{self.decoder[1]}.", f"{self.head[1]}."))
+
+
+def match_names(
+    model: PreTrainedModel, checkpoint: Described, part: TextPart | None = None
+) -> Match:
     """Find the key of every parameter and persistent buffer of ``model``.
+
+    part: where the checkpoint holds nothing but the text model; others then have no key.
 
     Raises InputError when a key or a parameter is left over, or when shapes differ.
     """
@@ -73,10 +100,10 @@ def match_names(model: PreTrainedModel, checkpoint: Described) -> Match:
     experts = {name.rpartition(".")[0] for name, shape in wanted.items() if len(shape) == 3}
     left_over, unused = [], []
     for key in sorted(checkpoint.keys()):
-        name, pattern = rename(key)
+        name, pattern = rename(part.whole(key) if part else key)
         if pattern is not None:
             sources.setdefault(name, {})[key] = pattern
-        elif name not in wanted and (part := _EXPERT.match(name)) and part[1] in experts:
+        elif name not in wanted and (expert := _EXPERT.match(name)) and expert[1] in experts:
             separate[name] = key
         elif name not in wanted:
             known = _COMPUTED.search(key) or any(p.search(key) for p in ignored)
@@ -108,6 +135,7 @@ def match_names(model: PreTrainedModel, checkpoint: Described) -> Match:
         name
         for name in wanted
         if name not in names and name not in fusions and name.rpartition(".")[0] not in apart
+        if part is None or part.holds(name)
     ]
     if missing or left_over:
         problems = []

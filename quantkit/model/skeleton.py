@@ -12,7 +12,7 @@ from quantkit.checkpoint.views import View, ViewedSource
 from quantkit.model.build import empty_model
 from quantkit.model.expert_layout import holds_experts, separate
 from quantkit.model.experts import Experts
-from quantkit.model.names import Described, Match, match_names
+from quantkit.model.names import Described, Match, TextPart, match_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,10 +54,17 @@ class Skeleton:
         self.prefix, self.layers = _find_layers(self.model, decoder, where)
         self.towers = _towers(self.model, decoder)
         source = weights or checkpoint
-        match = match_names(self.model, source)
+        match = match_names(self.model, source, self._part(source, decoder))
         self.names, self.fusions, self.unused = dict(match.names), dict(match.fusions), match.unused
         self.views: dict[str, View] = {}
         self._separate_experts(match, source, where)
+
+    def _part(self, source: Described, decoder: str) -> TextPart | None:
+        """Where ``source`` holds the text model alone, how its names are to be read."""
+        names = getattr(source, "text_names", None)
+        if names is None or self.config.get_text_config(decoder=True) is self.config:
+            return None
+        return TextPart((names[0], decoder), (names[1], self.head or names[1]))
 
     def _separate_experts(self, match: Match, source: Described, where: str) -> None:
         proven: set[Any] = set()

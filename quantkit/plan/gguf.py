@@ -40,7 +40,8 @@ class GgufFilePlan(Plan):
     def to_json(self) -> dict[str, Any]:
         """The keys of every plan, and what was decided about the file.
 
-        ``fallbacks``: names whose rows the mix's type can't hold, with the types wanted and given.
+        ``fallbacks``: names whose rows the mix's type can't hold, with the types wanted and given;
+        ``left_out``: keys of the checkpoint's tensors that the file doesn't hold.
         """
         return {
             **super().to_json(),
@@ -51,6 +52,7 @@ class GgufFilePlan(Plan):
                 tensor.name: {"wanted": tensor.wanted, "type": tensor.type}
                 for tensor in self.file.fallbacks
             },
+            "left_out": list(self.file.left_out),
         }
 
 

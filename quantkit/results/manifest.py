@@ -140,7 +140,7 @@ class Fates:
 
     rescaled: kept, but multiplied by a scale; copied: kept byte for byte; unused: kept so too, and
     not needed for text (towers for images, heads for more than one token); left_out: not in the
-    artifact, because --text-only asked for that.
+    artifact, because --text-only asked for that, or GGUF holds no such thing.
     """
 
     quantized: Fate
@@ -173,8 +173,8 @@ class QuantizedManifest:
     quantkit: the version that made it; calibration: None where the method needs none;
     parameters: weights of the model; weights_bytes: size of the weight files; libraries: their
     versions; files: all but run.json and the manifest itself; tensors: what became of the
-    checkpoint's, None for GGUF; kept: why linears that the recipe doesn't leave out weren't
-    quantized, by name.
+    checkpoint's, None in older manifests; kept: why linears that the recipe doesn't leave out
+    weren't quantized, by name.
     """
 
     schema: ClassVar[int] = SCHEMA

@@ -69,6 +69,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "qwen3_vl": ("qwen3_vl", {}),
+    "smolvlm": ("smolvlm", {}),
     "serial gpt_neox": ("gpt_neox", {**MODELS["gpt_neox"], "use_parallel_residual": False}),
 }
 
@@ -92,9 +94,11 @@ def agreement(directory: Path, path: Path, margin: float = 0.0) -> float:
     Both continue the same ids at every step. Steps at which the two best logits of transformers
     are within ``margin`` are left out: llama.cpp keeps keys and values in F16.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    wraps = "vision_config" in (directory / "config.json").read_text()
+    kind = AutoModelForImageTextToText if wraps else AutoModelForCausalLM
+    model = kind.from_pretrained(directory, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(3, VOCABULARY - 40, (2, 80), generator=generator)
     same = []

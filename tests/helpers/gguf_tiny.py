@@ -86,6 +86,24 @@ MODELS: dict[str, dict[str, Any]] = {
     "olmo": {"pad_token_id": 0, "clip_qkv": 0.9},
     "phi": {"num_key_value_heads": 4},
 }
+# Models of images and text: the text model's settings, and the images'.
+_TOWER = {
+    **{"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1},
+    **{"num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+}
+_QWEN_TOWER = {
+    **{"depth": 2, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2},
+    **{"out_hidden_size": 256, "deepstack_visual_indexes": [0]},
+}
+_SECTIONS = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [12, 10, 10]}
+WRAPPED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "gemma3": ({**MODELS["gemma3_text"], "model_type": "gemma3_text"}, _TOWER),
+    "mistral3": ({**MODELS["mistral"], "model_type": "mistral"}, _TOWER),
+    "qwen2_5_vl": ({"rope_parameters": _SECTIONS}, _QWEN_TOWER),
+    "qwen3_vl": ({"head_dim": 64, "rope_parameters": _SECTIONS}, _QWEN_TOWER),
+    "internvl": ({"model_type": "qwen3", "head_dim": 64}, _TOWER),
+    "smolvlm": ({"model_type": "llama"}, _TOWER),
+}
 
 
 # Mixtures of experts, with layers of both kinds where a family has some.
@@ -147,7 +165,19 @@ def checkpoint(
         "bos_token_id": 0,
         "eos_token_id": 1,
     }
-    build(model_type, directory, dtype=dtype, **{**shape, **changes})
+    text = {**shape, **changes}
+    if model_type in WRAPPED:
+        own, tower = WRAPPED[model_type]
+        build(
+            model_type,
+            directory,
+            dtype=dtype,
+            text_config={**text, **own, **changes},
+            vision_config=tower,
+            tie_word_embeddings=bool({**own, **changes}.get("tie_word_embeddings")),
+        )
+    else:
+        build(model_type, directory, dtype=dtype, **text)
     _fill_biases(directory / "model.safetensors")
     _tokenizer(directory, split, bos)
     return directory

@@ -145,7 +145,8 @@ def build(model_type: str, directory: Path, *, dtype: torch.dtype, **changes: ob
     settings = wrapper or {**COMMON, **(ARCHITECTURES | MIXTURES | SHARING).get(model_type, {})}
     config = AutoConfig.for_model(model_type, **{**settings, **changes})
     config.dtype = dtype
-    kind = AutoModelForImageTextToText if wrapper else AutoModelForCausalLM
+    wraps = wrapper or "text_config" in changes
+    kind = AutoModelForImageTextToText if wraps else AutoModelForCausalLM
     model = kind.from_config(config, dtype=dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -28,8 +28,9 @@ from quantkit.formats.gguf.architectures.architecture import (
     Metadata,
 )
 from quantkit.formats.gguf.architectures.parts import CheckpointTensor, Dimensions
-from quantkit.formats.gguf.architectures.table import architecture_of, with_defaults
+from quantkit.formats.gguf.architectures.table import read_config
 from quantkit.formats.gguf.experts import expert_keys
+from quantkit.formats.gguf.keys import beside_text, remark_on, text_keys
 from quantkit.formats.gguf.mixes import ModelTraits, find_mix
 from quantkit.formats.gguf.rope import read_rope, rope_notes
 from quantkit.formats.gguf.tensor_types import Choice, TypeOverride, choose_types
@@ -113,8 +114,9 @@ class GgufPlan:
     """Everything about a file but the weights themselves.
 
     ``mix``: its name; ``architecture``: llama.cpp's name; ``metadata``: all of the file's keys;
-    ``notes``: sentences on what llama.cpp will do otherwise than transformers; ``views``: parts of
-    the checkpoint's tensors that have keys of their own.
+    ``notes``: sentences on what the file doesn't hold, and on what llama.cpp will do otherwise than
+    transformers; ``left_out``: keys of the checkpoint's tensors that text doesn't run
+    through; ``views``: parts of the checkpoint's tensors that have keys of their own.
     """
 
     mix: str
@@ -122,6 +124,7 @@ class GgufPlan:
     tensors: tuple[GgufTensorPlan, ...]
     metadata: Metadata
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     views: Mapping[str, View] = field(default_factory=dict, repr=False)
 
     def viewed(self, source: Any) -> Any:
@@ -174,9 +177,8 @@ def plan_file(
     recipe = find_mix(mix)
     where = str(source.directory)
     config_file = str(source.directory / "config.json")
-    architecture = architecture_of(source.config)
-    config = with_defaults(source.config, source.directory / "config.json")
     try:
+        architecture, config = read_config(source.config, source.directory / "config.json")
         dimensions = architecture.dimensions(config)
         check_layers("num_hidden_layers", dimensions.layers, len(source.entries), config_file)
         of_config = architecture.metadata(config, dimensions)
@@ -196,7 +198,7 @@ def plan_file(
         **of_config,
         **tokenizer.metadata,
     }
-    stored, views = _tensors(source, architecture, config, dimensions)
+    stored, views, left_out = _tensors(source, architecture, config, dimensions)
     shapes = {tensor.name: tensor.stored_shape for tensor in stored}
     shapes |= {gguf: tuple(tensor.shape) for gguf, tensor in constants.items()}
     traits = ModelTraits(
@@ -217,13 +219,17 @@ def plan_file(
     tensors = [_planned(tensor, choices[tensor.name]) for tensor in stored]
     tensors += [_constant(gguf, tensor) for gguf, tensor in constants.items()]
     notes = (*tokenizer.notes, *rope_notes(read_rope(config)))
-    return GgufPlan(mix, architecture.name, tuple(tensors), metadata, notes, views)
+    if left_out:
+        notes = (remark_on(left_out, towers=bool(config.get("vision_config"))), *notes)
+    return GgufPlan(mix, architecture.name, tuple(tensors), metadata, notes, left_out, views)
 
 
 def _tensors(
     source: Checkpoint, architecture: Architecture, config: Mapping[str, Any], sizes: Dimensions
-) -> tuple[list[CheckpointTensor], Mapping[str, View]]:
-    """The checkpoint's tensors that the file needs, in its order; and parts that have their keys.
+) -> tuple[list[CheckpointTensor], Mapping[str, View], tuple[str, ...]]:
+    """The checkpoint's tensors that the file needs, in its order.
+
+    With them, the parts of tensors that have keys of their own, and the keys of those left out.
 
     Raises InputError where the checkpoint lacks one, or has one that the file has no place for.
     """
@@ -232,19 +238,20 @@ def _tensors(
     tensors = list(architecture.tensors(config, sizes))
     output = CheckpointTensor(head, OUTPUT, (sizes.vocabulary, sizes.hidden), Keep())
     present = {key for key in source.entries if not key.endswith(_UNUSED_SUFFIXES)}
+    # Under other names, or as parts of others; and further ones, which transformers knows too.
     views: Mapping[str, View] = {}
-    if any(tensor.experts or tensor.key not in present for tensor in tensors):
-        # Under other names, which transformers knows too, or as parts of others.
+    left_out: set[str] = set()
+    if {tensor.key for tensor in tensors} ^ present - {output.key}:
         skeleton = Skeleton(source)
-        keys = {**skeleton.names, **expert_keys(skeleton, architecture)}
-        views = skeleton.views
+        keys = {**text_keys(skeleton, architecture), **expert_keys(skeleton, architecture)}
+        views, left_out = skeleton.views, beside_text(skeleton) & present
         tensors = [tensor.renamed(keys) for tensor in tensors]
         output = output.renamed(keys)
     expected = [*tensors, output] if output.key in present else tensors
     shapes = {key: shape for tensor in expected for key, shape in tensor.shapes().items()}
     stored = {views[key].key if key in views else key for key in shapes}
     missing = [key for key in shapes if key not in present and key not in views]
-    leftover = sorted(present - stored)
+    leftover = sorted(present - left_out - stored)
     if missing:
         raise InputError(f"lacks {listed(missing)}", subject=where)
     if leftover:
@@ -260,7 +267,8 @@ def _tensors(
                 f"{key} is {viewed.shape(key)}; config.json asks for {shape}", where=where
             )
     embedding = next(tensor.key for tensor in tensors if tensor.name == EMBEDDING)
-    return [*tensors, *_output(source, architecture, config, output, embedding)], views
+    output_matrix = _output(source, architecture, config, output, embedding)
+    return [*tensors, *output_matrix], views, tuple(sorted(left_out))
 
 
 def _output(

@@ -155,6 +155,11 @@ class GgufWeights:
             self._architecture = find_architecture(self.header.architecture)
         except InputError as error:
             raise InputError(error.what, where=where, fix=error.fix) from error
+        # What the names of the decoder's and the output embedding's tensors begin with.
+        self.text_names = (
+            self._architecture.blocks.rpartition(".")[0],
+            self._architecture.head,
+        )
         self._dimensions = self.header.dimensions()
         check_layers("block_count", self._dimensions.layers, len(self.header.entries), where)
         keys = self._architecture.names(self._dimensions.layers)

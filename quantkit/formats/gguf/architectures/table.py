@@ -54,18 +54,29 @@ def architecture_of(config: Config) -> Architecture:
     )
 
 
-def with_defaults(config: Config, config_file: Path) -> dict[str, Any]:
-    """The config as transformers reads it, with its defaults for settings that aren't there.
+def read_config(config: Config, config_file: Path) -> tuple[Architecture, dict[str, Any]]:
+    """The architecture that a config's text model is written as, and the text model's settings.
 
-    Settings that a family has other names for are there by the usual ones too. Raises InputError
-    for a config that transformers refuses; ``config_file``: to name then.
+    Settings are those that transformers reads, with its defaults for what isn't there. Those that
+    a family has other names for are there by the usual ones too, and so is ``vision_config``.
+    Raises InputError for a config that transformers refuses, ``config_file`` to be named then, and
+    for a model_type that can't be written.
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+    if config.get("model_type") not in CONFIG_MAPPING:
+        return architecture_of(config), dict(config)
     try:
-        read = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
-        usual = {name: getattr(read, name, None) for name in read.attribute_map}
-        settings = {**config, **read.to_dict(), **usual}
-        return {**settings, **architecture_of(config).derived(settings)}
+        whole = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+        text = whole.get_text_config(decoder=True)
+        usual = {name: getattr(text, name, None) for name in text.attribute_map}
+        settings = {**text.to_dict(), **usual}
+        if text is whole:
+            settings = {**config, **settings}
+        else:
+            settings["vision_config"] = whole.to_dict().get("vision_config")
+            settings["tie_word_embeddings"] = whole.tie_word_embeddings
     except Exception as error:  # a config's own code may raise anything
         raise refused_config(error, config_file) from error
+    architecture = architecture_of(settings)
+    return architecture, {**settings, **architecture.derived(settings)}
