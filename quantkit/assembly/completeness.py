@@ -108,12 +108,15 @@ def gguf_fates(plan: GgufFilePlan, source: Checkpoint) -> Fates:
         if part.key is not None
     }
     used = [key for key in source.entries if key in types]
+    left_out = [key for key in source.entries if key not in types]
+    if isinstance(source, TextOnly):
+        left_out += source.left_out
     return Fates(
         quantized=_fate(key for key in used if types[key] not in FLOATS),
         rescaled=_fate([]),
         copied=_fate(key for key in used if types[key] in FLOATS),
         unused=_fate([]),
-        left_out=_fate(key for key in source.entries if key not in types),
+        left_out=_fate(left_out),
     )
 
 
