@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from quantkit.base.errors import InputError
 from quantkit.model.refusals import running
 from quantkit.model.skeleton import Skeleton
-from quantkit.model.stubs import Stop, Stubs
+from quantkit.model.stubs import FAILURES, Stop, Stubs
 
 _TOKENS = 8
 _OF_A_KIND = 2  # layers of the same parameters that are run; the others pass hidden states on
@@ -121,26 +121,40 @@ def _compare(skeleton: Skeleton, expected: Tensor, given: Tensor) -> None:
 
 @contextmanager
 def _watched(skeleton: Skeleton) -> Iterator[None]:
-    """Raise InputError where a layer gets what another returned beside its hidden states."""
+    """Raise InputError where what a layer gives differs by what another returned beside its hidden
+    states. Some return more than the next one needs, such as tokens to attend to."""
     returned: list[Tensor] = []
+    without: dict[nn.Module, Any] = {}
 
-    def keep(_: nn.Module, __: Any, output: Any) -> None:
-        beside = output[1:] if isinstance(output, tuple) else ()
-        returned.extend(value for value in beside if isinstance(value, Tensor))
+    def lacks(value: Any) -> bool:
+        return any(value is other for other in returned)
 
-    def check(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        if any(value is other for value in given for other in returned):
-            raise InputError(
-                f"the layers of {type(skeleton.model).__name__} can't be run one by one: each "
-                f"{type(layer).__name__} gets more of the one before than its hidden states",
-                where=str(skeleton.directory),
-            )
+    def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if any(map(lacks, (*args, *kwargs.values()))):
+            bare = [None if lacks(value) else value for value in args]
+            named = {name: None if lacks(value) else value for name, value in kwargs.items()}
+            try:
+                without[layer] = layer.forward(*bare, **named)
+            except FAILURES:
+                without[layer] = None
+
+    def after(layer: nn.Module, _: Any, output: Any) -> None:
+        parts = output if isinstance(output, tuple) else (output,)
+        if layer in without:
+            made = without.pop(layer)
+            other = made[0] if isinstance(made, tuple) else made
+            if other is None or not torch.equal(parts[0], other):
+                raise InputError(
+                    f"the layers of {type(skeleton.model).__name__} can't be run one by one: each "
+                    f"{type(layer).__name__} needs more of the one before than its hidden states",
+                    where=str(skeleton.directory),
+                )
+        returned.extend(value for value in parts[1:] if isinstance(value, Tensor))
 
     with ExitStack() as stack:
         for layer in skeleton.layers:
-            stack.callback(layer.register_forward_hook(keep).remove)
-            stack.callback(layer.register_forward_pre_hook(check, with_kwargs=True).remove)
+            stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(layer.register_forward_hook(after).remove)
         yield
 
 

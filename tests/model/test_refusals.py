@@ -124,7 +124,7 @@ def test_more_than_hidden_states_between_layers(tiny: Tiny) -> None:
     heads: dict[str, Any] = {"head_dim": 16, "num_key_value_heads": 2, "router_hidden_size": 16}
     experts: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 1}
     checkpoint = Checkpoint(tiny("zaya", **heads, **experts, moe_intermediate_size=32))
-    with pytest.raises(InputError, match="gets more of the one before than its hidden states"):
+    with pytest.raises(InputError, match="needs more of the one before than its hidden states"):
         rehearse(Skeleton(checkpoint))
 
 
