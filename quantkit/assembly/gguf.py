@@ -113,7 +113,9 @@ class _Parts:
     ) -> None:
         self.run, self.plan, self.path, self.stream = run, plan, path, stream
         self._later = later  # writes one part beside the work on the next
-        self._planned = {part.key: part for part in plan.file.parts}
+        self._planned: dict[str | None, list[GgufTensorPlan]] = {}
+        for part in plan.file.parts:
+            self._planned.setdefault(part.key, []).append(part)
         self._source = plan.file.viewed(run.checkpoint)
         self._known: Written | None = None  # any tensor that the file holds
 
@@ -124,8 +126,11 @@ class _Parts:
     def restart(self) -> None:
         self._known = None  # the file's bytes are written over
 
-    def tensor(self, layer: int, name: str) -> GgufTensorPlan:
-        """The file's tensor for a parameter of a layer, by the name within the layer."""
+    def tensors(self, layer: int, name: str) -> list[GgufTensorPlan]:
+        """The file's tensors for a parameter of a layer, by the name within the layer.
+
+        There are several where the file splits it.
+        """
         skeleton = self.stream.skeleton
         return self._planned[skeleton.key(f"{skeleton.layer_name(layer)}.{name}")]
 
@@ -184,7 +189,7 @@ class _Grids(_Parts):
     def _packed(self, layer: int, result: BlockResult) -> Iterator[tuple[str, QuantizedLinear]]:
         for module, linear in result.linears.items():
             assert isinstance(linear.tensor, QuantizedTensor)
-            tensor = self.tensor(layer, f"{module}.weight")
+            [tensor] = self.tensors(layer, f"{module}.weight")
             value = grids.pack_blocks(linear.tensor.cpu(), tensor.transform)
             report = _report(tensor, linear.report.error, linear.report.measured_on)
             report = replace(
@@ -192,10 +197,10 @@ class _Grids(_Parts):
             )
             yield tensor.name, QuantizedLinear(value, report)
         for name, changed in result.changed.items():
-            tensor = self.tensor(layer, name)
-            stored = tensor.transform.apply(changed.cpu())
-            value = quantize_by_ggml(stored, tensor.type, threads=1)
-            yield tensor.name, QuantizedLinear(value, _report(tensor, 0.0, "weights"))
+            for tensor in self.tensors(layer, name):
+                stored = tensor.transform.apply(changed.cpu())
+                value = quantize_by_ggml(stored, tensor.type, threads=1)
+                yield tensor.name, QuantizedLinear(value, _report(tensor, 0.0, "weights"))
 
 
 class _Mix(_Parts):
@@ -258,7 +263,7 @@ class _Mix(_Parts):
                 for group in groups
                 for consumer in group.consumers
             }
-            quantized |= self._method.quantize(groups, matrices)
+            quantized |= self._method.quantize(_whole(groups, matrices), matrices)
             # Read from the device after all that it has to do.
             for group in groups:
                 weights = _encode(group.importance())
@@ -271,7 +276,7 @@ class _Mix(_Parts):
         return self.step("block", quantized, importance, routed)
 
     def _matrix(self, index: int, block: nn.Module, name: str) -> FileMatrix:
-        return FileMatrix.of_block(self.tensor(index, name), self._source, block, name)
+        return FileMatrix.of_block(self.tensors(index, name)[-1], self._source, block, name)
 
     def output(self, calibration: CalibrationPass | None) -> Step:
         if self._output_first or not self._method.measures_output:
@@ -303,6 +308,16 @@ class _Mix(_Parts):
             fast = fused(device) and tensor.type in LAYOUTS
             value = decoded(tensor, device) if fast else tensor.dequantize()
             put(block, f"{consumer}.weight", matrix.plan.transform.undo(value))
+
+
+def _whole(
+    groups: Iterable[InputStatistics], matrices: Mapping[str, FileMatrix]
+) -> list[InputStatistics]:
+    """The inputs of those matrices that the file doesn't split: ggml quantizes the others."""
+    return [
+        replace(group, consumers=[c for c in group.consumers if len(matrices[c].shape) == 2])
+        for group in groups
+    ]
 
 
 def _report(tensor: GgufTensorPlan, error: float, measured_on: str) -> LayerReport:

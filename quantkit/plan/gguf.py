@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from quantkit.base.errors import InputError, not_installed
+from quantkit.base.names import starred
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.gguf.file import GgufPlan, GgufTensorPlan, plan_file
 from quantkit.formats.gguf.grids import ggml_type
@@ -91,6 +93,7 @@ def plan_grids(
     """
     linears = plan_linears(method, skeleton, checkpoint)
     grids = {skeleton.key(f"{module}.weight"): grid for module, grid in linears.schemes.items()}
+    names = {skeleton.key(f"{module}.weight"): module for module in linears.schemes}
     inside = {
         skeleton.key(f"{skeleton.layer_name(index)}.{module}.weight")
         for index in range(len(skeleton.layers))
@@ -110,14 +113,17 @@ def plan_grids(
         types = {type_of(key): key for key in keys}
         if not types:
             return tensor
-        if not quantizable(tensor.name, tensor.shape):
+        split = len(tensor.parts[0].shape) > 2
+        if split or not quantizable(tensor.name, tensor.shape):
             if key := next((key for key in keys if key in grids), None):
+                why = "is stored in two parts" if split else f"is {tensor.type} in every GGUF file"
                 raise InputError(
-                    f"{key} is {tensor.type} in every GGUF file",
-                    where=str(checkpoint.directory),
-                    fix="Add its module to quantize.ignore.",
+                    f"{why}, and can't be on an integer grid",
+                    subject=key,
+                    fix=f"Add it to quantize.ignore: {json.dumps(starred(names[key]))}.",
                 )
-            return tensor
+            if not split:
+                return tensor
         if len(types) > 1:
             raise InputError(
                 f"holds all experts of a layer in one type, and the recipe gives them "

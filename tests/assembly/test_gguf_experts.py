@@ -200,6 +200,27 @@ def test_integer_grids(models: dict[str, Path], tmp_path: Path, method: str) -> 
         assert float((weights.read(key) - wanted).square().sum() / wanted.square().sum()) < 0.03
 
 
+def test_a_matrix_that_llama_cpp_splits(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    model = checkpoint(tmp_path / "model", model_type="deepseek_v2", **MIXTURES["deepseek_v2"])
+    reports = make(tmp_path, model, **FEEDBACK)
+    # What llama.cpp multiplies queries by is the transpose, whose inputs aren't the linear's.
+    assert reports["blk.0.attn_k_b.weight"].weighted_error is None
+    assert present(reports["blk.0.attn_v_b.weight"].weighted_error) > 0
+    key = "model.layers.0.self_attn.kv_b_proj.weight"
+    value, wanted = GgufWeights(tmp_path / "out").read(key), Checkpoint(model).read(key).float()
+    error = (value - wanted).square().view(4, 96, 64).sum((0, 2))
+    energy = wanted.square().view(4, 96, 64).sum((0, 2))
+    for name, rows in (("attn_k_b", slice(0, 32)), ("attn_v_b", slice(32, 96))):
+        measured = float(error[rows].sum() / energy[rows].sum())
+        assert reports[f"blk.0.{name}.weight"].error == pytest.approx(measured, rel=1e-3)
+    grid: dict[str, Any] = {"method": "rtn", "bits": 4, "group_size": 32, "symmetric": True}
+    with pytest.raises(InputError, match=r"kv_b_proj\.weight is stored in two parts"):
+        make(tmp_path, model, "grids", **grid)
+    make(tmp_path, model, "grids", **grid, ignore=["*.kv_b_proj"])
+    assert torch.equal(GgufWeights(tmp_path / "grids").read(key), wanted)
+
+
 def test_what_is_refused_of_experts(models: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="set beside each other") as caught:
         make(tmp_path, models["qwen3_moe"], **FEEDBACK, propagate="corrected")

@@ -109,6 +109,10 @@ WRAPPED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 # Mixtures of experts, with layers of both kinds where a family has some.
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
 _LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_LATENT = {
+    **{"kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 64},
+    **{"num_key_value_heads": 4, "n_shared_experts": 1},
+}
 MIXTURES: dict[str, dict[str, Any]] = {
     "mixtral": _LOCAL,
     "qwen3_moe": {**_EXPERTS, "head_dim": 96, "norm_topk_prob": True},
@@ -125,6 +129,19 @@ MIXTURES: dict[str, dict[str, Any]] = {
         **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256},
         **{"first_k_dense_replace": 1, "routed_scaling_factor": 1.5},
         **{"head_dim": 64, "use_qk_norm": True, "attention_bias": True},
+    },
+    "deepseek_v3": {
+        **{"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 256},
+        **{"first_k_dense_replace": 1, "n_group": 2, "topk_group": 1, **_LATENT},
+        **{"q_lora_rank": 96, "routed_scaling_factor": 1.5},
+        "rope_parameters": {
+            **{"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "mscale": 1.0},
+            **{"mscale_all_dim": 1.0, "original_max_position_embeddings": 64},
+        },
+    },
+    "deepseek_v2": {
+        **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256},
+        **{"first_k_dense_replace": 1, "q_lora_rank": None, **_LATENT},
     },
     "ernie4_5_moe": {
         **{"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 256},

@@ -6,6 +6,7 @@ metadata.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -180,6 +181,7 @@ class GgufWeights:
         for entry in self.header.entries:
             if entry.name in stacks:
                 self._tensors |= _experts(entry, stacks[entry.name])
+        self._parts = self._split(where)
         output = f"{self._architecture.head}.weight"
         embedding = f"{self._architecture.embedding}.weight"
         if output not in self._tensors and embedding in self._tensors:
@@ -188,6 +190,16 @@ class GgufWeights:
             self._tensors[output] = self._tensors[embedding]
         self.types = {key: entry.type for key, entry in self._tensors.items()}
 
+    def _split(self, where: str) -> dict[str, list[tuple[GgufEntry, Transform]]]:
+        """What the tensors that a file splits are put together from, by their checkpoint key."""
+        entries = {entry.name: entry for entry in self.header.entries}
+        found = {}
+        for key, parts in self._architecture.splits(self._dimensions).items():
+            if missing := [name for name in parts if name not in entries]:
+                raise InputError(f"lacks {missing[0]}", subject=where)
+            found[key] = [(entries[name], transform) for name, transform in parts.items()]
+        return found
+
     def keys(self) -> Iterable[str]:
         return self._tensors.keys()
 
@@ -195,49 +207,56 @@ class GgufWeights:
         return [key for key, type in self.types.items() if type not in ("F32", "F16", "BF16")]
 
     def parameters(self) -> int:
-        shapes = {entry.name: entry.shape for entry in self._tensors.values()}
+        parts = [entry for split in self._parts.values() for entry, _ in split]
+        shapes = {entry.name: entry.shape for entry in (*self._tensors.values(), *parts)}
         return sum(map(math.prod, shapes.values()))
 
     def shape(self, key: str) -> tuple[int, ...]:
-        stored = torch.empty(self._tensors[key].shape, device="meta")
-        return tuple(self._transform(key).undo(stored).shape)
+        entry, transform = self._pieces(key)[0]
+        return tuple(transform.undo(torch.empty(entry.shape, device="meta")).shape)
 
     def scheme(self, key: str) -> str:
         return self._tensors[key].type
 
     def stored_bytes(self, key: str) -> int:
-        return self._tensors[key].nbytes
+        return sum(entry.nbytes for entry, _ in self._pieces(key))
 
     def read(self, key: str) -> Tensor:
         """Return one tensor in float32."""
-        shape = self._tensors[key].shape
-        value = self._rows(key, 0, math.prod(shape[:-1])).view(shape)
-        return self._transform(key).undo(value)
+        values = [
+            transform.undo(_rows(entry, 0, math.prod(entry.shape[:-1])).view(entry.shape))
+            for entry, transform in self._pieces(key)
+        ]
+        # Each part has zeros where the others are.
+        return functools.reduce(Tensor.add_, values)
 
     def read_rows(self, key: str, start: int, stop: int) -> Tensor:
-        shape = self._tensors[key].shape
-        transform = self._transform(key)
-        if len(shape) == 1 or transform.rows != 1:
+        pieces = self._pieces(key)
+        entry, transform = pieces[0]
+        if len(pieces) > 1 or len(entry.shape) == 1 or transform.rows != 1:
             return self.read(key)[start:stop]
-        return transform.undo(self._rows(key, start, min(stop, shape[0])))
+        return transform.undo(_rows(entry, start, min(stop, entry.shape[0])))
 
-    def _transform(self, key: str) -> Transform:
-        return self._architecture.transform(key, self._dimensions)
+    def _pieces(self, key: str) -> list[tuple[GgufEntry, Transform]]:
+        """What a tensor is read from; several where the file splits it."""
+        if key in self._parts:
+            return self._parts[key]
+        return [(self._tensors[key], self._architecture.transform(key, self._dimensions))]
 
-    def _rows(self, key: str, start: int, stop: int) -> Tensor:
-        """Rows in the file's order, dequantized to float32, (stop - start, columns)."""
-        entry = self._tensors[key]
-        blocks = torch.empty(stop - start, entry.row_bytes, dtype=torch.uint8)
-        with entry.file.open("rb") as file:
-            file.seek(entry.offset + start * entry.row_bytes)
-            if file.readinto(blocks.numpy().data) != blocks.nbytes:
-                raise InputError(f"ends within {entry.name}", subject=str(entry.file))
-        return GgmlTensor(entry.type, blocks, (stop - start, entry.shape[-1])).dequantize()
+
+def _rows(entry: GgufEntry, start: int, stop: int) -> Tensor:
+    """Rows in the file's order, dequantized to float32, (stop - start, columns)."""
+    blocks = torch.empty(stop - start, entry.row_bytes, dtype=torch.uint8)
+    with entry.file.open("rb") as file:
+        file.seek(entry.offset + start * entry.row_bytes)
+        if file.readinto(blocks.numpy().data) != blocks.nbytes:
+            raise InputError(f"ends within {entry.name}", subject=str(entry.file))
+    return GgmlTensor(entry.type, blocks, (stop - start, entry.shape[-1])).dequantize()
 
 
 def _experts(stack: GgufEntry, keys: Sequence[str]) -> dict[str, GgufEntry]:
     """The experts that a stack holds, by their keys. Raises InputError for another number."""
-    if len(stack.shape) < 2 or stack.shape[0] != len(keys):
+    if len(stack.shape) < 2 or stack.shape[0] != len(keys) or not keys:
         raise InputError(
             f"{stack.name} is {stack.shape}, where the metadata has {len(keys)} experts",
             subject=str(stack.file),

@@ -149,7 +149,7 @@ def _matching(override: TypeOverride, shapes: Mapping[str, tuple[int, ...]]) -> 
 
 def _refuse_without_imatrix(name: str, type: str, mix: Mix, model: ModelTraits) -> None:
     needed = type in _NEED_IMATRIX or (type == "Q2_K" and mix is MIXES["q2_k_s"])
-    if name in (OUTPUT, EMBEDDING):
+    if name in (OUTPUT, EMBEDDING) or name.endswith(".attn_k_b.weight"):
         # Calibration measures the inputs of the blocks' linears alone.
         if type in _NEED_IMATRIX:
             raise InputError(f"{name} has no importance weights, which {type} needs")

@@ -102,6 +102,41 @@ class AddOne:
         return tensor - 1
 
 
+@dataclass(frozen=True)
+class HeadPart:
+    """Some rows of every head, in multi-head latent attention: (heads, rows, columns).
+
+    ``heads``, ``height``: of the matrix, and the rows of a head; ``start``, ``stop``: those taken;
+    ``transposed``: (heads, columns, rows) is stored, as what a head's queries are multiplied by.
+    """
+
+    heads: int
+    height: int
+    start: int
+    stop: int
+    transposed: bool = False
+
+    @property
+    def rows(self) -> None:
+        return None
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        part = tensor.view(self.heads, self.height, -1)[:, self.start : self.stop]
+        return (part.transpose(1, 2) if self.transposed else part).contiguous()
+
+    def undo(self, tensor: Tensor) -> Tensor:
+        """The checkpoint's matrix, with zeros in the rows that aren't here."""
+        part = tensor.transpose(1, 2) if self.transposed else tensor
+        whole = tensor.new_zeros(self.heads, self.height, part.shape[2])
+        whole[:, self.start : self.stop] = part
+        return whole.view(-1, part.shape[2])
+
+
+def keeps_columns(transform: Transform) -> bool:
+    """Whether the stored columns are the checkpoint's, so that importance weights fit them."""
+    return not (isinstance(transform, HeadPart) and transform.transposed)
+
+
 def _swapped(tensor: Tensor, outer: int, inner: int) -> Tensor:
     """Rows counted (…, outer, inner) become rows counted (…, inner, outer)."""
     rows = tensor.reshape(-1, outer, inner, tensor[0].numel())

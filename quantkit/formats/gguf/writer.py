@@ -34,6 +34,7 @@ from quantkit.checkpoint.weights import TensorSource
 from quantkit.checkpoint.written import Written
 from quantkit.formats.gguf.architectures.architecture import Metadata
 from quantkit.formats.gguf.file import GgufPlan, GgufTensorPlan, plan_file
+from quantkit.formats.gguf.transforms import keeps_columns
 from quantkit.methods.ggml.encoder import Encoder, rows_at_once
 from quantkit.methods.ggml.library import load_gguf
 from quantkit.methods.ggml.types import GgmlTensor, row_bytes
@@ -181,7 +182,8 @@ def _padded(nbytes: int) -> int:
 def _importance_of(
     tensor: GgufTensorPlan, importance: Callable[[str], Tensor | None]
 ) -> Tensor | None:
-    return importance(tensor.key) if tensor.key and len(tensor.shape) > 1 else None
+    fits = len(tensor.shape) > 1 and keeps_columns(tensor.transform)
+    return importance(tensor.key) if tensor.key and fits else None
 
 
 def _work(

@@ -63,7 +63,9 @@ def test_what_slices_of_rows_give(tmp_path: Path, model_type: str) -> None:
         assert tensor.key is not None
         weight, step = viewed.read(tensor.key), tensor.transform.rows
         if step is None:
-            assert tensor.key.endswith(("query_key_value.weight", "query_key_value.bias"))
+            assert tensor.key.endswith(
+                ("query_key_value.weight", "query_key_value.bias", "kv_b_proj.weight")
+            )
             continue
         slices = [weight[start : start + step] for start in range(0, len(weight), step)]
         value = torch.cat([tensor.transform.apply(part) for part in slices])

@@ -115,9 +115,32 @@ class Architecture:
             modules |= {f"{self.blocks}.{layer}.{m.name}": m for m in apart}
         named = {full: self._name(full, module, layers) for full, module in modules.items()}
         return {
+            **{
+                f"{self._place(full)}.{name}.weight": f"{full}.weight"
+                for full, module in modules.items()
+                for name, _ in module.split
+            },
+            **self._named(modules, named),
+        }
+
+    def splits(self, dimensions: Dimensions) -> dict[str, dict[str, Transform]]:
+        """Checkpoint key → what a file has of a tensor that it splits, by name."""
+        return {
+            f"{self.blocks}.{layer}.{module.name}.weight": {
+                f"blk.{layer}.{name}.weight": change(dimensions) for name, change in module.split
+            }
+            for layer in range(dimensions.layers)
+            for module in self.modules
+            if module.split
+        }
+
+    def _named(
+        self, modules: Mapping[str, Module], named: Mapping[str, str | None]
+    ) -> dict[str, str]:
+        return {
             f"{name}{end}": f"{full}{end}"
             for full, name in named.items()
-            if name is not None
+            if name is not None and not modules[full].split
             for end in ([""] if modules[full].bare else [".weight", ".bias"])
         }
 
@@ -131,7 +154,11 @@ class Architecture:
             for end in module.tensors(config):
                 key, change = f"{full}{end}", module.transform(end, dimensions)
                 tall = (shape[:-1] or shape) if end == ".bias" else shape
-                if "*" in key:
+                if module.split:
+                    for stored, part in module.split:
+                        name = f"{self._place(full)}.{stored}.weight"
+                        yield CheckpointTensor(key, name, tall, part(dimensions))
+                elif "*" in key:
                     name = f"{self._name(full, module, dimensions.layers)}{end}"
                     experts = _numbered(key, shape[0])
                     yield CheckpointTensor(key, name, tall, change, experts)
@@ -247,10 +274,14 @@ class Architecture:
         if module.stored and full == module.name:
             return module.stored
         if module.stored:
-            return f"blk.{full.removeprefix(f'{self.blocks}.').partition('.')[0]}.{module.stored}"
+            return f"{self._place(full)}.{module.stored}"
         names = _gguf_names(self.name, layers)
         # The map has the names of some families without what is before the first dot.
         return names.get_name(full) or names.get_name(full.partition(".")[2])
+
+    def _place(self, full: str) -> str:
+        """What a module's layer is in GGUF."""
+        return f"blk.{full.removeprefix(f'{self.blocks}.').partition('.')[0]}"
 
     def _own(self, config: Config, key: str | Callable[[Config], int]) -> int:
         return _number(config, key) if isinstance(key, str) else key(config)

@@ -1,71 +1,39 @@
 """Mixtures of experts.
 
-Mixtral is written as llama, and so is among the Llama models.
+Mixtral is written as llama, and so is among the Llama models; DeepSeek's and GLM's have a file of
+their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from quantkit.formats.gguf.architectures.architecture import Architecture, Metadata
 from quantkit.formats.gguf.architectures.modules import (
     LLAMA3_ROPES,
+    SIGMOID,
     SILU,
     attention,
+    correction,
     experts,
     gated,
     interleave,
-    linear,
     mixtral_experts,
     norm,
     pre_norms,
+    router,
 )
 from quantkit.formats.gguf.architectures.parts import Config, Dimensions, Module, of_kind
 from quantkit.formats.gguf.rope import Rope
 
-_SOFTMAX, _SIGMOID = 1, 2  # llama.cpp's numbers of what makes a router's scores probabilities
 _SHARED_INNER = "expert_shared_feed_forward_length"
 _USED = {"expert_used_count": "num_experts_per_tok"}
 _ALL_LAYERS = {"mlp_only_layers": ([],), "decoder_sparse_step": (1,)}
 _BY_HEAD = (norm("self_attn.q_norm", "head"), norm("self_attn.k_norm", "head"))
 
 
-def _router(name: str, bias: bool = False) -> Module:
-    return linear(name, "expert_count", "hidden", bias)
-
-
 def _one(dimensions: Dimensions) -> int:
     return 1
-
-
-def _correction(name: str) -> Module:
-    """The bias by which experts are chosen, but not weighed."""
-    return Module(name, ("expert_count",), stored="exp_probs_b.bias", bare=True)
-
-
-def _leading(key: str) -> Callable[[Config, int], list[str]]:
-    """The first layers have no experts; ``key``: the config's, of their number."""
-    return lambda config, layers: [
-        "dense" if layer < int(config.get(key) or 0) else "experts" for layer in range(layers)
-    ]
-
-
-def _scaled(config: Config, dimensions: Dimensions, rope: Rope) -> Metadata:
-    """How GLM's routers choose experts and weigh them."""
-    return {
-        "expert_gating_func": _SIGMOID,
-        "expert_group_count": int(config.get("n_group") or 1),
-        "expert_group_used_count": int(config.get("topk_group") or 1),
-        "expert_weights_norm": bool(config["norm_topk_prob"]),
-        "expert_weights_scale": float(config["routed_scaling_factor"]),
-        "leading_dense_block_count": int(config.get("first_k_dense_replace") or 0),
-    }
-
-
-def _shared(dimensions: Dimensions) -> int:
-    """The width of GLM's shared experts, which are one MLP."""
-    return dimensions.own["expert_shared_count"] * dimensions.own["expert_feed_forward_length"]
 
 
 def _gpt_oss_differs(config: Config, dimensions: Dimensions) -> str | None:
@@ -116,7 +84,7 @@ MIXTURES = (
         model_types=("qwen3_moe",),
         modules=pre_norms(
             (*attention(), *_BY_HEAD),
-            (_router("mlp.gate"), *experts()),
+            (router("mlp.gate"), *experts()),
         ),
         sizes={
             "expert_count": "num_experts",
@@ -136,7 +104,7 @@ MIXTURES = (
         modules=pre_norms(
             attention(qkv="qkv_bias"),
             (
-                _router("mlp.gate"),
+                router("mlp.gate"),
                 *experts(),
                 Module("mlp.shared_expert_gate", (_one, "hidden")),
                 *gated(name="mlp.shared_expert", inner=_SHARED_INNER),
@@ -157,7 +125,7 @@ MIXTURES = (
         model_types=("olmoe",),
         modules=pre_norms(
             (*attention(), norm("self_attn.q_norm", "q"), norm("self_attn.k_norm", "kv")),
-            (_router("mlp.gate"), *experts(inner="inner")),
+            (router("mlp.gate"), *experts(inner="inner")),
         ),
         sizes={"expert_count": "num_experts"},
         copied=_USED,
@@ -178,7 +146,7 @@ MIXTURES = (
                 *attention("attention_bias", "attention_bias"),
                 Module("self_attn.sinks", ("heads",), stored="attn_sinks.weight", bare=True),
             ),
-            (_router("mlp.router", bias=True), *experts(inner="inner", bias=True)),
+            (router("mlp.router", bias=True), *experts(inner="inner", bias=True)),
         ),
         sizes={
             "expert_count": "num_local_experts",
@@ -198,36 +166,6 @@ MIXTURES = (
         unsupported=_gpt_oss_differs,
     ),
     Architecture(
-        name="glm4moe",
-        model_types=("glm4_moe",),
-        modules=(
-            norm("input_layernorm"),
-            *attention("attention_bias"),
-            *(replace(module, when=lambda config: config["use_qk_norm"]) for module in _BY_HEAD),
-            norm("post_attention_layernorm"),
-            *of_kind("dense", gated()),
-            *of_kind(
-                "experts",
-                (
-                    _router("mlp.gate"),
-                    _correction("mlp.gate.e_score_correction_bias"),
-                    *experts(),
-                    *gated(name="mlp.shared_experts", inner=_shared),
-                ),
-            ),
-        ),
-        layer_kinds=_leading("first_k_dense_replace"),
-        sizes={
-            "expert_count": "n_routed_experts",
-            "expert_feed_forward_length": "moe_intermediate_size",
-            "expert_shared_count": "n_shared_experts",
-        },
-        copied=_USED,
-        more=_scaled,
-        fixed=SILU,
-        partial_rope=True,
-    ),
-    Architecture(
         name="ernie4_5-moe",
         model_types=("ernie4_5_moe",),
         modules=pre_norms(
@@ -237,9 +175,9 @@ MIXTURES = (
                 *of_kind(
                     "experts",
                     (
-                        _router("mlp.gate"),
+                        router("mlp.gate"),
                         replace(
-                            _correction("mlp.moe_statics.e_score_correction_bias"),
+                            correction("mlp.moe_statics.e_score_correction_bias"),
                             shape=(_one, "expert_count"),
                         ),
                         *experts(),
@@ -268,7 +206,7 @@ MIXTURES = (
             (*attention(), norm("self_attn.q_norm", "q"), norm("self_attn.k_norm", "kv")),
             (
                 *mixtral_experts("inner"),
-                _correction("block_sparse_moe.e_score_correction_bias"),
+                correction("block_sparse_moe.e_score_correction_bias"),
             ),
         ),
         sizes={
@@ -276,7 +214,7 @@ MIXTURES = (
             "expert_feed_forward_length": "intermediate_size",
         },
         copied=_USED,
-        more=lambda config, dimensions, rope: {"expert_gating_func": _SIGMOID},
+        more=lambda config, dimensions, rope: {"expert_gating_func": SIGMOID},
         fixed={**SILU, "attention_bias": (False,)},
         partial_rope=True,
         output="needed",
@@ -287,7 +225,7 @@ MIXTURES = (
         modules=pre_norms(
             attention("attention_bias", "attention_bias", interleave),
             (
-                _router("block_sparse_moe.router.layer"),
+                router("block_sparse_moe.router.layer"),
                 *experts("block_sparse_moe.experts", inner="inner"),
             ),
         ),
@@ -312,7 +250,7 @@ MIXTURES = (
                 norm("self_attn.key_layernorm", "head"),
             ),
             (
-                _router("mlp.gate.wg"),
+                router("mlp.gate.wg"),
                 *experts(inner="inner"),
                 *gated(name="mlp.shared_mlp"),
             ),

@@ -8,6 +8,7 @@ from quantkit.formats.gguf.transforms import AddOne, InterleaveHalves, ThreePart
 # What many families have in common beside their modules: keywords of ``Architecture``.
 SILU = {"hidden_act": ("silu",)}
 TANH_GELU = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
+SOFTMAX, SIGMOID = 1, 2  # llama.cpp's numbers of what makes a router's scores probabilities
 _GATED = ("gate_proj", "up_proj", "down_proj")
 LLAMA3_ROPES = ("default", "linear", "llama3", "yarn")
 
@@ -78,11 +79,20 @@ def experts(
     )
 
 
+def router(name: str, bias: bool = False) -> Module:
+    """What chooses experts."""
+    return linear(name, "expert_count", "hidden", bias)
+
+
+def correction(name: str) -> Module:
+    """The bias by which experts are chosen, but not weighed."""
+    return Module(name, ("expert_count",), stored="exp_probs_b.bias", bare=True)
+
+
 def mixtral_experts(inner: str) -> tuple[Module, ...]:
     """Mixtral's router and experts, of so many inner features."""
     holder = "block_sparse_moe"
-    router = linear(f"{holder}.gate", "expert_count", "hidden")
-    return (router, *experts(f"{holder}.experts", ("w1", "w3", "w2"), inner))
+    return (router(f"{holder}.gate"), *experts(f"{holder}.experts", ("w1", "w3", "w2"), inner))
 
 
 def pre_norms(attention: tuple[Module, ...], mlp: tuple[Module, ...]) -> tuple[Module, ...]:

@@ -70,8 +70,10 @@ class Module:
     ``change``: from the checkpoint's tensors to those that GGUF stores. ``kind``: of the layers
     that have it; "": all have it. ``stored``: its name after the layer's number in GGUF, where
     gguf-py's map has none. ``bare``: ``name`` and ``stored`` are those of the tensor itself.
-    ``when``: whether a config's model has it. Routed experts have a star in ``name`` for the number
-    of each, and how many they are first in ``shape``: GGUF has them as one stack.
+    ``when``: whether a config's model has it. ``split``: the tensors that GGUF makes of it, by
+    their names after the layer's number, each with its change. Routed experts have a star in
+    ``name`` for the number of each, and how many they are first in ``shape``: GGUF has them as one
+    stack.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Module:
     stored: str = ""
     bare: bool = False
     when: Callable[[Config], bool] = lambda config: True
+    split: tuple[tuple[str, Change], ...] = ()
 
     def tensors(self, config: Config) -> tuple[str, ...]:
         """The ends of the names of its tensors in the checkpoint."""

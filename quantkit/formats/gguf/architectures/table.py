@@ -7,6 +7,7 @@ from typing import Any
 
 from quantkit.base.errors import InputError
 from quantkit.formats.gguf.architectures.architecture import Architecture
+from quantkit.formats.gguf.architectures.deepseek import DEEPSEEK
 from quantkit.formats.gguf.architectures.gemma import GEMMA
 from quantkit.formats.gguf.architectures.layer_norms import LAYER_NORMS
 from quantkit.formats.gguf.architectures.llama import LLAMA
@@ -23,6 +24,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     *POST_NORMS,
     *LAYER_NORMS,
     *MIXTURES,
+    *DEEPSEEK,
 )
 
 
