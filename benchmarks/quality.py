@@ -98,6 +98,12 @@ def integers(bits: int, *, symmetric: bool) -> list[Contestant]:
             ours("quantkit rtn", "rtn-w4-g128"),
             peer("AutoAWQ", "autoawq", "auto_awq.py", "awq"),
         ]
+    elif not symmetric:
+        packed = (*grid, "quantize.format=gptq")
+        contestants += [
+            ours("quantkit awq", "awq-w4-g128", *packed),
+            ours("quantkit rtn", "rtn-w4-g128", *packed),
+        ]
     return contestants
 
 
@@ -189,7 +195,7 @@ def make_feed(options: argparse.Namespace) -> Path:
     )
     (feed / "rows.json").write_text(json.dumps(rows.ids.tolist()))
     shutil.copy(options.calibration, feed / "text.txt")
-    if not (feed / "bf16.gguf").is_file():
+    if not options.ours and not (feed / "bf16.gguf").is_file():
         # llama.cpp's converter knows the tokenizers of published models only, so that the peer gets
         # the file that quantkit writes.
         write_bf16(feed / "bf16.gguf", Checkpoint(options.model))
@@ -321,6 +327,8 @@ def render(
     ]
     for title, row in entries.items():
         columns = ["", "bits", "mean KL", "p99", "top-1", "perplexity", "seconds"]
+        routed = any("experts_changed" in variant["quality"] for variant in judged.values())
+        columns += ["tokens with other experts"] * routed
         if any(str(entry.out) in confirmed for entry in row):
             columns.append("KL by llama-perplexity, ± its error")
         lines += ["", f"### {title}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
@@ -345,8 +353,17 @@ def line(entry: Entry, variant: dict[str, Any] | None) -> str:
         f"| {name} | {variant['bits_per_weight']:.2f} "
         f"| {kl['mean']:.6f} ± {(kl['high'] - kl['low']) / 2:.6f} | {kl['p99']:.4f} "
         f"| {quality['top1_agreement']:.2%} | {quality['perplexity']['value']:.3f} "
-        f"| {measured.wall:.0f} |"
+        f"| {measured.wall:.0f} |{_routed(quality)}"
     )
+
+
+def _routed(quality: dict[str, Any]) -> str:
+    """The share of tokens with other experts ± 95%, as a cell; empty for models without experts."""
+    if "experts_changed" not in quality:
+        return ""
+    interval = quality["intervals"]["experts_changed.mean"]
+    half = (interval["high"] - interval["low"]) / 2
+    return f" {quality['experts_changed']['mean']:.2%} ± {half:.2%} |"
 
 
 if __name__ == "__main__":

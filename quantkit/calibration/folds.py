@@ -9,7 +9,7 @@ before o_proj, up_proj before down_proj).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -31,7 +31,8 @@ class Fold:
 
     producer: name of that module within the block; kind: how its weight is divided by a scale (a
     norm that multiplies by w, a norm that multiplies by 1 + w, the rows of a linear); consumers:
-    every linear that reads the input, quantized or not; repeat: how many times each head of the
+    every linear that reads the input, quantized or not, and of a mixture of experts what else has
+    a weight and reads it (its router); repeat: how many times each head of the
     producer is read (grouped-query attention), with ``head_size`` features a head.
     """
 
@@ -82,14 +83,17 @@ def find_folds(
 
     groups: names of linears within ``block``; call, hidden (rows, tokens, features): the arguments
     that the block is run on; kv_heads: of attention, where the model has such a number; known: the
-    folds of the block before. The result is in the order of ``groups``.
+    folds of the block before. The result is in the order of ``groups``, but begins with what a
+    mixture of experts reads, which are several groups.
     """
     probe = _Probe(block, call, hidden)
     # The blocks of a model are mostly alike, so one forward proves all of the known folds.
-    if known and {f.consumers for f in known} <= {tuple(g) for g in groups} and probe.holds(known):
+    every = {tuple(group) for group in groups} | {fold.consumers for fold in probe.shared}
+    if known and {fold.consumers for fold in known} <= every and probe.holds(known):
         return list(known)
-    folds: list[Fold] = []
-    left = [tuple(consumers) for consumers in groups]
+    folds = [fold for fold in probe.shared if probe.holds([fold])]
+    covered = {name for fold in folds for name in fold.consumers}
+    left = [tuple(consumers) for consumers in groups if not covered >= set(consumers)]
     while left:
         consumers = left.pop(0)
         for candidate in _candidates(probe, consumers, kv_heads):
@@ -112,7 +116,8 @@ def find_folds(
 class _Probe:
     """A float32 copy of a block, its arguments, and the output that no fold may change.
 
-    order: names of the modules that have a weight, as they are executed.
+    order: names of the modules that have a weight, as they are executed; shared: possible folds of
+    what the experts of a mixture read, which its router and shared experts read too.
     """
 
     # Nothing is known of the architecture: a table of who feeds whom would have to name every
@@ -131,23 +136,60 @@ class _Probe:
                 # Or an expert that no token of the probe is routed to would prove any fold.
                 module.everyone = True
         self.order: list[str] = []
+        self._seen: list[tuple[str, Any, Any]] = []  # names, what they read, what they gave
         handles = [
-            module.register_forward_hook(self._append(name))
+            module.register_forward_hook(self._note(name))
             for name, module in self.block.named_modules()
-            if name and isinstance(getattr(module, "weight", None), nn.Parameter)
+            if name and (_weight(module) is not None or isinstance(module, Experts))
         ]
         self.reference = self._run()
         for handle in handles:
             handle.remove()
+        self.order = [name for name, _, _ in self._seen if not self._experts(name)]
+        self.shared = list(self._shared())
+        self._seen.clear()
 
-    def _append(self, name: str) -> Callable[..., None]:
-        return lambda *_: self.order.append(name)
+    def _note(self, name: str) -> Callable[..., None]:
+        # The tensors are kept until all have been seen, so that no two are at the same place.
+        return lambda _, given, made: self._seen.append((name, given[:1], made))
+
+    def _experts(self, name: str) -> Experts | None:
+        module = self.block.get_submodule(name)
+        return module if isinstance(module, Experts) else None
+
+    def _shared(self) -> Iterator[Fold]:
+        """For each mixture the norm whose output it reads, with all that reads the same."""
+        for name, read, _ in self._seen:
+            if self._experts(name) is None:
+                continue
+            readers = [other for other, given, _ in self._seen if _same(given, read)]
+            norms = [other for other, _, made in self._seen if _same((made,), read)]
+            consumers: list[str] = []
+            for reader in readers:
+                mixture = self._experts(reader)
+                if mixture is None:
+                    consumers.append(reader)
+                    continue
+                for number, pieces in enumerate(mixture.pieces):
+                    consumers += [f"{reader}.{number}.{p.leaf}" for p in pieces[mixture.first]]
+            for norm in norms:
+                # A norm that multiplies by 1 + w would round, and so could change the routing.
+                if self.block.get_parameter(f"{norm}.weight").ndim == 1:
+                    yield Fold(norm, "norm", tuple(consumers))
 
     @torch.inference_mode()
-    def _run(self) -> Tensor:
+    def _run(self) -> list[Tensor]:
+        """The block's output, and what the routers gave to mixtures of experts."""
+        routed: list[Tensor] = []
+        handles = [
+            module.register_forward_pre_hook(lambda _, given: routed.extend(given[1:3]))
+            for module in self.block.modules()
+            if isinstance(module, Experts)
+        ]
         output = self.block(self.hidden, *self.call.args, **self.call.kwargs)
-        result: Tensor = output[0] if isinstance(output, tuple) else output
-        return result
+        for handle in handles:
+            handle.remove()
+        return [output[0] if isinstance(output, tuple) else output, *routed]
 
     def holds(self, folds: Sequence[Fold]) -> bool:
         """Whether the block's output stays the same under random scales of all ``folds``."""
@@ -175,11 +217,14 @@ class _Probe:
         finally:
             for name, tensor in originals.items():
                 self.block.get_parameter(name).data = tensor
+        pairs = list(zip(output, self.reference, strict=True))
         # One such norm among the folds rounds the whole output.
         if any(fold.kind == "norm_plus_one" for fold in folds):
-            limit = _TOLERANCE * self.reference.abs().max()
-            return bool((output - self.reference).abs().max() <= limit)
-        return torch.equal(output, self.reference)
+            return all(
+                bool((now - before).abs().max() <= _TOLERANCE * before.abs().max())
+                for now, before in pairs
+            )
+        return all(torch.equal(now, before) for now, before in pairs)
 
 
 def _candidates(probe: _Probe, consumers: tuple[str, ...], kv_heads: int | None) -> list[Fold]:
@@ -226,6 +271,18 @@ def _alike(fold: Fold, groups: Sequence[tuple[str, ...]]) -> list[Fold]:
             producer = ".".join(other if part == number else part for part in parts)
             found.append(replace(fold, producer=producer, consumers=consumers))
     return found
+
+
+def _weight(module: nn.Module) -> Tensor | None:
+    value = getattr(module, "weight", None)
+    return value if isinstance(value, nn.Parameter) else None
+
+
+def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    """Whether both are the same values in the same memory, whatever their shape."""
+    if not (one and other and isinstance(one[0], Tensor) and isinstance(other[0], Tensor)):
+        return False
+    return one[0].data_ptr() == other[0].data_ptr() and one[0].numel() == other[0].numel()
 
 
 def _to_float(value: Any) -> Any:

@@ -35,20 +35,28 @@ class Target:
 
 
 class Rescaler(Protocol):
-    """How a method rescales one input of the block, and quantizes the linears that read it."""
+    """How a method rescales inputs of the block, and quantizes the linears that read them."""
 
     def scale(
-        self, targets: Sequence[Target], realize: Callable[[Tensor], Tensor]
+        self,
+        inputs: Sequence[tuple[InputStatistics, Sequence[Target]]],
+        realize: Callable[[Tensor], Tensor],
     ) -> Tensor | None:
         """The scale (in,) to apply, None to apply none.
 
-        realize: turns a scale (in,) into the nearest one that can be undone exactly; the result
-        must be what it returned.
+        inputs: what reads the tensor that is rescaled: all of it, or, each by itself, the tokens
+        that a mixture of experts sends to one expert; realize: turns a scale (in,) into the nearest
+        one that can be undone exactly; the result must be what it returned.
         """
         ...
 
-    def quantize(self, name: str, target: Target, scale: Tensor | None) -> QuantizedLinear:
-        """Quantize the linear ``name``; its weight is multiplied by ``scale`` (in,) first."""
+    def quantize(
+        self, name: str, group: InputStatistics, target: Target, scale: Tensor | None
+    ) -> QuantizedLinear:
+        """Quantize the linear ``name``; its weight is multiplied by ``scale`` (in,) first.
+
+        group: the statistics of what it reads.
+        """
         ...
 
 
@@ -60,13 +68,10 @@ def centered(scale: Tensor) -> Tensor:
     return (scale / (scale.max() * scale.min()).sqrt()).clamp(1e-4, 1e4)
 
 
-def quantize_rescaled(
-    linears: Linears, rescaler: Callable[[InputStatistics], Rescaler]
-) -> BlockResult:
+def quantize_rescaled(linears: Linears, method: Rescaler) -> BlockResult:
     """Rescale every input that has a fold, and quantize all linears.
 
-    rescaler: makes the ``Rescaler`` of one input from its statistics. Raises InputError where no
-    calibration row reached a linear.
+    Raises InputError where no calibration row reached a linear.
     """
     linears.require_inputs()
     modules = dict(linears.block.named_modules())
@@ -76,26 +81,55 @@ def quantize_rescaled(
     result = BlockResult()
     # From the last input to the first: a producer's rows are then rescaled before the scale of its
     # own input is searched, so that every linear is quantized as it will be stored.
-    for group in reversed(linears.inputs):
+    for fold, groups in reversed(_together(linears, by_consumer)):
+        inputs = [
+            (
+                group,
+                {
+                    name: Target(values[name], as_grid(linears.schemes[name]), rows[name])
+                    for name in linears.readers(group)
+                },
+            )
+            for group in groups
+        ]
+        scale = None
+        if fold is not None:
+            realize = _Realizable(fold, modules, set(linears.weights))
+            scale = method.scale([(group, list(of.values())) for group, of in inputs], realize)
+            if scale is not None:
+                _undo_scale(fold, scale, modules, values, rows, result.changed)
+        for group, targets in reversed(inputs):
+            for name, target in targets.items():
+                linear = method.quantize(name, group, target, scale)
+                report = replace(linear.report, scaled=scale is not None)
+                result.linears[name] = replace(linear, report=report)
+    # In the order of execution again, in which linears are reported and written.
+    result.linears = dict(reversed(result.linears.items()))
+    return result
+
+
+def _together(
+    linears: Linears, by_consumer: dict[str, Fold]
+) -> list[tuple[Fold | None, list[InputStatistics]]]:
+    """The inputs with linears to quantize; those that one fold rescales are at the first's place.
+
+    What a mixture of experts reads are several: the tokens of each expert, and all of them.
+    """
+    result: list[tuple[Fold | None, list[InputStatistics]]] = []
+    known: dict[Fold, list[InputStatistics]] = {}
+    for group in linears.inputs:
         names = linears.readers(group)
         if not names:
             continue
-        targets = [
-            Target(values[name], as_grid(linears.schemes[name]), rows[name]) for name in names
-        ]
         # Consumers of a fold all read one input, so any of them finds it.
-        method, fold = rescaler(group), by_consumer.get(names[0])
-        scale = None
+        fold = by_consumer.get(names[0])
+        if fold is not None and fold in known:
+            known[fold].append(group)
+            continue
+        groups = [group]
+        result.append((fold, groups))
         if fold is not None:
-            scale = method.scale(targets, _Realizable(fold, modules, set(linears.weights)))
-            if scale is not None:
-                _undo_scale(fold, scale, modules, values, rows, result.changed)
-        for name, target in zip(names, targets, strict=True):
-            linear = method.quantize(name, target, scale)
-            report = replace(linear.report, scaled=scale is not None)
-            result.linears[name] = replace(linear, report=report)
-    # In the order of execution again, in which linears are reported and written.
-    result.linears = dict(reversed(result.linears.items()))
+            known[fold] = groups
     return result
 
 
@@ -129,7 +163,18 @@ class _Realizable:
             scale = (base + weight.float()) / (base + stored)
             # Weights of zero, and those that became zero, give no scale.
             scale = torch.where(scale.isfinite() & (scale > 0), scale, torch.ones_like(scale))
+            scale = torch.where(self._exact(unquantized, scale), scale, torch.ones_like(scale))
         return fold.expand(scale)
+
+    def _exact(self, names: Sequence[str], scale: Tensor) -> Tensor:
+        """The features whose scale rounds no weight of ``names``, (in,): float16 may underflow."""
+        exact = torch.ones_like(scale, dtype=torch.bool)
+        for name in names:
+            weight = _parameter(self.modules[name], "weight")
+            if weight.dtype == torch.float16:
+                product = weight.float() * scale
+                exact &= (product.half().float() == product).all(0)
+        return exact
 
 
 def _undo_scale(

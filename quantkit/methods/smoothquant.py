@@ -52,35 +52,40 @@ class SmoothQuant(LinearMethod):
         return Grid(8, -1, symmetric=True, rounds_inputs=True)
 
     def quantize(self, linears: Linears) -> BlockResult:
-        return quantize_rescaled(linears, lambda group: _Smoother(self, linears, group))
+        return quantize_rescaled(linears, _Smoother(self, linears))
 
 
 class _Smoother:
-    """Smooths one input, and rounds the linears that read it to the nearest codes."""
+    """Smooths inputs, and rounds the linears that read them to the nearest codes."""
 
-    def __init__(self, method: SmoothQuant, linears: Linears, group: InputStatistics) -> None:
+    def __init__(self, method: SmoothQuant, linears: Linears) -> None:
         self._method, self._linears = method, linears
-        self._importance = group.importance()
 
     def scale(
-        self, targets: Sequence[Target], realize: Callable[[Tensor], Tensor]
+        self,
+        inputs: Sequence[tuple[InputStatistics, Sequence[Target]]],
+        realize: Callable[[Tensor], Tensor],
     ) -> Tensor | None:
-        weights = [target.weight for target in targets]
+        weights = [target.weight for _, targets in inputs for target in targets]
         # The paper takes the largest |x_j| ever seen for a_j, because its scales are fixed for all
         # tokens. Here a token has a scale of its own, so a feature counts by how large it usually
         # is: its root mean square, which one extreme token (often the first of a text) can't
         # decide. docs/recipes.md compares the two.
-        sizes = self._importance.sqrt()
+        tokens = sum(group.tokens for group, _ in inputs)
+        shares = [group.importance() * (group.tokens / tokens) for group, _ in inputs]
+        sizes = torch.stack(shares).sum(0).sqrt()
         return realize(centered(smoothing_scale(sizes, weights, self._method.alpha)))
 
-    def quantize(self, name: str, target: Target, scale: Tensor | None) -> QuantizedLinear:
-        weight = target.weight
+    def quantize(
+        self, name: str, group: InputStatistics, target: Target, scale: Tensor | None
+    ) -> QuantizedLinear:
+        weight, importance = target.weight, group.importance()
         tensor = rtn.quantize(weight if scale is None else weight * scale, target.grid)
         value = tensor.dequantize() if scale is None else tensor.dequantize().div_(scale)
         errors, squares = value.sub_(weight).square_(), weight.square()
         plain, weighted = (
             sum_of((errors * counts).sum(1)) / max(sum_of((squares * counts).sum(1)), 1e-30)
-            for counts in (torch.ones_like(self._importance), self._importance)
+            for counts in (torch.ones_like(importance), importance)
         )
         # The error is the weights' alone: what rounding the inputs costs depends on the largest
         # feature of each token, which the statistics don't tell.

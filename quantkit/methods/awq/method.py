@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -32,23 +32,50 @@ class Awq(AffineMethod):
         return Needs("gram", folds=True, propagate=self.propagate)
 
     def quantize(self, linears: Linears) -> BlockResult:
-        return quantize_rescaled(linears, lambda group: _AwqRescaler(self, linears, group))
+        return quantize_rescaled(linears, _AwqRescaler(self, linears))
 
 
 class _AwqRescaler:
-    """Searches the scale of one input, and quantizes the linears that read it."""
+    """Searches the scales of inputs, and quantizes the linears that read them."""
 
-    def __init__(self, method: Awq, linears: Linears, group: InputStatistics) -> None:
-        self._method, self._linears, self._group = method, linears, group
-        self._gram = InputGram(group.moment.matrix())
+    def __init__(self, method: Awq, linears: Linears) -> None:
+        self._method, self._linears = method, linears
+        self._held: tuple[InputStatistics, InputGram] | None = None
 
     def scale(
-        self, targets: Sequence[Target], realize: Callable[[Tensor], Tensor]
+        self,
+        inputs: Sequence[tuple[InputStatistics, Sequence[Target]]],
+        realize: Callable[[Tensor], Tensor],
     ) -> Tensor | None:
         steps, clip = self._method.scale_steps, self._method.clip_search
-        return search_scale(targets, self._gram, realize, steps=steps, clip=clip)
+        if len(inputs) == 1:
+            gram = self._gram(inputs[0][0])
+        else:
+            # An expert's share is what few tokens show; the scale is one for all experts.
+            gram = InputGram(sum_of_matrices(group for group, _ in inputs))
+        targets = [target for _, of in inputs for target in of]
+        return search_scale(targets, gram, realize, steps=steps, clip=clip)
 
-    def quantize(self, name: str, target: Target, scale: Tensor | None) -> QuantizedLinear:
-        rounded = quantize_target(target, self._gram, scale, clip=self._method.clip_search)
-        error = rounded.loss / output_energy(self._group, name)
+    def quantize(
+        self, name: str, group: InputStatistics, target: Target, scale: Tensor | None
+    ) -> QuantizedLinear:
+        clip = self._method.clip_search
+        rounded = quantize_target(target, self._gram(group), scale, clip=clip)
+        error = rounded.loss / output_energy(group, name)
         return QuantizedLinear(rounded.tensor, self._linears.report(name, error, "outputs"))
+
+    def _gram(self, group: InputStatistics) -> InputGram:
+        """The matrix of one input, kept until another is asked for."""
+        if self._held is None or self._held[0] is not group:
+            self._held = (group, InputGram(group.moment.matrix()))
+        return self._held[1]
+
+
+def sum_of_matrices(groups: Iterable[InputStatistics]) -> Tensor:
+    """The Gram matrix of all tokens that the inputs have, (in, in)."""
+    total: Tensor | None = None
+    for group in groups:
+        matrix = group.moment.matrix()
+        total = matrix if total is None else total.add_(matrix)
+    assert total is not None
+    return total
