@@ -163,7 +163,9 @@ class _Layout:
         result = []
         for number in range(self.count):
             places = traced[number].t() if self.transposed else traced[number]
-            pieces = list(_pieces(places, fusion, number, outputs))
+            # A mixture may have one expert, whose tensor is as good as one for all.
+            together = len(fusion.keys) == 1 and len(self.checkpoint.shape(fusion.keys[0])) == 3
+            pieces = list(_pieces(places, fusion, number if together else None, outputs))
             if not pieces:
                 raise unknown(self.module, f"{name} in an order of its own", self.where)
             whole = len(fusion.keys) == 1
@@ -171,18 +173,18 @@ class _Layout:
         return result
 
 
-def _pieces(places: Tensor, fusion: Fusion, expert: int, outputs: int) -> Iterator[Piece]:
+def _pieces(places: Tensor, fusion: Fusion, index: int | None, outputs: int) -> Iterator[Piece]:
     """Which tensors, or which part of the only one, are which rows of one expert's parameter.
 
-    places: (out, in), as ``Fusion.trace`` gives them; outputs: rows of the real parameter. Nothing
+    places: (out, in), as ``Fusion.trace`` gives them; index: of the expert, where one tensor has all
+    of them; outputs: rows of the real parameter. Nothing
     is given where some rows are in no order that a view can show.
     """
     found = []
-    index = None if len(fusion.keys) > 1 else expert
     for source in dict.fromkeys((places[:, 0] >> 32).tolist()):
         [rows] = torch.where(places[:, 0] >> 32 == source)
         part = places[rows] - (source << 32)
-        first = 0 if index is None else expert * part.numel()
+        first = 0 if index is None else index * part.numel()
         whole = torch.arange(first, first + part.numel())
         key = fusion.keys[source]
         chosen = _slice(rows, outputs // len(places))

@@ -60,6 +60,15 @@ def test_experts_in_layers_that_share_keys_and_values(tiny: Tiny) -> None:
     assert torch.equal(streamed(directory, rows), expected)
 
 
+@pytest.mark.parametrize("model_type", ["mixtral", "granitemoe"])
+def test_a_mixture_may_have_one_expert(model_type: str, tiny: Tiny) -> None:
+    directory = tiny(model_type, num_local_experts=1, num_experts_per_tok=1)
+    rows = torch.randint(3, 90, (2, 8), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = whole(directory)(input_ids=rows, use_cache=False).logits
+    torch.testing.assert_close(streamed(directory, rows), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("model_type", list(MIXTURES))
 def test_every_expert_has_linears_of_its_own(model_type: str, tiny: Tiny) -> None:
     checkpoint = Checkpoint(tiny(model_type))
