@@ -2,7 +2,8 @@
 
 A place is what a recipe can treat by itself: a linear, several linears that engines load as one
 matrix, or an embedding. Methods such as AWQ scale weights against each other. There a place is all
-that is scaled together: the linears of one parent module, and the norms that they read.
+that is scaled together: the linears of one parent module, and the norms that they read. Experts
+read one norm, so all of a mixture are one place, with their router and shared experts.
 """
 
 from __future__ import annotations
@@ -106,17 +107,28 @@ def layer_places(
     rescaled: whether weights are scaled against each other.
     """
     prefix = skeleton.layer_name(index) + "."
-    linears = [name for name in skeleton.linears(index) if name in traffic.inputs]
-    group = _by_parent if rescaled else fused
-    for names in group([prefix + name for name in linears]):
-        modules = [name.removeprefix(prefix) for name in names]
-        owners = [*modules, *(traffic.feeding(modules) if rescaled else ())]
+    mixtures = [name.rpartition(".")[0] for name in skeleton.experts(index)]
+    inside = tuple(f"{name}." for name in mixtures if rescaled)
+    # What experts read is scaled for all of them, also for those that none of these tokens reached.
+    linears = [
+        name
+        for name in skeleton.linears(index)
+        if name in traffic.inputs or (inside and name.startswith(inside))
+    ]
+    for modules in _by_parent(linears, mixtures) if rescaled else fused(linears):
+        owners = list(modules)
+        if rescaled:
+            parent = f"{_parent(modules[0], mixtures)}."
+            beside = [name for name in traffic.inputs if name.startswith(parent)]
+            owners += [name for name in beside if parent in inside and name not in modules]
+            owners += traffic.feeding([name for name in owners if name in traffic.inputs])
         parameters = tuple(
             name
             for owner in owners
             for name in skeleton.names
             if name.rpartition(".")[0] == prefix + owner
         )
+        names = [prefix + name for name in modules]
         yield Place(tuple(names), parameters, index)
 
 
@@ -146,8 +158,14 @@ def _weight_error(artifact: TensorSource, baseline: TensorSource, key: str, rows
     return lost / max(energy, 1e-30)
 
 
-def _by_parent(names: Iterable[str]) -> list[tuple[str, ...]]:
+def _by_parent(names: Iterable[str], mixtures: Sequence[str]) -> list[tuple[str, ...]]:
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(name.rpartition(".")[0], []).append(name)
+        groups.setdefault(_parent(name, mixtures), []).append(name)
     return [tuple(group) for group in groups.values()]
+
+
+def _parent(name: str, mixtures: Sequence[str]) -> str:
+    """The module that a linear is in: of an expert the one that has the whole mixture."""
+    inside = (parent for parent in mixtures if name.startswith(f"{parent}."))
+    return next(inside, name.rpartition(".")[0])

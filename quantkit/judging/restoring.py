@@ -51,7 +51,10 @@ class Localizer:
         """
         baseline_skeleton, self.skeleton = skeletons
         self.rows, self.device, self.artifact, self.baseline = rows, device, artifact, baseline
-        self._rescaled = rescaled or is_rescaled(artifact, baseline, self.skeleton)
+        # By the keys that experts have, also where one tensor is for all.
+        self._weights = self.skeleton.viewed(baseline)
+        stored = self.skeleton.viewed(artifact)
+        self._rescaled = rescaled or is_rescaled(stored, self._weights, self.skeleton)
         self.batch_size = max(1, tokens_per_batch(device) // rows.shape[1])
         self._reference = final_states(Stream(baseline_skeleton, baseline, device), rows, step)
 
@@ -139,7 +142,7 @@ class Localizer:
                     old = held[leaf]
                     assert old is not None
                     kept.append((held, leaf, old))
-                    value = self.baseline.read(self.skeleton.key(name)).to(old.device, old.dtype)
+                    value = self._weights.read(self.skeleton.key(name)).to(old.device, old.dtype)
                     held[leaf] = nn.Parameter(value, requires_grad=False)
             yield
         finally:

@@ -176,9 +176,9 @@ class _Layout:
 def _pieces(places: Tensor, fusion: Fusion, index: int | None, outputs: int) -> Iterator[Piece]:
     """Which tensors, or which part of the only one, are which rows of one expert's parameter.
 
-    places: (out, in), as ``Fusion.trace`` gives them; index: of the expert, where one tensor has all
-    of them; outputs: rows of the real parameter. Nothing
-    is given where some rows are in no order that a view can show.
+    places: (out, in), as ``Fusion.trace`` gives them; index: of the expert, where one tensor has
+    all of them; outputs: rows of the real parameter. Nothing is given where some rows are in no
+    order that a view can show.
     """
     found = []
     for source in dict.fromkeys((places[:, 0] >> 32).tolist()):

@@ -45,7 +45,9 @@ def summary(result: Localization) -> str:
     kl = patch.predicted[KL_MEAN]
     verdict = ", with which every gate on likelihood would pass"
     if patch.fixes is None:
-        verdict = "; the gates that failed are on answers, which can't be predicted"
+        mixture = any(".experts." in name for place in result.places for name in place.modules)
+        what = "answers or experts" if mixture else "answers"
+        verdict = f"; the gates that failed are on {what}, which can't be predicted"
     weights = "1 weight" if len(patch.changes) == 1 else f"{len(patch.changes)} weights"
     head = (
         f"Patch ({patch.recipe['name']} {patch.recipe['version']}): {weights}, "

@@ -25,7 +25,9 @@ from quantkit.model.skeleton import Skeleton
 from quantkit.plan.fix import fix
 from quantkit.plan.recipe import plan_recipe
 from quantkit.recipes.recipe import load_recipe, recipe_from
+from tests.assembly.test_experts import TEXT, copied
 from tests.helpers.cli import run
+from tests.helpers.tiny import Tiny
 
 HARMED = 2
 SUITE = """
@@ -228,6 +230,40 @@ def test_with_every_place_restored_it_is_the_baseline(
     assert restored.kl.max() < 1e-9
     assert one.kl.mean() > 0 and not torch.equal(one.kl, before.kl)
     assert torch.equal(before.kl, after.kl)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("recipe", ["rtn-w4-g128", "awq-w4-g128"])
+def test_places_of_a_mixture_of_experts(
+    model_type: str, recipe: str, tiny: Tiny, tmp_path: Path
+) -> None:
+    """Experts apart in the checkpoint or in one tensor; scaled together with their router."""
+    model = copied(tiny(model_type, torch.bfloat16), tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    for key, value in tensors.items():
+        if "post_attention_layernorm" in key:  # loud channels, which awq scales
+            value[::16] *= 16
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "text.txt").write_text(TEXT * 20)
+    settings = ["quantize.group_size=32", "quantize.bits=3", "quantize.format=gptq"]
+    if recipe != "rtn-w4-g128":
+        settings += [f"calibration.dataset={tmp_path / 'text.txt'}", "calibration.samples=2"]
+        settings += ["calibration.sequence_length=32"]
+    job = prepare(load_recipe(recipe, settings), str(model))
+    quantize(job, tmp_path / "out", device="cpu", force=False, progress=Silent(), cache=False)
+    baseline = Checkpoint(model)
+    skeletons = (Skeleton(baseline, torch.float32), Skeleton(baseline, torch.float32))
+    rows = torch.randint(3, 20, (2, 16), generator=torch.Generator().manual_seed(0))
+    artifact, cpu = open_artifact(tmp_path / "out"), torch.device("cpu")
+    localizer = Localizer(skeletons, baseline, artifact, rows, cpu, rescaled=False)
+    places = localizer.rank()
+    mixtures = [place for place in places if any(".experts." in name for name in place.modules)]
+    scaled = recipe == "awq-w4-g128"
+    assert (len(mixtures) == 3 and {len(place.modules) for place in mixtures} == {12}) == scaled
+    found = localizer.measure([[], places, *([place] for place in mixtures[:3])])
+    before, restored, *alone = [divergence.kl.mean() for divergence in found]
+    assert restored < 1e-9 < before
+    assert all(kl < 1.5 * before for kl in alone)
 
 
 def test_trials_together_are_what_they_are_alone(pair: Callable[..., Localizer]) -> None:
