@@ -10,9 +10,6 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Split
 
 from quantkit.api import dry_run, quantize
 from quantkit.assembly.completeness import check_complete
@@ -25,11 +22,11 @@ from quantkit.commands.quantize import prepare
 from quantkit.formats.packed import open_artifact
 from quantkit.plan.linears import LinearPlan
 from quantkit.recipes.recipe import load_recipe
+from tests.helpers.lettered import TEXT, copied
 from tests.helpers.present import present
 from tests.helpers.tiny import Tiny
 
 ROWS, LENGTH = 2, 32
-TEXT = "Some words, of which there are enough for two rows, are what experts are measured on.\n"
 
 
 def recipe(folder: Path, name: str, **settings: Any) -> Path:
@@ -43,20 +40,6 @@ def recipe(folder: Path, name: str, **settings: Any) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
-
-
-def copied(source: Path, target: Path) -> Path:
-    """A checkpoint of one's own, with a tokenizer that has a token for each letter."""
-    target.mkdir()
-    for path in source.iterdir():
-        (target / path.name).write_bytes(path.read_bytes())
-    tokenizer = Tokenizer(
-        WordLevel({letter: id for id, letter in enumerate(sorted(set(TEXT)))}, " ")
-    )
-    tokenizer.pre_tokenizer = Split("", "isolated")
-    tokenizer.save(str(target / "tokenizer.json"))
-    (target / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    return target
 
 
 def linear_plan(recipe_path: Path, model: Path) -> LinearPlan:

@@ -25,8 +25,8 @@ from quantkit.model.skeleton import Skeleton
 from quantkit.plan.fix import fix
 from quantkit.plan.recipe import plan_recipe
 from quantkit.recipes.recipe import load_recipe, recipe_from
-from tests.assembly.test_experts import TEXT, copied
 from tests.helpers.cli import run
+from tests.helpers.lettered import TEXT, copied
 from tests.helpers.tiny import Tiny
 
 HARMED = 2

@@ -33,12 +33,12 @@ def test_no_expert_loses_more_than_by_rounding_to_nearest(
         if name in names
     }
     routed = {
-        name.rpartition(".")[0]: group.routed
+        name.rpartition(".")[0]: count
         for group in measured.inputs
-        for name in group.consumers
+        for name, count in group.routed.items()
         if name in names
     }
-    assert len(routed) == 4 and sum(filter(None, routed.values())) == TOKENS * ACTIVE
+    assert len(routed) == 4 and sum(routed.values()) == TOKENS * ACTIVE
     grid = Grid(bits, 32, symmetric)
     linears = Linears.of(measured.block, dict.fromkeys(sorted(names), grid), measured.inputs)
     options: dict[str, Any] = {
