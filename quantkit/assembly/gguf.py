@@ -30,6 +30,7 @@ from quantkit.calibration.statistics import InputStatistics
 from quantkit.checkpoint.written import Written
 from quantkit.formats.gguf import grids
 from quantkit.formats.gguf.file import GgufTensorPlan
+from quantkit.formats.gguf.transforms import column_order
 from quantkit.formats.gguf.writer import write_blocks, write_file
 from quantkit.methods.fused import fused
 from quantkit.methods.ggml.blocks import LAYOUTS, decoded
@@ -263,6 +264,7 @@ class _Mix(_Parts):
                 for group in groups
                 for consumer in group.consumers
             }
+            groups = [_as_stored(group, matrices) for group in groups]
             quantized |= self._method.quantize(_whole(groups, matrices), matrices)
             # Read from the device after all that it has to do.
             for group in groups:
@@ -318,6 +320,17 @@ def _whole(
         replace(group, consumers=[c for c in group.consumers if len(matrices[c].shape) == 2])
         for group in groups
     ]
+
+
+def _as_stored(group: InputStatistics, matrices: Mapping[str, FileMatrix]) -> InputStatistics:
+    """What matrices read, in the order in which the file has their columns."""
+    plans = [matrices[name].plan for name in group.consumers]
+    orders = [column_order(plan.transform, plan.shape[-1]) for plan in plans]
+    if all(order is None for order in orders):
+        return group
+    [order] = orders  # of a linear whose input nothing else reads
+    assert order is not None
+    return group.reordered(order)
 
 
 def _report(tensor: GgufTensorPlan, error: float, measured_on: str) -> LayerReport:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -127,6 +127,25 @@ class Gram(Diagonal):
         return [self._sums, *self._panels]
 
 
+class _Reordered:
+    """A moment that is summed up, of the features in another order."""
+
+    def __init__(self, moment: Moment, order: Tensor) -> None:
+        self._moment, self._order = moment, order
+
+    def add(self, rows: Tensor) -> None:
+        raise TypeError("no more rows can be added")
+
+    def diagonal(self) -> Tensor:
+        return self._moment.diagonal()[self._order]
+
+    def matrix(self, order: Tensor | None = None) -> Tensor:
+        return self._moment.matrix(self._order if order is None else self._order[order])
+
+    def parts(self) -> list[Tensor]:
+        return self._moment.parts()
+
+
 class Drift:
     """(X - Y)ᵀ Y (width, width), summed over tokens in float32.
 
@@ -196,6 +215,12 @@ class InputStatistics:
     def importance(self) -> Tensor:
         """Mean square of each input feature, (width,)."""
         return self.moment.diagonal() / self.tokens
+
+    def reordered(self, order: Tensor) -> InputStatistics:
+        """The same of the features in ``order`` (width,) int64."""
+        order = order.to(self.moment.diagonal().device)
+        drift = None if self.drift is None else self.drift[order][:, order]
+        return replace(self, moment=_Reordered(self.moment, order), drift=drift)
 
 
 class Meter:

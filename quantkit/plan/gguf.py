@@ -15,6 +15,7 @@ from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.gguf.file import GgufPlan, GgufTensorPlan, plan_file
 from quantkit.formats.gguf.grids import ggml_type
 from quantkit.formats.gguf.tensor_types import quantizable
+from quantkit.formats.gguf.transforms import column_order
 from quantkit.methods.ggml.method import MixMethod
 from quantkit.methods.ggml.types import available, row_bytes
 from quantkit.methods.grids import Grid, as_grid
@@ -124,6 +125,13 @@ def plan_grids(
                 )
             if not split:
                 return tensor
+        if column_order(tensor.transform, tensor.shape[-1]) is not None and keys[0] in grids:
+            raise InputError(
+                "has its columns in another order in GGUF, which groups on a grid don't follow",
+                subject=keys[0],
+                fix=f"Add it to quantize.ignore: {json.dumps(starred(names[keys[0]]))}; or name a "
+                "mix (methods ggml and gptq).",
+            )
         if len(types) > 1:
             raise InputError(
                 f"holds all experts of a layer in one type, and the recipe gives them "

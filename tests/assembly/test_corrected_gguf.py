@@ -20,12 +20,12 @@ from quantkit.recipes.recipe import load_recipe
 from tests.helpers.gguf_tiny import MODELS, TEXT, checkpoint
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "olmo2", "qwen3"])
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neox", "olmo2", "qwen3_5_text"])
 def test_rows_pass_through_what_the_file_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str
 ) -> None:
     """In the checkpoint's order of rows, whether error feedback chose the codes or ggml did."""
-    changes = {**MODELS[model_type], "tie_word_embeddings": model_type in ("olmo2", "qwen3")}
+    changes = {**MODELS[model_type], "tie_word_embeddings": model_type in ("olmo2", "qwen3_5_text")}
     model = checkpoint(tmp_path / "model", model_type=model_type, **changes)
     text = tmp_path / "text.txt"
     text.write_text("\n".join(TEXT * 30), encoding="utf-8")

@@ -88,9 +88,7 @@ MIXTURES: dict[str, tuple[dict[str, object], set[str]]] = {
 
 
 @pytest.mark.parametrize("model_type", MIXTURES)
-def test_experts_share_a_fold_that_leaves_the_routing_as_it_is(
-    tiny: Tiny, model_type: str
-) -> None:
+def test_experts_share_a_fold_that_leaves_the_routing_as_it_is(tiny: Tiny, model_type: str) -> None:
     changes, beside = MIXTURES[model_type]
     measured = measured_block(tiny(model_type, torch.bfloat16, **changes))
     [fold] = [fold for fold in measured.folds if any(".experts." in n for n in fold.consumers)][:1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quantkit.calibration.statistics import Diagonal, Drift, Gram
+from quantkit.calibration.statistics import Diagonal, Drift, Gram, InputStatistics
 from tests.helpers.measured_block import measured_block
 from tests.helpers.tiny import Tiny
 
@@ -19,6 +19,21 @@ def test_a_gram_matrix_comes_in_any_order(width: int) -> None:
     whole, order = moment.matrix(), torch.randperm(width, generator=generator)
     assert torch.allclose(whole, rows.float().T @ rows.float(), rtol=1e-3, atol=1e-2)
     assert torch.equal(moment.matrix(order), whole[order][:, order])
+
+
+def test_statistics_of_features_in_another_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, order = torch.randn(50, 32, generator=generator), torch.randperm(32, generator=generator)
+    given, moved = (InputStatistics(["o"], 32, Gram(32, rows.device), 50) for _ in range(2))
+    given.moment.add(rows)
+    given.drift = torch.randn(32, 32, generator=generator)
+    moved.moment.add(rows[:, order])
+    reordered, further = given.reordered(order), torch.randperm(32, generator=generator)
+    torch.testing.assert_close(reordered.importance(), moved.importance())
+    torch.testing.assert_close(reordered.moment.matrix(), moved.moment.matrix())
+    torch.testing.assert_close(reordered.moment.matrix(further), moved.moment.matrix(further))
+    assert reordered.drift is not None
+    assert torch.equal(reordered.drift, given.drift[order][:, order])
 
 
 def test_a_diagonal_is_the_same_with_and_without_the_rest_of_the_matrix() -> None:

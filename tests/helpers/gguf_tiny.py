@@ -85,6 +85,12 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "olmo": {"pad_token_id": 0, "clip_qkv": 0.9},
     "phi": {"num_key_value_heads": 4},
+    "qwen3_5_text": {
+        **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "head_dim": 64},
+        **{"linear_key_head_dim": 64, "linear_value_head_dim": 64, "pad_token_id": 0},
+        "layer_types": ["linear_attention", "full_attention"],
+    },
+    "lfm2": {"pad_token_id": 0, "layer_types": ["conv", "full_attention"]},
 }
 # Models of images and text: the text model's settings, and the images'.
 _TOWER = {
@@ -101,6 +107,7 @@ WRAPPED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mistral3": ({**MODELS["mistral"], "model_type": "mistral"}, _TOWER),
     "qwen2_5_vl": ({"rope_parameters": _SECTIONS}, _QWEN_TOWER),
     "qwen3_vl": ({"head_dim": 64, "rope_parameters": _SECTIONS}, _QWEN_TOWER),
+    "qwen3_5": ({**MODELS["qwen3_5_text"], "model_type": "qwen3_5_text"}, _QWEN_TOWER),
     "internvl": ({"model_type": "qwen3", "head_dim": 64}, _TOWER),
     "smolvlm": ({"model_type": "llama"}, _TOWER),
 }

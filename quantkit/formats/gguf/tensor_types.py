@@ -51,8 +51,11 @@ class Choice:
 
 
 def quantizable(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a mix decides on the tensor; norms, biases, routers and the like are F32."""
-    kept = ("_norm.weight", ".ffn_gate_inp.weight")
+    """Whether a mix decides on the tensor; norms, biases, routers, kernels and the like are F32."""
+    kept = (
+        *("_norm.weight", ".ffn_gate_inp.weight"),
+        *(".ssm_conv1d.weight", ".shortconv.conv.weight"),
+    )
     return math.prod(shape[:-1]) > 1 and name.endswith(".weight") and not name.endswith(kept)
 
 

@@ -1,7 +1,8 @@
 """What llama.cpp changes in a tensor before it is stored, and how to undo it.
 
 A transform works on the rows of one checkpoint tensor and leaves its columns where they are, so
-importance weights of input features hold for the stored tensor as well.
+importance weights of input features hold for the stored tensor as well; but for ``TileColumns``,
+whose order the weights must follow.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -135,6 +137,106 @@ class HeadPart:
 def keeps_columns(transform: Transform) -> bool:
     """Whether the stored columns are the checkpoint's, so that importance weights fit them."""
     return not (isinstance(transform, HeadPart) and transform.transposed)
+
+
+@dataclass(frozen=True)
+class Squeeze:
+    """A convolution's kernels (channels, 1, width) without the middle."""
+
+    @property
+    def rows(self) -> int:
+        return 1
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        return tensor.squeeze(1)
+
+    def undo(self, tensor: Tensor) -> Tensor:
+        return tensor.unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class NegativeExp:
+    """The logarithm of a decay becomes the negative rate, in float32."""
+
+    @property
+    def rows(self) -> int:
+        return 1
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        return -tensor.float().exp()
+
+    def undo(self, tensor: Tensor) -> Tensor:
+        return (-tensor).log()
+
+
+@dataclass(frozen=True)
+class TileHeads:
+    """Rows from ``start`` on, by head: those that share a key come to lie apart, not side by side.
+
+    Of heads counted (groups, each), ggml repeats the keys as (each, groups).
+    """
+
+    start: int
+    groups: int
+    each: int
+    head_dim: int
+
+    @property
+    def rows(self) -> None:
+        return None
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        return self._regroup(tensor, self.groups, self.each)
+
+    def undo(self, tensor: Tensor) -> Tensor:
+        return self._regroup(tensor, self.each, self.groups)
+
+    def _regroup(self, tensor: Tensor, outer: int, inner: int) -> Tensor:
+        before, heads = tensor[: self.start], tensor[self.start :]
+        parts = heads.reshape(outer, inner, self.head_dim, -1).swapaxes(0, 1)
+        return torch.cat([before, parts.reshape(heads.shape)])
+
+
+@dataclass(frozen=True)
+class TileColumns:
+    """The columns of a matrix that reads such heads."""
+
+    heads: TileHeads
+
+    @property
+    def rows(self) -> int:
+        return 1
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        return self.heads.apply(tensor.t()).t().contiguous()
+
+    def undo(self, tensor: Tensor) -> Tensor:
+        return self.heads.undo(tensor.t()).t().contiguous()
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One transform after the other."""
+
+    first: Transform
+    second: Transform
+
+    @property
+    def rows(self) -> None:
+        return None
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        return self.second.apply(self.first.apply(tensor))
+
+    def undo(self, tensor: Tensor) -> Tensor:
+        return self.first.undo(self.second.undo(tensor))
+
+
+def column_order(transform: Transform, columns: int) -> Tensor | None:
+    """The checkpoint's column that each stored one is (columns,), where they are reordered."""
+    if not isinstance(transform, TileColumns):
+        return None
+    return transform.heads.apply(torch.arange(columns))
 
 
 def _swapped(tensor: Tensor, outer: int, inner: int) -> Tensor:

@@ -63,9 +63,8 @@ def test_what_slices_of_rows_give(tmp_path: Path, model_type: str) -> None:
         assert tensor.key is not None
         weight, step = viewed.read(tensor.key), tensor.transform.rows
         if step is None:
-            assert tensor.key.endswith(
-                ("query_key_value.weight", "query_key_value.bias", "kv_b_proj.weight")
-            )
+            apart = ("query_key_value", "kv_b_proj", "linear_attn")
+            assert any(part in tensor.key for part in apart)
             continue
         slices = [weight[start : start + step] for start in range(0, len(weight), step)]
         value = torch.cat([tensor.transform.apply(part) for part in slices])
@@ -135,6 +134,10 @@ def test_biases_that_the_config_promises_must_be_there(tmp_path: Path) -> None:
         ({"model_type": "smollm3", "no_rope_layers": [1, 0]}, "no_rope_layers"),
         ({"model_type": "gemma2", "query_pre_attn_scalar": 7}, "query_pre_attn_scalar 7"),
         ({"model_type": "gemma3_text", "layer_types": ["full_attention"] * 2}, "layer_types"),
+        ({"model_type": "lfm2"}, "layer_types all 'full_attention'"),
+        ({"model_type": "lfm2", "layer_types": ["conv", "mamba"]}, "linear_attention"),
+        ({"model_type": "qwen3_5_text"}, "layer_types all 'linear_attention'"),
+        ({"model_type": "qwen3_5_text", "linear_value_head_dim": 64}, "linear_value_head_dim 64"),
         ({"model_type": "seed_oss", "attention_out_bias": True}, "attention_out_bias"),
         ({"model_type": "ernie4_5", "use_bias": True}, "use_bias"),
         ({"model_type": "exaone4"}, "sliding_window 4096 in 2 layers"),

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from quantkit.formats.gguf.architectures.parts import Change, Dimensions, Module, Width, keep
-from quantkit.formats.gguf.transforms import AddOne, InterleaveHalves, ThreeParts, Transform
+from quantkit.formats.gguf.transforms import (
+    AddOne,
+    InterleaveHalves,
+    Squeeze,
+    ThreeParts,
+    Transform,
+)
 
 # What many families have in common beside their modules: keywords of ``Architecture``.
 SILU = {"hidden_act": ("silu",)}
@@ -23,19 +29,24 @@ def three_parts(dimensions: Dimensions) -> Transform:
     return ThreeParts(dimensions.head_dim)
 
 
+def squeeze(dimensions: Dimensions) -> Transform:
+    """For a convolution's kernels."""
+    return Squeeze()
+
+
 def add_one(dimensions: Dimensions) -> Transform:
     """For a norm that multiplies by 1 + w."""
     return AddOne()
 
 
 def linear(
-    name: str, rows: str, columns: str, bias: bool | str = False, change: Change = keep
+    name: str, rows: Width, columns: Width, bias: bool | str = False, change: Change = keep
 ) -> Module:
     """A linear of shape (rows, columns), in the words of ``Dimensions.size``."""
     return Module(name, (rows, columns), bias, change)
 
 
-def norm(name: str, width: str = "hidden", bias: bool = False, change: Change = keep) -> Module:
+def norm(name: str, width: Width = "hidden", bias: bool = False, change: Change = keep) -> Module:
     """A norm of so many features."""
     return Module(name, (width,), bias, change)
 

@@ -9,6 +9,7 @@ from quantkit.base.errors import InputError
 from quantkit.formats.gguf.architectures.architecture import Architecture
 from quantkit.formats.gguf.architectures.deepseek import DEEPSEEK
 from quantkit.formats.gguf.architectures.gemma import GEMMA
+from quantkit.formats.gguf.architectures.hybrids import HYBRIDS
 from quantkit.formats.gguf.architectures.layer_norms import LAYER_NORMS
 from quantkit.formats.gguf.architectures.llama import LLAMA
 from quantkit.formats.gguf.architectures.mixtures import MIXTURES
@@ -23,6 +24,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     *GEMMA,
     *POST_NORMS,
     *LAYER_NORMS,
+    *HYBRIDS,
     *MIXTURES,
     *DEEPSEEK,
 )
