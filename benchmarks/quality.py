@@ -100,7 +100,7 @@ def integers(bits: int, *, symmetric: bool) -> list[Contestant]:
         ]
     elif not symmetric:
         packed = (*grid, "quantize.format=gptq")
-        contestants += [
+        contestants[3:3] = [
             ours("quantkit awq", "awq-w4-g128", *packed),
             ours("quantkit rtn", "rtn-w4-g128", *packed),
         ]

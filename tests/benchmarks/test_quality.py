@@ -209,3 +209,18 @@ def test_llama_cpp_is_asked_only_when_it_is_wanted(
     options.llama_perplexity = True
     assert quality.confirm(options, tmp_path, artifacts[:1]) == {}
     assert quality.confirm(options, tmp_path, artifacts) == {str(tmp_path / "gguf"): (0.5, 0.1)}
+
+
+def test_a_mixture_of_experts_has_a_column_more(options: argparse.Namespace) -> None:
+    entry = Entry(quality.ours("quantkit rtn", "rtn-w4-g128"), options.out / "rtn", MEASURED)
+    judged = variant(0.01)
+    judged["quality"] |= {
+        "experts_changed": {"mean": 0.05},
+        "intervals": {"experts_changed.mean": {"low": 0.045, "high": 0.06}},
+    }
+    text = quality.render(options, {"4 bits": [entry]}, {str(entry.out): judged}, {})
+    header, _, line = text.splitlines()[-3:]
+    assert header.endswith("| seconds | tokens with other experts |")
+    assert line.endswith("| 12 | 5.00% ± 0.75% |") and header.count("|") == line.count("|")
+    dense = quality.render(options, {"4 bits": [entry]}, {str(entry.out): variant(0.01)}, {})
+    assert "experts" not in dense

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from benchmarks import trained
 
@@ -43,3 +46,38 @@ def test_the_tokenizer_gives_text_back() -> None:
     text = "def g(naïve):\n    return café"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert tokenizer.eos_token == trained.END and tokenizer(trained.END)["input_ids"] == [0]
+
+
+@pytest.mark.parametrize("name", trained.MODELS)
+def test_models_have_the_size_that_they_are_named_for(name: str) -> None:
+    with torch.device("meta"):
+        model = trained.MODELS[name]()
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    assert f"{millions:.0f}m" == name.rpartition("-")[2]
+
+
+def test_a_mixture_learns_to_use_its_experts_alike() -> None:
+    """The balance of the experts is part of the loss where the configuration asks for it."""
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=16,
+        hidden_size=16,
+        moe_intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=1,
+        norm_topk_prob=False,
+    )
+    documents = [([1, 2, 3, 4] * 80, [0.0, 1.0] * 160)]
+    changed = []
+    for balanced in (False, True):
+        torch.manual_seed(0)
+        config.output_router_logits, config.router_aux_loss_coef = balanced, 100.0
+        model: Any = Qwen3MoeForCausalLM(config)
+        before = model.model.layers[0].mlp.gate.weight.clone()
+        trained.train(model, documents, steps=3, rows=1, peak=1e-2)
+        changed.append((model.model.layers[0].mlp.gate.weight - before).detach())
+    assert not torch.allclose(changed[0], changed[1], atol=1e-6)
