@@ -335,6 +335,8 @@ def render(
         for entry in row:
             path = str(entry.out)
             lines.append(line(entry, judged.get(path)))
+            if routed and path not in judged:
+                lines[-1] += " |"
             if path in judged and path in confirmed:
                 mean, error = confirmed[path]
                 lines[-1] += f" {mean:.6f} ± {error:.6f} |"
