@@ -71,6 +71,7 @@ def test_a_mixture_learns_to_use_its_experts_alike() -> None:
         num_experts_per_tok=1,
         norm_topk_prob=False,
     )
+    script: Any = trained  # which has ``train`` from the demo
     documents = [([1, 2, 3, 4] * 80, [0.0, 1.0] * 160)]
     changed = []
     for balanced in (False, True):
@@ -78,6 +79,6 @@ def test_a_mixture_learns_to_use_its_experts_alike() -> None:
         config.output_router_logits, config.router_aux_loss_coef = balanced, 100.0
         model: Any = Qwen3MoeForCausalLM(config)
         before = model.model.layers[0].mlp.gate.weight.clone()
-        trained.train(model, documents, steps=3, rows=1, peak=1e-2)
+        script.train(model, documents, steps=3, rows=1, peak=1e-2)
         changed.append((model.model.layers[0].mlp.gate.weight - before).detach())
     assert not torch.allclose(changed[0], changed[1], atol=1e-6)
