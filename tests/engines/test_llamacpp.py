@@ -70,6 +70,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "qwen3_vl": ("qwen3_vl", {}),
+    "qwen3_vl_moe": ("qwen3_vl_moe", {}),
     "smolvlm": ("smolvlm", {}),
     "serial gpt_neox": ("gpt_neox", {**MODELS["gpt_neox"], "use_parallel_residual": False}),
 }

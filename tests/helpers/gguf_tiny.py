@@ -92,6 +92,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "lfm2": {"pad_token_id": 0, "layer_types": ["conv", "full_attention"]},
 }
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
 # Models of images and text: the text model's settings, and the images'.
 _TOWER = {
     **{"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1},
@@ -108,13 +109,13 @@ WRAPPED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "qwen2_5_vl": ({"rope_parameters": _SECTIONS}, _QWEN_TOWER),
     "qwen3_vl": ({"head_dim": 64, "rope_parameters": _SECTIONS}, _QWEN_TOWER),
     "qwen3_5": ({**MODELS["qwen3_5_text"], "model_type": "qwen3_5_text"}, _QWEN_TOWER),
+    "qwen3_vl_moe": ({**_EXPERTS, "head_dim": 64, "rope_parameters": _SECTIONS}, _QWEN_TOWER),
     "internvl": ({"model_type": "qwen3", "head_dim": 64}, _TOWER),
     "smolvlm": ({"model_type": "llama"}, _TOWER),
 }
 
 
 # Mixtures of experts, with layers of both kinds where a family has some.
-_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
 _LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 _LATENT = {
     **{"kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 64},

@@ -30,7 +30,7 @@ from quantkit.formats.gguf.architectures.architecture import (
 from quantkit.formats.gguf.architectures.parts import CheckpointTensor, Dimensions
 from quantkit.formats.gguf.architectures.table import read_config
 from quantkit.formats.gguf.experts import expert_keys
-from quantkit.formats.gguf.keys import beside_text, remark_on, text_keys
+from quantkit.formats.gguf.keys import beside_text, older_keys, remark_on, text_keys
 from quantkit.formats.gguf.mixes import ModelTraits, find_mix
 from quantkit.formats.gguf.rope import read_rope, rope_notes
 from quantkit.formats.gguf.tensor_types import Choice, TypeOverride, choose_types
@@ -245,6 +245,8 @@ def _tensors(
         skeleton = Skeleton(source)
         keys = {**text_keys(skeleton, architecture), **expert_keys(skeleton, architecture)}
         views, left_out = skeleton.views, beside_text(skeleton) & present
+        single = [tensor.key for tensor in tensors if not tensor.experts]
+        keys |= older_keys(skeleton, (key for key in single if key not in keys), present)
         tensors = [tensor.renamed(keys) for tensor in tensors]
         output = output.renamed(keys)
     expected = [*tensors, output] if output.key in present else tensors

@@ -8,10 +8,11 @@ converter makes.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Container, Iterable
 
 from quantkit.base.names import listed
 from quantkit.formats.gguf.architectures.architecture import Architecture
+from quantkit.model.names import renaming
 from quantkit.model.skeleton import Skeleton
 
 
@@ -30,6 +31,13 @@ def text_keys(skeleton: Skeleton, architecture: Architecture) -> dict[str, str]:
         if f"{skeleton.head}.{part}" in skeleton.names
     }
     return {**skeleton.names, **renamed, **heads}
+
+
+def older_keys(skeleton: Skeleton, keys: Iterable[str], present: Container[str]) -> dict[str, str]:
+    """The keys of a checkpoint that has the names of transformers' model instead of older ones."""
+    rename = renaming(skeleton.model)
+    found = {key: skeleton.names.get(rename(key)[0]) for key in keys if key not in present}
+    return {key: stored for key, stored in found.items() if stored is not None}
 
 
 def beside_text(skeleton: Skeleton) -> set[str]:

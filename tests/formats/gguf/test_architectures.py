@@ -23,7 +23,7 @@ from tests.helpers.gguf_tiny import MODELS, change, checkpoint
 gguf = pytest.importorskip("gguf")
 
 # Text models that are never alone.
-INSIDE = ("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text")
+INSIDE = ("qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text")
 
 
 @pytest.fixture(scope="module")

@@ -37,12 +37,18 @@ def _leading(key: str) -> Callable[[Config, int], list[str]]:
     ]
 
 
+def _groups(config: Config) -> Metadata:
+    """Groups of experts, and those that a token's are chosen from, unless these are all."""
+    count, used = int(config.get("n_group") or 1), int(config.get("topk_group") or 1)
+    count, used = (1, 1) if count == used else (count, used)
+    return {"expert_group_count": count, "expert_group_used_count": used}
+
+
 def _scaled(config: Config, dimensions: Dimensions, rope: Rope) -> Metadata:
     """How GLM's routers choose experts and weigh them."""
     return {
         "expert_gating_func": SIGMOID,
-        "expert_group_count": int(config.get("n_group") or 1),
-        "expert_group_used_count": int(config.get("topk_group") or 1),
+        **_groups(config),
         "expert_weights_norm": bool(config["norm_topk_prob"]),
         "expert_weights_scale": float(config["routed_scaling_factor"]),
         "leading_dense_block_count": int(config.get("first_k_dense_replace") or 0),
@@ -91,15 +97,13 @@ def _latent(config: Config, dimensions: Dimensions, rope: Rope) -> Metadata:
     """Multi-head latent attention as llama.cpp computes it: one head of keys for all queries."""
     rank, rotated = dimensions.own[_RANK], dimensions.own["rope.dimension_count"]
     third = config["model_type"] == "deepseek_v3"
-    groups = int(config.get("n_group") or 1) if third else 1
     values: Metadata = {
         "attention.head_count_kv": 1,
         "attention.key_length": rank + rotated,
         "attention.value_length": rank,
         "attention.q_lora_rank": dimensions.own["attention.q_lora_rank"],
         "expert_gating_func": SIGMOID if third else SOFTMAX,
-        "expert_group_count": groups,
-        "expert_group_used_count": int(config.get("topk_group") or 1) if third else 1,
+        **_groups(config if third else {}),
         "expert_weights_norm": third and bool(config["norm_topk_prob"]),
         "expert_weights_scale": float(config["routed_scaling_factor"]),
         "leading_dense_block_count": int(config.get("first_k_dense_replace") or 0),
@@ -119,11 +123,11 @@ def _deepseek_differs(config: Config, dimensions: Dimensions) -> str | None:
         return "yarn rope whose mscale isn't mscale_all_dim"
     lite = layers in (26, 27) or (layers == 48 and dimensions.vocabulary == 128256)
     if lite and config.get("q_lora_rank"):
-        return f"q_lora_rank in {layers} layers, of which it knows models without,"
+        return f"q_lora_rank with {layers} layers"
     if config["model_type"] == "deepseek_v3":
         return None
     if config.get("norm_topk_prob"):
-        return "norm_topk_prob, which transformers has no use for in this family,"
+        return "norm_topk_prob (transformers has no use for it in deepseek_v2)"
     method, groups = config.get("topk_method", "greedy"), config.get("n_group") or 1
     if method not in ("greedy", "group_limited_greedy") or (method != "greedy" and groups > 1):
         return f"topk_method {method!r} with n_group {groups}"

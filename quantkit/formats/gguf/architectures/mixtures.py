@@ -24,6 +24,7 @@ from quantkit.formats.gguf.architectures.modules import (
     router,
 )
 from quantkit.formats.gguf.architectures.parts import Config, Dimensions, Module, of_kind
+from quantkit.formats.gguf.architectures.qwen import qwen3vl_keys
 from quantkit.formats.gguf.rope import Rope
 
 _SHARED_INNER = "expert_shared_feed_forward_length"
@@ -68,6 +69,12 @@ def _ernie(config: Config, dimensions: Dimensions, rope: Rope) -> Metadata:
     return values
 
 
+def _hunyuan_differs(config: Config, dimensions: Dimensions) -> str | None:
+    if not _one_of(config["moe_topk"]) or not _one_of(config["num_experts"]):
+        return "num_experts or moe_topk that differs between layers"
+    return None
+
+
 def _hunyuan_used(config: Config, dimensions: Dimensions, rope: Rope) -> Metadata:
     return {"expert_used_count": _one_of(config["moe_topk"]), "expert_shared_count": 1}
 
@@ -78,25 +85,34 @@ def _one_of(value: int | list[int]) -> int:
     return int(values[0]) if len(set(values)) == 1 else 0
 
 
+_QWEN3_MOE = Architecture(
+    name="qwen3moe",
+    model_types=("qwen3_moe",),
+    modules=pre_norms(
+        (*attention(), *_BY_HEAD),
+        (router("mlp.gate"), *experts()),
+    ),
+    sizes={
+        "expert_count": "num_experts",
+        "expert_feed_forward_length": "moe_intermediate_size",
+    },
+    copied=_USED,
+    fixed={
+        **SILU,
+        **_ALL_LAYERS,
+        "attention_bias": (False,),
+        "norm_topk_prob": (True,),
+    },
+)
+
 MIXTURES = (
-    Architecture(
-        name="qwen3moe",
-        model_types=("qwen3_moe",),
-        modules=pre_norms(
-            (*attention(), *_BY_HEAD),
-            (router("mlp.gate"), *experts()),
-        ),
-        sizes={
-            "expert_count": "num_experts",
-            "expert_feed_forward_length": "moe_intermediate_size",
-        },
-        copied=_USED,
-        fixed={
-            **SILU,
-            **_ALL_LAYERS,
-            "attention_bias": (False,),
-            "norm_topk_prob": (True,),
-        },
+    _QWEN3_MOE,
+    replace(
+        _QWEN3_MOE,
+        name="qwen3vlmoe",
+        model_types=("qwen3_vl_moe_text",),
+        ropes=("default", "mrope"),
+        more=qwen3vl_keys,
     ),
     Architecture(
         name="qwen2moe",
@@ -261,6 +277,7 @@ MIXTURES = (
             "expert_shared_feed_forward_length": "intermediate_size",
         },
         more=_hunyuan_used,
+        unsupported=_hunyuan_differs,
         fixed={**SILU, "attention_bias": (False,)},
         ropes=("default", "linear", "yarn"),
     ),
