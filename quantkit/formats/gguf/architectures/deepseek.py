@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from quantkit.formats.gguf.architectures.architecture import Architecture, Metadata
@@ -14,6 +13,7 @@ from quantkit.formats.gguf.architectures.modules import (
     correction,
     experts,
     gated,
+    leading_dense,
     linear,
     norm,
     pre_norms,
@@ -28,13 +28,6 @@ _RANK, _KEY, _VALUE = (
     "attention.value_length_mla",
 )
 _USED = {"expert_used_count": "num_experts_per_tok"}
-
-
-def _leading(key: str) -> Callable[[Config, int], list[str]]:
-    """The first layers have no experts; ``key``: the config's, of their number."""
-    return lambda config, layers: [
-        "dense" if layer < int(config.get(key) or 0) else "experts" for layer in range(layers)
-    ]
 
 
 def _groups(config: Config) -> Metadata:
@@ -183,7 +176,7 @@ DEEPSEEK = (
                 ),
             ),
         ),
-        layer_kinds=_leading("first_k_dense_replace"),
+        layer_kinds=leading_dense("first_k_dense_replace"),
         sizes={
             "expert_count": "n_routed_experts",
             "expert_feed_forward_length": "moe_intermediate_size",
@@ -215,7 +208,7 @@ DEEPSEEK = (
                 ),
             ),
         ),
-        layer_kinds=_leading("first_k_dense_replace"),
+        layer_kinds=leading_dense("first_k_dense_replace"),
         sizes={
             "expert_count": "n_routed_experts",
             "expert_feed_forward_length": "moe_intermediate_size",

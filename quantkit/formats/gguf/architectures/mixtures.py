@@ -18,6 +18,7 @@ from quantkit.formats.gguf.architectures.modules import (
     experts,
     gated,
     interleave,
+    leading_dense,
     mixtral_experts,
     norm,
     pre_norms,
@@ -43,14 +44,6 @@ def _gpt_oss_differs(config: Config, dimensions: Dimensions) -> str | None:
     if config.get("layer_types") not in (None, kinds[: dimensions.layers]):
         return "layer_types other than sliding and full in turn"
     return None
-
-
-def _ernie_kinds(config: Config, layers: int) -> list[str]:
-    first, step = int(config["moe_layer_start_index"]), int(config["moe_layer_interval"])
-    return [
-        "experts" if layer >= first and (layer + 1) % step == 0 else "dense"
-        for layer in range(layers)
-    ]
 
 
 def _ernie_differs(config: Config, dimensions: Dimensions) -> str | None:
@@ -197,12 +190,17 @@ MIXTURES = (
                             shape=(_one, "expert_count"),
                         ),
                         *experts(),
-                        *gated(name="mlp.shared_experts", inner=_SHARED_INNER),
+                        *(
+                            replace(
+                                module, when=lambda config: config["moe_num_shared_experts"] > 0
+                            )
+                            for module in gated(name="mlp.shared_experts", inner=_SHARED_INNER)
+                        ),
                     ),
                 ),
             ),
         ),
-        layer_kinds=_ernie_kinds,
+        layer_kinds=leading_dense("moe_layer_start_index"),
         sizes={
             "expert_count": "moe_num_experts",
             "expert_feed_forward_length": "moe_intermediate_size",
@@ -212,7 +210,7 @@ MIXTURES = (
         },
         copied={"expert_used_count": "moe_k"},
         more=_ernie,
-        fixed={**SILU, "use_bias": (False,)},
+        fixed={**SILU, "use_bias": (False,), "moe_layer_interval": (1,)},
         unsupported=_ernie_differs,
     ),
     Architecture(

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from quantkit.formats.gguf.architectures.parts import Change, Dimensions, Module, Width, keep
+from collections.abc import Callable
+
+from quantkit.formats.gguf.architectures.parts import (
+    Change,
+    Config,
+    Dimensions,
+    Module,
+    Width,
+    keep,
+)
 from quantkit.formats.gguf.transforms import (
     AddOne,
     InterleaveHalves,
@@ -98,6 +107,13 @@ def router(name: str, bias: bool = False) -> Module:
 def correction(name: str) -> Module:
     """The bias by which experts are chosen, but not weighed."""
     return Module(name, ("expert_count",), stored="exp_probs_b.bias", bare=True)
+
+
+def leading_dense(key: str) -> Callable[[Config, int], list[str]]:
+    """The first layers have no experts; ``key``: the config's, of their number."""
+    return lambda config, layers: [
+        "dense" if layer < int(config.get(key) or 0) else "experts" for layer in range(layers)
+    ]
 
 
 def mixtral_experts(inner: str) -> tuple[Module, ...]:
