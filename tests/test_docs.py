@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 from typer.main import get_command
+from typer.testing import CliRunner
 
+from quantkit.base.resources import demo_model
 from quantkit.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -55,3 +57,25 @@ def test_the_python_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     code = "\n".join(blocks).replace("gptq-w4-g128", "rtn-w4-g128").replace("bits=8", "format=gptq")
     exec(compile(code, "docs/python.md", "exec"), {})
     assert (tmp_path / "gptq").is_dir() and (tmp_path / "merged").is_dir()
+
+
+def test_the_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands on one's own model, one after the other, with the demo as that model."""
+    monkeypatch.chdir(tmp_path)
+    Path("my-finetune").symlink_to(demo_model())
+    Path("prompts.txt").write_text("What is the trade of Osk?\nWhere is Varn?\n")
+    blocks = re.findall(r"```\n(quantkit .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert len(lines) == 4
+    for line in lines:
+        answer = CliRunner().invoke(app, shlex.split(line)[1:])
+        decided = {0, 1, 4} if " compare " in line else {0}  # on two prompts gates may say anything
+        assert answer.exit_code in decided, answer.output
+    assert Path("report/report.html").is_file() and Path("my-gptq/quantkit.json").is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (page.parent / target).exists(), target

@@ -50,6 +50,12 @@ class Engine:
         if self.environment is not None:
             environments.make_at(directory.resolve() / self.name, self.environment)
 
+    def rounds_in(self, artifact: Artifact) -> bool:
+        """Whether it computes an artifact's linears with 8 significant bits."""
+        # transformers unpacks experts to BF16.
+        unpacks = self.name == "transformers" and artifact.model in MIXTURES
+        return artifact.format in self.rounds or artifact.activations or unpacks
+
     def why_not(self, artifact: Artifact) -> str | None:
         """Why an artifact isn't expected to run here, None when it is."""
         if artifact.format in self.lacks:
@@ -95,14 +101,19 @@ def _vllm_refuses(artifact: Artifact) -> str | None:
 
 
 def _transformers_refuses(artifact: Artifact) -> str | None:
+    if artifact.format == "gguf" and artifact.model in MIXTURES:
+        known = {
+            "mixtral": "transformers takes a Mixtral in GGUF for a Llama",
+            "qwen3_moe": "transformers doesn't read the experts' width from GGUF",
+        }
+        return known[artifact.model]
     if artifact.model not in MIXTURES or artifact.format != "compressed-tensors":
         return None
     if artifact.activations:
         return "transformers doesn't round what experts read"
     if artifact.symmetric is False:
         return "transformers unpacks experts without zero points only"
-    # Its unpacked weights were compared with ours, rounded to BF16, and are equal.
-    return "transformers computes experts in BF16, whose rounding changes which are chosen"
+    return None
 
 
 def _gptqmodel_refuses(artifact: Artifact) -> str | None:

@@ -26,12 +26,13 @@ _SIZES = {
     "pad_token_id": 0,
     "tie_word_embeddings": False,
 }
-_EXPERTS = {"num_experts_per_tok": 2, "intermediate_size": 256, "moe_intermediate_size": 256}
+# All experts count for every token: where engines round, nearly equal ones would change places.
+_EXPERTS = {"num_experts_per_tok": 4, "intermediate_size": 256, "moe_intermediate_size": 256}
 RANDOM: dict[str, dict[str, int]] = {
     "qwen2": {},
     "qwen3": {"head_dim": 128},
     "phi3": {},
-    "qwen3_moe": {**_EXPERTS, "num_experts": 4, "head_dim": 128},
+    "qwen3_moe": {**_EXPERTS, "num_experts": 4, "head_dim": 128, "norm_topk_prob": True},
     "mixtral": {**_EXPERTS, "num_local_experts": 4},
 }
 MIXTURES = ("qwen3_moe", "mixtral")

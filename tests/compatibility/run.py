@@ -237,8 +237,7 @@ def try_out(artifact: Artifact, engine: Engine, job: Job, options: Options) -> C
     command = [engine.python(options.environments), script, str(question), str(answer)]
     if why := launch(command, f"{engine.name}-{artifact.name}", settings, options):
         return Cell(FAILED, why)
-    rounded = artifact.format in engine.rounds or artifact.activations
-    tolerance = ROUNDED_TOLERANCE if rounded else TOLERANCE
+    tolerance = ROUNDED_TOLERANCE if engine.rounds_in(artifact) else TOLERANCE
     baseline = Checkpoint(checkpoint_of(artifact.model, options.work))
     given = Answer(**json.loads(answer.read_text()))
     try:
