@@ -62,7 +62,10 @@ class Fusion:
         self.keys = sorted(patterns, key=dot_natural_key)
         self._patterns, self._model = patterns, model
         renamed = apply_renamings(self.keys[0], renamings)
-        self._converter = next(c for c in converters if c.rename_source_key(renamed)[1])
+        fitting = [c for c in converters if c.rename_source_key(renamed)[1]]
+        # Some renamings depend on the keys before, which these haven't seen.
+        pattern = patterns[self.keys[0]]
+        self._converter = next(c for c in (*fitting, *converters) if pattern in c.source_patterns)
 
     def targets(
         self, checkpoint: Shapes, wanted: Mapping[str, tuple[int, ...]], where: str

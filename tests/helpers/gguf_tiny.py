@@ -93,6 +93,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "lfm2": {"pad_token_id": 0, "layer_types": ["conv", "full_attention"]},
 }
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
+_HYBRID = {**MODELS["qwen3_5_text"], **_EXPERTS, "shared_expert_intermediate_size": 512}
 # Models of images and text: the text model's settings, and the images'.
 _TOWER = {
     **{"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1},
@@ -109,6 +110,7 @@ WRAPPED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "qwen2_5_vl": ({"rope_parameters": _SECTIONS}, _QWEN_TOWER),
     "qwen3_vl": ({"head_dim": 64, "rope_parameters": _SECTIONS}, _QWEN_TOWER),
     "qwen3_5": ({**MODELS["qwen3_5_text"], "model_type": "qwen3_5_text"}, _QWEN_TOWER),
+    "qwen3_5_moe": ({**_HYBRID, "model_type": "qwen3_5_moe_text"}, _QWEN_TOWER),
     "qwen3_vl_moe": ({**_EXPERTS, "head_dim": 64, "rope_parameters": _SECTIONS}, _QWEN_TOWER),
     "internvl": ({"model_type": "qwen3", "head_dim": 64}, _TOWER),
     "smolvlm": ({"model_type": "llama"}, _TOWER),
@@ -151,6 +153,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
         **{"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256},
         **{"first_k_dense_replace": 1, "q_lora_rank": None, **_LATENT},
     },
+    "qwen3_5_moe_text": _HYBRID,
     "ernie4_5_moe": {
         **{"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 256},
         **{"moe_num_shared_experts": 2, "moe_layer_start_index": 1},

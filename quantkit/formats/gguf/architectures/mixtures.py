@@ -9,10 +9,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from quantkit.formats.gguf.architectures.architecture import Architecture, Metadata
+from quantkit.formats.gguf.architectures.hybrids import (
+    DELTA_SIZES,
+    delta_differs,
+    delta_keys,
+    delta_net,
+    gated_attention,
+    listed_layers,
+)
 from quantkit.formats.gguf.architectures.modules import (
     LLAMA3_ROPES,
     SIGMOID,
     SILU,
+    add_one,
     attention,
     correction,
     experts,
@@ -78,6 +87,19 @@ def _one_of(value: int | list[int]) -> int:
     return int(values[0]) if len(set(values)) == 1 else 0
 
 
+# Beside the routed experts one for all tokens, whose output is scaled.
+_SHARING = (
+    router("mlp.gate"),
+    *experts(),
+    Module("mlp.shared_expert_gate", (_one, "hidden")),
+    *gated(name="mlp.shared_expert", inner=_SHARED_INNER),
+)
+_SHARING_SIZES = {
+    "expert_count": "num_experts",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+}
+
 _QWEN3_MOE = Architecture(
     name="qwen3moe",
     model_types=("qwen3_moe",),
@@ -112,22 +134,35 @@ MIXTURES = (
         model_types=("qwen2_moe",),
         modules=pre_norms(
             attention(qkv="qkv_bias"),
-            (
-                router("mlp.gate"),
-                *experts(),
-                Module("mlp.shared_expert_gate", (_one, "hidden")),
-                *gated(name="mlp.shared_expert", inner=_SHARED_INNER),
-            ),
+            _SHARING,
         ),
-        sizes={
-            "expert_count": "num_experts",
-            "expert_feed_forward_length": "moe_intermediate_size",
-            "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
-        },
+        sizes=_SHARING_SIZES,
         copied=_USED,
         fixed={**SILU, **_ALL_LAYERS, "norm_topk_prob": (False,)},
         square=True,
         output="needed",
+    ),
+    Architecture(
+        name="qwen35moe",
+        model_types=("qwen3_5_moe_text",),
+        modules=(
+            norm("input_layernorm", change=add_one),
+            *of_kind("full_attention", gated_attention()),
+            *of_kind("linear_attention", delta_net()),
+            norm("post_attention_layernorm", change=add_one),
+            *_SHARING,
+        ),
+        layer_kinds=listed_layers,
+        norm=norm("model.norm", change=add_one),
+        # No layer has an MLP beside the experts.
+        derived=lambda config: {"intermediate_size": 0},
+        sizes={**DELTA_SIZES, **_SHARING_SIZES},
+        copied=_USED,
+        more=lambda *model: {**delta_keys(*model), "feed_forward_length": None},
+        fixed={**SILU, "attention_bias": (False,)},
+        ropes=("default", "mrope"),
+        partial_rope=True,
+        unsupported=delta_differs,
     ),
     Architecture(
         name="olmoe",
