@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from quantkit.calibration.needs import Needs
 from quantkit.calibration.statistics import InputStatistics
-from quantkit.methods.awq.search import InputGram, quantize_target, search_scale
+from quantkit.methods.awq.search import InputGram, quantize_target, sample_losses, search_scale
 from quantkit.methods.linears import BlockResult, Linears, QuantizedLinear, output_energy
 from quantkit.methods.method import AffineMethod
 from quantkit.methods.rescaling import Target, quantize_rescaled
@@ -48,13 +49,23 @@ class _AwqRescaler:
         realize: Callable[[Tensor], Tensor],
     ) -> Tensor | None:
         steps, clip = self._method.scale_steps, self._method.clip_search
+        targets = [target for _, of in inputs for target in of]
         if len(inputs) == 1:
             gram = self._gram(inputs[0][0])
-        else:
-            # An expert's share is what few tokens show; the scale is one for all experts.
-            gram = InputGram(sum_of_matrices(group for group, _ in inputs))
-        targets = [target for _, of in inputs for target in of]
-        return search_scale(targets, gram, realize, steps=steps, clip=clip)
+            return search_scale(targets, gram, realize, steps=steps, clip=clip)
+        # One scale for all experts, from what all of them read: one matrix in place of hundreds.
+        total = InputGram(sum_of_matrices(group for group, _ in inputs))
+        scale = search_scale(targets, total, realize, steps=steps, clip=clip)
+        if scale is None:
+            return None
+        # But each expert has tokens of its own, which may not gain by it.
+        compared = [torch.ones_like(scale), scale]
+        losses = [
+            sample_losses(of, InputGram(group.moment.matrix()), compared, clip=clip)
+            for group, of in inputs
+        ]
+        without, with_it = (sum(of) for of in zip(*losses, strict=True))
+        return scale if with_it < without else None
 
     def quantize(
         self, name: str, group: InputStatistics, target: Target, scale: Tensor | None

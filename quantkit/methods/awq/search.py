@@ -121,6 +121,13 @@ def search_scale(
     return realize(centered(finalists[best])) if best else None
 
 
+def sample_losses(
+    targets: Sequence[Target], inputs: InputGram, scales: Sequence[Tensor], *, clip: bool
+) -> list[float]:
+    """The loss with each of the scales (in,), on some rows of the targets."""
+    return _sample_losses(_sample(targets), inputs, scales, clip)
+
+
 def quantize_target(
     target: Target, inputs: InputGram, scale: Tensor | None = None, *, clip: bool
 ) -> RoundedTarget:
