@@ -6,7 +6,7 @@ import base64
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 
 import torch
@@ -260,16 +260,18 @@ class _Mix(_Parts):
         quantized: dict[str, QuantizedLinear] = {}
         for groups in inputs:
             matrices = {
-                consumer: self._matrix(index, block, f"{consumer}.weight")
+                consumer: self._matrices(index, block, f"{consumer}.weight")
                 for group in groups
                 for consumer in group.consumers
             }
             groups = [_as_stored(group, matrices) for group in groups]
-            quantized |= self._method.quantize(_whole(groups, matrices), matrices)
+            for nth in range(max(map(len, matrices.values()), default=0)):
+                some = {name: parts[nth] for name, parts in matrices.items() if nth < len(parts)}
+                quantized |= self._method.quantize(_whole(groups, some), some)
             # Read from the device after all that it has to do.
             for group in groups:
                 weights = _encode(group.importance())
-                keys = {name: str(matrices[name].key) for name in group.consumers}
+                keys = {name: str(matrices[name][0].key) for name in group.consumers}
                 importance |= dict.fromkeys(keys.values(), weights)
                 counts = group.routed.items()
                 routed |= {keys[name]: (count, group.tokens) for name, count in counts}
@@ -277,8 +279,12 @@ class _Mix(_Parts):
                 self._apply(block, matrices, quantized, groups[0].importance().cpu())
         return self.step("block", quantized, importance, routed)
 
-    def _matrix(self, index: int, block: nn.Module, name: str) -> FileMatrix:
-        return FileMatrix.of_block(self.tensors(index, name)[-1], self._source, block, name)
+    def _matrices(self, index: int, block: nn.Module, name: str) -> list[FileMatrix]:
+        """What the file makes of a parameter."""
+        return [
+            FileMatrix.of_block(tensor, self._source, block, name)
+            for tensor in self.tensors(index, name)
+        ]
 
     def output(self, calibration: CalibrationPass | None) -> Step:
         if self._output_first or not self._method.measures_output:
@@ -294,37 +300,44 @@ class _Mix(_Parts):
     def _apply(
         self,
         block: nn.Module,
-        matrices: Mapping[str, FileMatrix],
+        matrices: Mapping[str, Sequence[FileMatrix]],
         quantized: Mapping[str, QuantizedLinear],
         importance: Tensor,
     ) -> None:
         """Give the linears of ``block`` the weights that the file will hold."""
-        for consumer, matrix in matrices.items():
+        for consumer, parts in matrices.items():
             device = block.get_parameter(f"{consumer}.weight").device
-            if matrix.name in quantized:
-                tensor = quantized[matrix.name].tensor
-                assert isinstance(tensor, GgmlTensor)
-            else:
-                tensor = quantize_by_ggml(matrix.whole(), matrix.type, importance)
-            # A GPU decodes at once what takes a CPU a while, and its bytes are few.
-            fast = fused(device) and tensor.type in LAYOUTS
-            value = decoded(tensor, device) if fast else tensor.dequantize()
-            put(block, f"{consumer}.weight", matrix.plan.transform.undo(value))
+            values = []
+            for matrix in parts:
+                if matrix.name in quantized:
+                    tensor = quantized[matrix.name].tensor
+                    assert isinstance(tensor, GgmlTensor)
+                else:
+                    tensor = quantize_by_ggml(matrix.whole(), matrix.type, importance)
+                # A GPU decodes at once what takes a CPU a while, and its bytes are few.
+                fast = fused(device) and tensor.type in LAYOUTS
+                value = decoded(tensor, device) if fast else tensor.dequantize()
+                values.append(matrix.plan.transform.undo(value))
+            # Each part of a parameter that the file splits has zeros where the others are.
+            put(block, f"{consumer}.weight", reduce(torch.add, values))
 
 
 def _whole(
     groups: Iterable[InputStatistics], matrices: Mapping[str, FileMatrix]
 ) -> list[InputStatistics]:
-    """The inputs of those matrices that the file doesn't split: ggml quantizes the others."""
+    """The inputs of those matrices that have two dimensions in the file; ggml quantizes others."""
+    fit = {name for name, matrix in matrices.items() if len(matrix.shape) == 2}
     return [
-        replace(group, consumers=[c for c in group.consumers if len(matrices[c].shape) == 2])
+        replace(group, consumers=[name for name in group.consumers if name in fit])
         for group in groups
     ]
 
 
-def _as_stored(group: InputStatistics, matrices: Mapping[str, FileMatrix]) -> InputStatistics:
+def _as_stored(
+    group: InputStatistics, matrices: Mapping[str, Sequence[FileMatrix]]
+) -> InputStatistics:
     """What matrices read, in the order in which the file has their columns."""
-    plans = [matrices[name].plan for name in group.consumers]
+    plans = [matrices[name][0].plan for name in group.consumers]
     orders = [column_order(plan.transform, plan.shape[-1]) for plan in plans]
     if all(order is None for order in orders):
         return group

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,6 +105,8 @@ def plan_grids(
     file = plan_file(checkpoint, ggml_type(default).lower(), name=name)
 
     source = file.viewed(checkpoint)
+    counts = Counter(part.key for part in file.parts)
+    twice = {key for key, count in counts.items() if count > 1}
 
     def type_of(key: str) -> str:
         grid = grids.get(key)
@@ -114,7 +117,7 @@ def plan_grids(
         types = {type_of(key): key for key in keys}
         if not types:
             return tensor
-        split = len(tensor.parts[0].shape) > 2
+        split = keys[0] in twice
         if split or not quantizable(tensor.name, tensor.shape):
             if key := next((key for key in keys if key in grids), None):
                 why = "is stored in two parts" if split else f"is {tensor.type} in every GGUF file"

@@ -72,6 +72,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_vl": ("qwen3_vl", {}),
     "qwen3_vl_moe": ("qwen3_vl_moe", {}),
     "smolvlm": ("smolvlm", {}),
+    "granitemoehybrid without rope": (
+        "granitemoehybrid",
+        {**MODELS["granitemoehybrid"], "position_embedding_type": "nope", "embedding_multiplier": 3.0},
+    ),
     "serial gpt_neox": ("gpt_neox", {**MODELS["gpt_neox"], "use_parallel_residual": False}),
 }
 

@@ -90,6 +90,18 @@ MODELS: dict[str, dict[str, Any]] = {
         **{"linear_key_head_dim": 64, "linear_value_head_dim": 64, "pad_token_id": 0},
         "layer_types": ["linear_attention", "full_attention"],
     },
+    "nemotron_h": {
+        **{"pad_token_id": 0, "head_dim": 64, "mamba_num_heads": 8, "mamba_head_dim": 32},
+        **{"ssm_state_size": 32, "n_groups": 2, "num_hidden_layers": 3, "n_routed_experts": 0},
+        "layers_block_type": ["mamba", "attention", "mlp"],
+    },
+    "granitemoehybrid": {
+        **{"pad_token_id": 0, "num_local_experts": 0, "shared_intermediate_size": 512},
+        **{"mamba_n_heads": 8, "mamba_d_head": 64, "mamba_d_state": 32, "mamba_n_groups": 2},
+        **{"layer_types": ["mamba", "attention"], "position_embedding_type": "rope"},
+        **{"embedding_multiplier": 6.0, "attention_multiplier": 0.09},
+        **{"residual_multiplier": 0.4, "logits_scaling": 3.0},
+    },
     "lfm2": {"pad_token_id": 0, "layer_types": ["conv", "full_attention"]},
 }
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256}

@@ -141,17 +141,56 @@ def keeps_columns(transform: Transform) -> bool:
 
 @dataclass(frozen=True)
 class Squeeze:
-    """A convolution's kernels (channels, 1, width) without the middle."""
+    """A convolution's kernels (channels, 1, width) without the middle. Its bias stays."""
 
     @property
     def rows(self) -> int:
         return 1
 
     def apply(self, tensor: Tensor) -> Tensor:
-        return tensor.squeeze(1)
+        return tensor.squeeze(1) if tensor.ndim == 3 else tensor
 
     def undo(self, tensor: Tensor) -> Tensor:
-        return tensor.unsqueeze(1)
+        return tensor.unsqueeze(1) if tensor.ndim == 2 else tensor
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A vector in rows of ``width``."""
+
+    width: int
+
+    @property
+    def rows(self) -> None:
+        return None
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        return tensor.reshape(-1, self.width)
+
+    def undo(self, tensor: Tensor) -> Tensor:
+        return tensor.reshape(-1)
+
+
+@dataclass(frozen=True)
+class RowPart:
+    """Some rows of a matrix with ``height`` of them."""
+
+    height: int
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> None:
+        return None
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        return tensor[self.start : self.stop]
+
+    def undo(self, tensor: Tensor) -> Tensor:
+        """The checkpoint's matrix, with zeros in the rows that aren't here."""
+        whole = tensor.new_zeros(self.height, *tensor.shape[1:])
+        whole[self.start : self.stop] = tensor
+        return whole
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,8 @@ class Architecture:
 
     def names(self, layers: int) -> dict[str, str]:
         """GGUF name → checkpoint key of every tensor that a file may hold, biases included."""
-        ends = (Module(self.embedding, ()), Module(self.head, ()))
+        embedding = Module(self.embedding, (), stored="token_embd")
+        ends = (embedding, Module(self.head, (), stored="output"))
         whole = (*ends, *self.outside, *([self.norm] if self.norm else []))
         modules = {module.name: module for module in whole}
         for layer in range(layers):
@@ -153,7 +154,9 @@ class Architecture:
             shape = tuple(dimensions.size(width) for width in module.shape)
             for end in module.tensors(config):
                 key, change = f"{full}{end}", module.transform(end, dimensions)
-                tall = (shape[:-1] or shape) if end == ".bias" else shape
+                tall = shape
+                if end == ".bias":
+                    tall = shape[:2] if "*" in key else shape[:1]
                 if module.split:
                     for stored, part in module.split:
                         name = f"{self._place(full)}.{stored}.weight"

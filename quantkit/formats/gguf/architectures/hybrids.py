@@ -81,7 +81,8 @@ def _qkv(dimensions: Dimensions) -> int:
     return 2 * own[_KEYS] * own[_WIDTH] + own["ssm.inner_size"]
 
 
-def _one(dimensions: Dimensions) -> int:
+def one(dimensions: Dimensions) -> int:
+    """The middle size of a convolution's kernels."""
     return 1
 
 
@@ -96,7 +97,7 @@ def delta_net() -> tuple[Module, ...]:
         linear("linear_attn.in_proj_z", "ssm.inner_size", "hidden", change=_tiled(0, 0)),
         Module(
             "linear_attn.conv1d",
-            (_qkv, _one, "ssm.conv_kernel"),
+            (_qkv, one, "ssm.conv_kernel"),
             change=_kernels,
             stored="ssm_conv1d",
         ),
@@ -172,7 +173,7 @@ def _three_hidden(dimensions: Dimensions) -> int:
 
 _CONV = (
     linear("conv.in_proj", _three_hidden, "hidden"),
-    Module("conv.conv", ("hidden", _one, "shortconv.l_cache"), change=squeeze),
+    Module("conv.conv", ("hidden", one, "shortconv.l_cache"), change=squeeze),
     linear("conv.out_proj", "hidden", "hidden"),
 )
 

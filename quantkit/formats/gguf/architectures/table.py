@@ -16,6 +16,7 @@ from quantkit.formats.gguf.architectures.mixtures import MIXTURES
 from quantkit.formats.gguf.architectures.parts import Config
 from quantkit.formats.gguf.architectures.post_norms import POST_NORMS
 from quantkit.formats.gguf.architectures.qwen import QWEN
+from quantkit.formats.gguf.architectures.state_spaces import STATE_SPACES
 from quantkit.model.refusals import refused_config
 
 ARCHITECTURES: tuple[Architecture, ...] = (
@@ -25,6 +26,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     *POST_NORMS,
     *LAYER_NORMS,
     *HYBRIDS,
+    *STATE_SPACES,
     *MIXTURES,
     *DEEPSEEK,
 )
@@ -71,7 +73,7 @@ def read_config(config: Config, config_file: Path) -> tuple[Architecture, dict[s
     if config.get("model_type") not in CONFIG_MAPPING:
         return architecture_of(config), dict(config)
     try:
-        whole = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+        whole = CONFIG_MAPPING[config["model_type"]].from_dict(_numbers(dict(config)))
         text = whole.get_text_config(decoder=True)
         usual = {name: getattr(text, name, None) for name in text.attribute_map}
         settings = {**text.to_dict(), **usual}
@@ -84,3 +86,12 @@ def read_config(config: Config, config_file: Path) -> tuple[Architecture, dict[s
         raise refused_config(error, config_file) from error
     architecture = architecture_of(settings)
     return architecture, {**settings, **architecture.derived(settings)}
+
+
+def _numbers(value: Any) -> Any:
+    """A config's value, with infinity as a number, which transformers writes as an object."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _numbers(item) for key, item in value.items()}
+    return [_numbers(item) for item in value] if isinstance(value, list) else value
