@@ -74,7 +74,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "smolvlm": ("smolvlm", {}),
     "granitemoehybrid without rope": (
         "granitemoehybrid",
-        {**MODELS["granitemoehybrid"], "position_embedding_type": "nope", "embedding_multiplier": 3.0},
+        {
+            **MODELS["granitemoehybrid"],
+            "position_embedding_type": "nope",
+            "embedding_multiplier": 3.0,
+        },
     ),
     "serial gpt_neox": ("gpt_neox", {**MODELS["gpt_neox"], "use_parallel_residual": False}),
 }
