@@ -69,6 +69,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "olmo3 with yarn": (
+        "olmo3",
+        {
+            **MODELS["olmo3"],
+            "rope_parameters": {
+                "full_attention": {**ROPES["yarn"], "attention_factor": 1.3},
+                "sliding_attention": ROPES["yarn"] | {"rope_type": "default"},
+            },
+        },
+    ),
+    "parallel stablelm": ("stablelm", {"use_parallel_residual": True}),
     "qwen3_vl": ("qwen3_vl", {}),
     "qwen3_vl_moe": ("qwen3_vl_moe", {}),
     "smolvlm": ("smolvlm", {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from quantkit.formats.gguf.architectures.architecture import Metadata
 from quantkit.formats.gguf.architectures.table import ARCHITECTURES, read_config
 from quantkit.formats.gguf.file import plan_file
 from quantkit.formats.gguf.reader import GgufWeights
-from quantkit.formats.gguf.rope import FREQS, read_rope, rope_tensors
+from quantkit.formats.gguf.rope import FREQS, read_rope, rope_metadata, rope_tensors
 from quantkit.formats.gguf.transforms import AddOne, InterleaveHalves, Keep, ThreeParts, Transform
 from quantkit.formats.gguf.writer import write_bf16
 from tests.helpers.gguf_tiny import MODELS, change, checkpoint
@@ -162,6 +163,10 @@ def test_biases_that_the_config_promises_must_be_there(tmp_path: Path) -> None:
         ({"model_type": "lfm2", "layer_types": ["conv", "mamba"]}, "linear_attention"),
         ({"model_type": "qwen3_5_text"}, "layer_types all 'linear_attention'"),
         ({"model_type": "qwen3_5_text", "linear_value_head_dim": 64}, "linear_value_head_dim 64"),
+        (
+            {"model_type": "olmo3", "layer_types": ["sliding_attention"] * 2},
+            "a sliding window in all layers",
+        ),
         ({"model_type": "seed_oss", "attention_out_bias": True}, "attention_out_bias"),
         ({"model_type": "ernie4_5", "use_bias": True}, "use_bias"),
         ({"model_type": "exaone4"}, "sliding_window 4096 in 2 layers"),
@@ -222,6 +227,22 @@ def test_rope_of_old_and_new_configs() -> None:
     assert metadata(new)["llama.rope.scaling.factor"] == 4.0
     mistral = {**base, "model_type": "mistral", "sliding_window": 128}
     assert metadata(mistral)["llama.context_length"] == 128
+
+
+@pytest.mark.parametrize(
+    ("settings", "factor"),
+    [
+        ({}, None),
+        ({"attention_factor": 0.1 * math.log(4) + 1}, None),
+        ({"attention_factor": 1.0}, 1 / (0.1 * math.log(4) + 1)),
+        ({"mscale": 1.0}, None),
+        ({"mscale": 1.0, "mscale_all_dim": 1.0}, 1 / (0.1 * math.log(4) + 1)),
+    ],
+)
+def test_the_attention_factor_of_yarn(settings: dict[str, float], factor: float | None) -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    rope = read_rope({"max_position_embeddings": 256, "rope_parameters": {**yarn, **settings}})
+    assert rope_metadata(rope).get("rope.scaling.attn_factor") == pytest.approx(factor)
 
 
 def test_rope_freqs_are_transformers() -> None:

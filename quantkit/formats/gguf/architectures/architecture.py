@@ -240,8 +240,8 @@ class Architecture:
         window = int(config.get("sliding_window") or 0)
         if self.window in ("computed", "written"):
             values["attention.sliding_window"] = window
-        if self.window == "listed" and window:
-            sliding = [kind == "sliding_attention" for kind in config["layer_types"]]
+        sliding = [kind == "sliding_attention" for kind in config.get("layer_types") or ()]
+        if self.window == "listed" and window and any(sliding):
             values["attention.sliding_window"] = window
             values["attention.sliding_window_pattern"] = sliding
         if rope.local_theta is not None:
@@ -319,6 +319,10 @@ class Architecture:
             raise self.cannot_hold(f"{heads} for {dimensions.hidden} features")
         if self.unsupported is not None and (what := self.unsupported(config, dimensions)):
             raise self.cannot_hold(what)
+        # llama.cpp ends the process where either kind of layer is missing.
+        kinds = set(config.get("layer_types") or ())
+        if self.window in ("computed", "listed") and kinds == {"sliding_attention"}:
+            raise self.cannot_hold("a sliding window in all layers")
 
     def cannot_hold(self, what: str, fix: str = "") -> InputError:
         """The error for a model with a setting that the graph can't compute."""
