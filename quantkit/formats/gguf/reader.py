@@ -19,7 +19,7 @@ from torch import Tensor
 from quantkit.base.errors import InputError
 from quantkit.checkpoint.header import check_layers
 from quantkit.formats.gguf.architectures.architecture import EMBEDDING
-from quantkit.formats.gguf.architectures.parts import Dimensions
+from quantkit.formats.gguf.architectures.parts import MOST_EXPERTS, Dimensions
 from quantkit.formats.gguf.architectures.table import ARCHITECTURES, find_architecture
 from quantkit.formats.gguf.header import Header, read_header, unreadable
 from quantkit.formats.gguf.transforms import Transform
@@ -163,6 +163,12 @@ class GgufWeights:
         )
         self._dimensions = self.header.dimensions()
         check_layers("block_count", self._dimensions.layers, len(self.header.entries), where)
+        experts = self._dimensions.own.get("expert_count", 0)
+        if experts > MOST_EXPERTS:
+            raise InputError(
+                f"expert_count is {experts}, and llama.cpp knows at most {MOST_EXPERTS}",
+                subject=where,
+            )
         keys = self._architecture.names(self._dimensions.layers)
         stacks = self._architecture.stacks(self._dimensions)
         known = keys.keys() | stacks.keys()

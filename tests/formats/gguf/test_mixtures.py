@@ -125,6 +125,22 @@ def test_a_single_expert(tmp_path: Path) -> None:
         assert torch.equal(weights.read(key), source.read(key).float()), key
 
 
+def test_another_number_of_experts_is_damage(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {**MIXTURES["qwen3_moe"], "num_hidden_layers": 1}
+    path = tmp_path / "model.gguf"
+    write_bf16(path, Checkpoint(checkpoint(tmp_path, model_type="qwen3_moe", **settings)))
+    content, key = path.read_bytes(), b"qwen3moe.expert_count"
+    place = content.index(key) + len(key) + 4
+    for count, message in (
+        (0, "metadata has 0 experts"),
+        (3, r"\(4, 256, 256\), where the metadata has 3"),
+        (4_000_000_000, "at most 512"),
+    ):
+        path.write_bytes(content[:place] + count.to_bytes(4, "little") + content[place + 4 :])
+        with pytest.raises(InputError, match=message):
+            GgufWeights(path)
+
+
 @pytest.mark.parametrize(
     ("experts", "queries", "mix", "expected"),
     [

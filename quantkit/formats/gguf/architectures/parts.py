@@ -12,7 +12,7 @@ from quantkit.formats.gguf.transforms import Keep, Transform
 
 Config = Mapping[str, Any]
 
-_MOST_EXPERTS = 512  # LLAMA_MAX_EXPERTS
+MOST_EXPERTS = 512  # LLAMA_MAX_EXPERTS
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def impossible_experts(values: Mapping[str, Any]) -> str | None:
     groups, chosen = values.get("expert_group_count", 0), values.get("expert_group_used_count", 0)
     if not count:
         return None
-    if not 0 < used <= count <= _MOST_EXPERTS:
+    if not 0 < used <= count <= MOST_EXPERTS:
         return f"{used} of {count} experts for a token"
     fitting = count % groups == 0 and 0 < chosen < groups if groups > 1 else True
     if groups >= count or not fitting:
