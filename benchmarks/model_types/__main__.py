@@ -24,8 +24,8 @@ PAGE = ROOT / "docs" / "models.md"
 _SECONDS = 180
 _ROW = "row: "
 _MOST = (
-    *("lm:llama", "lm:mistral", "lm:phi3", "lm:qwen2", "lm:qwen3", "lm:gemma3_text", "lm:olmo3"),
-    *("lm:qwen3_moe", "lm:qwen3_next", "lm:gpt_oss", "lm:mixtral", "lm:glm4_moe"),
+    *("lm:llama", "lm:mistral", "lm:phi3", "lm:qwen3", "lm:gemma3_text", "lm:falcon"),
+    *("lm:internlm3", "lm:qwen3_moe", "lm:qwen3_next", "lm:gpt_oss", "lm:mixtral", "lm:glm4_moe"),
     *("lm:deepseek_v3", "lm:granitemoehybrid", "vlm:qwen2_5_vl", "vlm:qwen3_vl", "vlm:qwen3_5"),
     *("vlm:qwen3_5_moe", "vlm:gemma3", "vlm:mistral3"),
 )

@@ -159,8 +159,9 @@ def config_of(model_type: str, kind: Any) -> Any:
     from transformers import AutoConfig
 
     config = AutoConfig.for_model(model_type)
-    if not isinstance(config, kind.config_class):  # the text part of a wrapper
-        config = config.get_text_config(decoder=True)
+    text = config.get_text_config(decoder=True)
+    if not isinstance(config, kind.config_class) and isinstance(text, kind.config_class):
+        config = text  # the text part of a wrapper
     with suppress(Exception):  # some compute one key of others when they are made
         config = _made_anew(config, _SIZES)
     return _shrunk(config, _SIZES)

@@ -93,6 +93,13 @@ def _model_class(config: Any, architectures: Any, config_file: Path) -> type[Pre
         kind = getattr(transformers, names.get(config.model_type, ""), None)
         if kind is not None and isinstance(config, kind.config_class):
             return kind
+    # Some types have another's class: InternLM3's is Llama's. But a class of the text model alone
+    # isn't that of the whole.
+    text = config.get_text_config(decoder=True)
+    for names in (causal, wrappers):
+        kind = getattr(transformers, names.get(config.model_type, ""), None)
+        if kind is not None and (text is config or not isinstance(text, kind.config_class)):
+            return kind
     named = " and ".join(map(str, architectures)) if isinstance(architectures, list) else ""
     raise InputError(
         f"model type {config.model_type}{f' ({named})' if named else ''} doesn't generate text: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -108,7 +109,7 @@ class Skeleton:
         return {
             name: module
             for name, module in self.layers[index].named_modules()
-            if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+            if isinstance(module, nn.Linear) and multiplies(module)
         }
 
     def experts(self, index: int) -> dict[str, Experts]:
@@ -137,6 +138,28 @@ class Skeleton:
     def viewed(self, source: Any) -> Any:
         """``source``, read by this model's keys where parts of its tensors have some."""
         return ViewedSource(source, self.views) if self.views else source
+
+
+def multiplies(linear: nn.Linear) -> bool:
+    """Whether a linear gives the product with its weight and no more.
+
+    A kind of its own (a router, Falcon's) is tried on small random numbers.
+    """
+    kind = type(linear)
+    if kind.forward is nn.Linear.forward:
+        return True
+    trial = copy.copy(linear)
+    weight, rows = torch.randn(6, 4), torch.randn(3, 4)
+    bias = None if linear.bias is None else torch.randn(6)
+    trial._parameters = {
+        "weight": nn.Parameter(weight, requires_grad=False),
+        "bias": None if bias is None else nn.Parameter(bias, requires_grad=False),
+    }
+    try:
+        given = kind.forward(trial, rows)
+        return torch.allclose(given, nn.functional.linear(rows, weight, bias), atol=1e-5)
+    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError, KeyError):
+        return False
 
 
 def _refuse_encoder(config: Any, where: str) -> None:

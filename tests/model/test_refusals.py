@@ -17,9 +17,11 @@ import transformers
 
 from quantkit.base.errors import InputError
 from quantkit.checkpoint.reader import Checkpoint
+from quantkit.model import skeleton
+from quantkit.model.build import empty_model
 from quantkit.model.refusals import running
 from quantkit.model.rehearsal import rehearse
-from quantkit.model.skeleton import Skeleton, _find_layers
+from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream
 from tests.helpers.tiny import Tiny
 
@@ -129,7 +131,7 @@ def test_more_than_hidden_states_between_layers(tiny: Tiny) -> None:
 
 
 def test_no_text_without_an_image(tiny: Tiny) -> None:
-    skeleton = Skeleton(Checkpoint(tiny("llama")))
+    model = Skeleton(Checkpoint(tiny("llama"))).model
 
     def forward(*_: Any, **__: Any) -> None:
         raise ValueError("You have to specify either `pixel_values` or `image_embeds`.")
@@ -137,17 +139,36 @@ def test_no_text_without_an_image(tiny: Tiny) -> None:
     forward.__code__ = forward.__code__.replace(co_filename=transformers.__file__)
     with (
         pytest.raises(InputError, match="LlamaForCausalLM reads no text without an image"),
-        running(skeleton.model, skeleton.directory),
+        running(model, Path()),
     ):
         forward()
 
 
-def test_a_model_that_names_no_number_of_layers(tiny: Tiny) -> None:
-    model = Skeleton(Checkpoint(tiny("llama"))).model
+def test_a_model_that_names_no_number_of_layers(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As BltConfig, which counts the layers of each of its parts."""
+    checkpoint = Checkpoint(tiny("llama"))
+    model = empty_model(checkpoint, None)
 
     class Text:
-        """As BltConfig, which counts the layers of each of its parts."""
+        pass
 
-    model.config.get_text_config = lambda **_: Text()
+    monkeypatch.setattr(type(model.config), "get_text_config", lambda *_, **__: Text())
+    monkeypatch.setattr(skeleton, "empty_model", lambda *_: model)
     with pytest.raises(InputError, match="says nowhere how many decoder layers"):
-        _find_layers(model, "model", "here")
+        Skeleton(checkpoint)
+
+
+def test_types_that_have_the_class_of_another(tiny: Tiny, tmp_path: Path) -> None:
+    """InternLM3 is a Llama to transformers, with a config of its own."""
+    directory = changed(tiny("llama"), tmp_path / "m", {"model_type": "internlm3"})
+    assert type(Skeleton(Checkpoint(directory)).model).__name__ == "LlamaForCausalLM"
+
+
+def test_linears_of_a_kind_of_their_own(tiny: Tiny) -> None:
+    """Falcon's is written out; a router of gpt_oss returns more than a product."""
+    falcon = Skeleton(Checkpoint(tiny("falcon", new_decoder_architecture=False)))
+    assert "self_attention.dense" in falcon.linears(0)
+    routers = Skeleton(Checkpoint(tiny("llama4_text", num_local_experts=4, head_dim=16)))
+    assert not [name for name in routers.linears(0) if name.endswith("router")]
