@@ -151,6 +151,13 @@ def test_biases_that_the_config_promises_must_be_there(tmp_path: Path) -> None:
             },
             "time_step_limit",
         ),
+        (
+            {
+                **{"model_type": "nemotron_h", "layers_block_type": ["mamba", "attention"]},
+                "use_conv_bias": False,
+            },
+            "without biases",
+        ),
         ({"model_type": "granitemoehybrid"}, "num_local_experts 8"),
         (
             {
@@ -163,10 +170,6 @@ def test_biases_that_the_config_promises_must_be_there(tmp_path: Path) -> None:
         ({"model_type": "lfm2", "layer_types": ["conv", "mamba"]}, "linear_attention"),
         ({"model_type": "qwen3_5_text"}, "layer_types all 'linear_attention'"),
         ({"model_type": "qwen3_5_text", "linear_value_head_dim": 64}, "linear_value_head_dim 64"),
-        (
-            {"model_type": "olmo3", "layer_types": ["sliding_attention"] * 2},
-            "a sliding window in all layers",
-        ),
         ({"model_type": "seed_oss", "attention_out_bias": True}, "attention_out_bias"),
         ({"model_type": "ernie4_5", "use_bias": True}, "use_bias"),
         ({"model_type": "exaone4"}, "sliding_window 4096 in 2 layers"),

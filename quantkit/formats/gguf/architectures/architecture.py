@@ -241,6 +241,7 @@ class Architecture:
         if self.window in ("computed", "written"):
             values["attention.sliding_window"] = window
         sliding = [kind == "sliding_attention" for kind in config.get("layer_types") or ()]
+        # llama.cpp ends the process where there is a window and no layer has it.
         if self.window == "listed" and window and any(sliding):
             values["attention.sliding_window"] = window
             values["attention.sliding_window_pattern"] = sliding
@@ -319,10 +320,6 @@ class Architecture:
             raise self.cannot_hold(f"{heads} for {dimensions.hidden} features")
         if self.unsupported is not None and (what := self.unsupported(config, dimensions)):
             raise self.cannot_hold(what)
-        # llama.cpp ends the process where either kind of layer is missing.
-        kinds = set(config.get("layer_types") or ())
-        if self.window in ("computed", "listed") and kinds == {"sliding_attention"}:
-            raise self.cannot_hold("a sliding window in all layers")
 
     def cannot_hold(self, what: str, fix: str = "") -> InputError:
         """The error for a model with a setting that the graph can't compute."""

@@ -54,7 +54,9 @@ def mamba2(name: str) -> tuple[Module, ...]:
 
 
 def state_differs(config: Config, dimensions: Dimensions) -> str | None:
-    """How a model differs from the graphs, which clamp no time steps."""
+    """How a model differs from the graphs, which add a bias and clamp no time steps."""
+    if not config["conv_biased"]:
+        return "a convolution without biases"
     low, high = config.get("time_step_limit") or (0.0, float("inf"))
     if low > 0 or high < float("inf"):
         return f"time_step_limit {[low, high]}"
