@@ -111,7 +111,7 @@ def match_names(
             if known or (key.endswith(".bias") and not checkpoint.read(key).any()):
                 unused.append(key)
             else:
-                left_over.append(key)
+                left_over.append(key if name == key else f"{key} (for transformers {name})")
         elif checkpoint.shape(key) != wanted[name]:
             raise InputError(
                 f"tensor {key} has shape {checkpoint.shape(key)}; "
