@@ -127,7 +127,8 @@ class _Parts:
         names = {name: module for name, module in names.items() if prefix + name in skeleton.names}
 
         def pack(name: str) -> dict[str, Tensor]:
-            tensor, key = result.linears[names[name]].tensor, skeleton.names[prefix + name]
+            # Codes that are packed aren't kept beside their words.
+            tensor, key = result.linears.pop(names[name]).tensor, skeleton.names[prefix + name]
             parts = self._format.pack(tensor, skeleton.model.dtype)
             devices.update(part.device for part in parts.values())
             return {_part_key(key, suffix): to_host(part) for suffix, part in parts.items()}

@@ -91,8 +91,6 @@ def _vllm_refuses(artifact: Artifact) -> str | None:
         return "vLLM takes symmetric GPTQ only"
     if artifact.format == "gptq" and artifact.bits != 4:
         return "vLLM's CPU kernel takes GPTQ with 4 bits only"
-    if artifact.model in MIXTURES and artifact.recipe == "fp8":
-        return "vLLM's CPU kernel takes FP8 experts in blocks of 128 x 128 only"
     if artifact.model in MIXTURES and not _has("amx_tile"):
         return "vLLM's CPU kernels for quantized experts need AMX, which this machine lacks"
     if artifact.bits == 4 and not _has("avx512f"):

@@ -53,7 +53,7 @@ VARIANTS = (
 # Recipes that are tried on every random model.
 EVERYWHERE = ("awq-w4-g128", "gptq-w4-g128", "ct-awq-w4a16-g128", "nf4", "gguf-q4-k-m")
 # And on those with experts.
-OF_EXPERTS = ("ct-w4a16-g128", "int8-w8a8", "fp8")
+OF_EXPERTS = ("ct-w4a16-g128", "int8-w8a8")
 # No engine looks anything up on the Hub.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
 HEAD = """# Compatibility

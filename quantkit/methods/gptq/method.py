@@ -34,6 +34,8 @@ from quantkit.methods.grids import Grid, QuantizedTensor, as_grid, gram_loss
 from quantkit.methods.linears import BlockResult, Linears, QuantizedLinear, output_energy
 from quantkit.methods.method import AffineMethod
 
+# Inputs whose factors are in memory together: a layer may have as many as it has experts.
+_TOGETHER = 16
 # With so many bits or fewer, a group's scale is better chosen when the group is reached
 # (docs/quality.md, "Affine grids").
 _LATE_BITS = 3
@@ -157,8 +159,13 @@ def quantize_readers(inputs: Sequence[Readers], settings: GptqSettings) -> list[
     The results are in the order of ``inputs`` and of their weights. Where drift is corrected,
     losses are those of the corrected weights, and count λ too.
     """
+    on_device = fused(inputs[0].weights[0].device)
+    if len(inputs) > _TOGETHER and not on_device:
+        some = range(0, len(inputs), _TOGETHER)
+        parts = [quantize_readers(inputs[n : n + _TOGETHER], settings) for n in some]
+        return [results for part in parts for results in part]
     late = _late_groups(inputs, settings)
-    if fused(inputs[0].weights[0].device):
+    if on_device:
         return _quantize_on_device(inputs, late, settings)
     threads = torch.get_num_threads()
     factors = [
