@@ -54,9 +54,10 @@ class TextOnly(Checkpoint):
                 fix="Leave the option out.",
             )
         self.entries = whole.entries
-        self.config = self._config(model, _class_name(self.settings, type(model).__name__, where))
-        text = empty_model(self, None)
         match = match_names(model, whole)
+        class_name = _class_name(self.settings, type(model).__name__, where)
+        self.config = self._config(model, class_name, tied=_tied(model, match))
+        text = empty_model(self, None)
         renamed = _renamed(model, match, text, where)
         known = [re.compile(p) for p in text._keys_to_ignore_on_load_unexpected or ()]
         # What the class knows and doesn't load, such as heads for more than one token.
@@ -85,13 +86,13 @@ class TextOnly(Checkpoint):
         files = {name: path for name, path in found.files.items() if name not in _PROCESSORS}
         return Sidecars(files, found.settings)
 
-    def _config(self, model: PreTrainedModel, class_name: str) -> dict[str, Any]:
+    def _config(self, model: PreTrainedModel, class_name: str, *, tied: bool) -> dict[str, Any]:
         settings = self.settings
         for key in _SHARED:
             value = model.config.to_dict().get(key)
             if value is not None and getattr(settings, key, None) is None:
                 setattr(settings, key, value)
-        settings.tie_word_embeddings = bool(model.all_tied_weights_keys)
+        settings.tie_word_embeddings = tied
         settings.architectures = [class_name]
         settings.dtype = model.dtype
         content: dict[str, Any] = settings.to_dict()
@@ -121,6 +122,14 @@ def _class_name(settings: Any, whole: str, where: str) -> str:
             fix="Leave --text-only out: the other parts are then copied as they are.",
         )
     return name
+
+
+def _tied(model: PreTrainedModel, match: Match) -> bool:
+    """Whether the output embedding is stored as the input's, whatever the config says: engines go
+    by the config, and would leave out one that is stored beside it."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    names = [f"{name_of(model, module)}.weight" for module in (head, embedding) if module]
+    return len({match.names.get(name) for name in names}) == 1
 
 
 def _place(model: PreTrainedModel, module: nn.Module) -> str:

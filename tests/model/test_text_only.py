@@ -12,13 +12,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import quantkit
-from quantkit.base.errors import InputError
+from quantkit.base.errors import CheckpointWarning, InputError
 from quantkit.checkpoint.reader import Checkpoint
 from quantkit.formats.packed import open_artifact
 from quantkit.lora.open import open_baseline
 from quantkit.model.skeleton import Skeleton
 from quantkit.model.stream import Stream, slices
 from quantkit.model.text_only import TextOnly
+from quantkit.model.tying import settle_tying
 from tests.helpers.tiny import Tiny
 
 RECIPE = """\
@@ -27,6 +28,7 @@ name: r
 version: 1.0.0
 quantize: {method: rtn, bits: 4, group_size: 16, symmetric: true, format: compressed-tensors}
 """
+TIE = "tie_word_embeddings"
 ROWS = torch.randint(3, 90, (2, 16), generator=torch.Generator().manual_seed(0))
 
 
@@ -77,6 +79,22 @@ def test_the_artifact_is_a_text_model(tiny: Tiny, tmp_path: Path) -> None:
     assert isinstance(baseline, TextOnly)
     skeleton = Skeleton(baseline, weights=open_artifact(out))
     assert "model.layers.0.mlp.up_proj.weight" in skeleton.names.values()
+
+
+def test_an_output_embedding_that_a_tied_config_hides(tiny: Tiny) -> None:
+    """Engines go by the config: one that ties would leave out the stored output embedding."""
+    directory = tiny("mistral3", tie_word_embeddings=True)
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    assert "lm_head.weight" not in tensors and TextOnly(Checkpoint(directory)).config[TIE] is True
+    head = torch.randn(96, 64, generator=torch.Generator().manual_seed(1))
+    save_file({**tensors, "lm_head.weight": head}, file, metadata={"format": "pt"})
+    whole = Checkpoint(directory)
+    with pytest.warns(CheckpointWarning, match="both count"):
+        settle_tying(whole)
+    text = TextOnly(whole)
+    assert text.config[TIE] is False and "lm_head.weight" in text.entries
+    assert torch.equal(streamed(text), streamed(whole))
 
 
 def test_refused(tiny: Tiny, tmp_path: Path) -> None:
